@@ -1,0 +1,27 @@
+//! The generated messages and services: etcd v3's, the gRPC health protocol, and our durable commands.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated code; the .proto files and etcd's documentation describe it"
+)]
+
+/// etcd's key-value types.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// etcd's requests, responses and services.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
+}
+
+/// The gRPC health checking protocol.
+pub mod health {
+    tonic::include_proto!("grpc.health.v1");
+}
+
+/// What log entries hold.
+pub mod command {
+    tonic::include_proto!("flotilla");
+}

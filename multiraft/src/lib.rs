@@ -1,0 +1,1 @@
+//! Many consensus groups on one disk.

@@ -1,0 +1,1 @@
+//! What a front end can ask, as a trait.

@@ -1,0 +1,1 @@
+//! Sockets, RPC threads and services.

@@ -15,8 +15,8 @@ pub struct Applied {
     pub index: Index,
     /// The term of the entry at `index`.
     pub term: Term,
-    /// The membership as of `index`; none when no entry has changed it since the group's base.
-    pub membership: Option<Membership>,
+    /// The newest membership change at or below `index`, and its index; none when no applied entry was one.
+    pub membership: Option<(Index, Membership)>,
 }
 
 /// What a state machine is told about time and role on each tick.

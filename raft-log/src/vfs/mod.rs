@@ -3,10 +3,14 @@
 //! It is as small as the log allows: files are read and written by position, and directories are a name space with
 //! explicit syncs, because the durability of a name is not the durability of the file behind it.
 
+pub mod real;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use real::RealFs;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,8 @@
 //! explicit syncs, because the durability of a name is not the durability of the file behind it.
 
 pub mod real;
+#[cfg(feature = "sim")]
+pub mod sim;
 
 use std::fmt;
 use std::io;
@@ -11,6 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use real::RealFs;
+#[cfg(feature = "sim")]
+pub use sim::SimFs;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +56,10 @@ pub trait Vfs: fmt::Debug + Send + Sync + 'static {
 pub trait VfsLock: fmt::Debug + Send + Sync {}
 
 /// An open file.
+#[expect(
+    clippy::len_without_is_empty,
+    reason = "nobody asks whether a file is empty"
+)]
 pub trait VfsFile: fmt::Debug + Send + Sync {
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file, 0 past it.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;

@@ -2,44 +2,74 @@
 //! anything about data.
 
 mod bench;
+mod config;
 mod failure;
+mod logging;
+mod server;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, Args, Command, FromArgMatches};
 
-use crate::failure::Failure;
+use crate::bench::BenchArgs;
+use crate::failure::{Failure, print};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A durable key-value store that speaks etcd's v3 protocol.
-#[derive(Parser)]
-#[command(name = "flotilla", version, about, max_term_width = 100)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn command() -> Command {
+    Command::new("flotilla")
+        .version(VERSION)
+        .about("A durable key-value store that speaks etcd's v3 protocol")
+        .max_term_width(100)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(config::server_command())
+        .subcommand(config::config_command())
+        .subcommand(BenchArgs::augment_args(
+            Command::new("bench").about("Measure an etcd v3 endpoint, or compare two"),
+        ))
+        .subcommand(Command::new("version").about("Print the version"))
 }
 
-#[derive(Subcommand)]
-enum Command {
-    /// Measure an etcd v3 endpoint, or compare two
-    Bench(bench::BenchArgs),
-    /// Print the version
-    Version,
-}
-
-fn run(cli: Cli) -> Result<(), Failure> {
-    match cli.command {
-        Command::Bench(args) => bench::run(&args),
-        Command::Version => failure::print(&format!("flotilla {}\n", env!("CARGO_PKG_VERSION"))),
+fn run(matches: &ArgMatches) -> Result<(), Failure> {
+    match matches.subcommand() {
+        Some(("server", flags)) => server::run(flags),
+        Some(("config", matches)) => match matches.subcommand() {
+            Some(("show", flags)) => {
+                let settings = config::load(flags).map_err(Failure::Usage)?;
+                print(&config::show(
+                    &settings,
+                    flags.get_flag("origin"),
+                    flags.get_flag("changed"),
+                ))
+            }
+            _ => unreachable!("clap requires one of the subcommands of config"),
+        },
+        Some(("bench", flags)) => {
+            let args = BenchArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            bench::run(&args)
+        }
+        Some(("version", _)) => print(&format!("flotilla {VERSION}\n")),
+        _ => unreachable!("clap requires one of the subcommands"),
     }
 }
 
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage, and with 0 after help.
-    match run(Cli::parse()) {
+    match run(&command().get_matches()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn command_definition_is_consistent() {
+        super::command().debug_assert();
     }
 }

@@ -1,0 +1,378 @@
+//! The configuration of `flotilla server`: a plain struct, made and validated here and nowhere else.
+//!
+//! `options` lists what can be set, `layers` gathers values and their origins, and [`ServerConfig::new`] turns them
+//! into something that the server can rely on. An option whose feature does not exist is refused, never ignored.
+
+mod layers;
+mod options;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{ArgMatches, Command};
+use tracing::Level;
+
+use layers::{Origin, Setting};
+pub(crate) use layers::{Settings, add_flags, gather};
+use options::{OPTIONS, Support};
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What the server needs to know, valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerConfig {
+    /// Name of this member. Default `default`.
+    pub(crate) name: String,
+    /// Holds all data; created if missing. Default `./flotilla.data`.
+    pub(crate) data_dir: PathBuf,
+    /// Where clients connect: at least one address. Port 0 lets the system choose. Default 127.0.0.1:2379.
+    pub(crate) listen_client: Vec<SocketAddr>,
+    /// What clients are told to connect to. Default: the listening addresses.
+    pub(crate) advertise_client_urls: Vec<String>,
+    /// What members are told; decides this member's id. Default `http://127.0.0.1:2380`.
+    pub(crate) peer_urls: Vec<String>,
+    /// Tells clusters apart; part of the cluster's id. Default `etcd-cluster`.
+    pub(crate) cluster_token: String,
+    /// Milliseconds between heartbeats. Default 100, from 10 on.
+    pub(crate) heartbeat_ms: u64,
+    /// Milliseconds without a leader before an election. Default 1,000; 5 heartbeats to 50,000.
+    pub(crate) election_ms: u64,
+    /// Operations in one transaction. Default 128, from 1 on.
+    pub(crate) txn_ops_max: usize,
+    /// Bytes of one request. Default 1.5 MiB, at most 1 GiB: a request is held in memory several times over.
+    pub(crate) request_bytes_max: usize,
+    /// The least severe level that is logged. Default info.
+    pub(crate) log_level: Level,
+    /// Default text.
+    pub(crate) log_format: LogFormat,
+}
+
+impl ServerConfig {
+    /// Validates all settings; the error names the option, its origin, and what was expected.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
+        for opt in OPTIONS {
+            refuse_missing_feature(opt.name, opt.support, settings.get(opt.name))?;
+        }
+        let read = Reader { settings };
+        let name = read.nonempty("name")?;
+        let listen_client = read.addresses("listen-client-urls")?;
+        read.urls("listen-peer-urls")?;
+        let peer_urls = read.urls("initial-advertise-peer-urls")?;
+        read.initial_cluster(&name, &peer_urls)?;
+        let advertise_client_urls = match settings.get("advertise-client-urls").value.as_str() {
+            "" => read.urls("listen-client-urls")?,
+            _ => read.urls("advertise-client-urls")?,
+        };
+        let heartbeat_ms = read.number("heartbeat-interval", 10, 10_000)?;
+        let election_ms = read.number("election-timeout", 50, 50_000)?;
+        if election_ms < 5 * heartbeat_ms {
+            return Err(read.wrong("election-timeout", "at least 5 times --heartbeat-interval"));
+        }
+        Ok(Self {
+            data_dir: PathBuf::from(read.nonempty("data-dir")?),
+            listen_client,
+            advertise_client_urls,
+            peer_urls,
+            cluster_token: read.nonempty("initial-cluster-token")?,
+            heartbeat_ms,
+            election_ms,
+            txn_ops_max: read.size("max-txn-ops", 1, 1 << 20)?,
+            request_bytes_max: read.size("max-request-bytes", 1024, 1 << 30)?,
+            log_level: read.level("log-level")?,
+            log_format: read.log_format("log-format")?,
+            name,
+        })
+    }
+}
+
+fn refuse_missing_feature(name: &str, support: Support, setting: &Setting) -> Result<(), String> {
+    match support {
+        Support::Only(accepted, what) if !accepted.contains(&setting.value.as_str()) => {
+            Err(format!(
+                "--{name} {:?} ({}): {what} is not supported by this version; remove the option",
+                setting.value, setting.origin
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads single values, with errors that say where a value came from.
+struct Reader<'a> {
+    settings: &'a Settings,
+}
+
+impl Reader<'_> {
+    fn wrong(&self, name: &str, expected: &str) -> String {
+        let Setting { value, origin } = self.settings.get(name);
+        format!("--{name} ({origin}): expected {expected}, found {value:?}")
+    }
+
+    fn nonempty(&self, name: &str) -> Result<String, String> {
+        match self.settings.get(name).value.as_str() {
+            "" => Err(self.wrong(name, "some text")),
+            value => Ok(value.to_owned()),
+        }
+    }
+
+    fn number(&self, name: &str, min: u64, max: u64) -> Result<u64, String> {
+        let number = self.settings.get(name).value.parse::<u64>().ok();
+        number
+            .filter(|number| (min..=max).contains(number))
+            .ok_or_else(|| self.wrong(name, &format!("a number from {min} to {max}")))
+    }
+
+    fn size(&self, name: &str, min: u64, max: u64) -> Result<usize, String> {
+        let number = self.number(name, min, max)?;
+        usize::try_from(number)
+            .map_err(|_| self.wrong(name, "a size that this machine can address"))
+    }
+
+    fn level(&self, name: &str) -> Result<Level, String> {
+        let level = self.settings.get(name).value.parse();
+        level.map_err(|_| self.wrong(name, "trace, debug, info, warn or error"))
+    }
+
+    fn log_format(&self, name: &str) -> Result<LogFormat, String> {
+        match self.settings.get(name).value.as_str() {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(self.wrong(name, "text or json")),
+        }
+    }
+
+    /// Plain-text URLs, separated by commas, with a host and a port.
+    fn urls(&self, name: &str) -> Result<Vec<String>, String> {
+        let expected = "URLs such as http://127.0.0.1:2379, separated by commas";
+        let mut urls = Vec::new();
+        for url in self.settings.get(name).value.split(',').map(str::trim) {
+            if url.starts_with("https://") {
+                return Err(self.wrong(name, "http:// (TLS is not supported by this version)"));
+            }
+            let rest = url
+                .strip_prefix("http://")
+                .ok_or_else(|| self.wrong(name, expected))?;
+            let (host, port) = rest
+                .rsplit_once(':')
+                .ok_or_else(|| self.wrong(name, expected))?;
+            if host.is_empty() || port.parse::<u16>().is_err() {
+                return Err(self.wrong(name, expected));
+            }
+            urls.push(url.to_owned());
+        }
+        Ok(urls)
+    }
+
+    /// URLs to listen on: the host is an address, or `localhost`.
+    fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, String> {
+        let urls = self.urls(name)?;
+        let address = |url: &String| {
+            let text = url
+                .trim_start_matches("http://")
+                .replace("localhost:", "127.0.0.1:");
+            text.parse()
+                .map_err(|_| self.wrong(name, "an IP address and a port to listen on"))
+        };
+        urls.iter().map(address).collect()
+    }
+
+    /// Exactly this member, with the peer URLs that it advertises.
+    fn initial_cluster(&self, name: &str, peer_urls: &[String]) -> Result<(), String> {
+        let option = "initial-cluster";
+        let value = &self.settings.get(option).value;
+        if value.is_empty() {
+            return Ok(());
+        }
+        let mut urls = Vec::new();
+        for member in value.split(',').map(str::trim) {
+            match member.split_once('=') {
+                Some((member, url)) if member == name => urls.push(url),
+                Some(_) => {
+                    let expected = format!(
+                        "only this member, {name:?} (several members are not supported yet)"
+                    );
+                    return Err(self.wrong(option, &expected));
+                }
+                None => return Err(self.wrong(option, "name=url, separated by commas")),
+            }
+        }
+        let mut advertised: Vec<&str> = peer_urls.iter().map(String::as_str).collect();
+        urls.sort_unstable();
+        advertised.sort_unstable();
+        if urls == advertised {
+            Ok(())
+        } else {
+            Err(self.wrong(option, "the same URLs as --initial-advertise-peer-urls"))
+        }
+    }
+}
+
+/// Gathers settings from parsed flags and the process's environment.
+pub(crate) fn load(flags: &ArgMatches) -> Result<Settings, String> {
+    gather(flags, |name| std::env::var_os(name))
+}
+
+/// Variables that look like options but are none. They are told, not refused: an orchestrator may set variables such
+/// as `FLOTILLA_SERVICE_HOST` on its own.
+pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
+    let known = |name: &String| {
+        name == "FLOTILLA_CONFIG_FILE" || OPTIONS.iter().any(|opt| opt.env_name() == *name)
+    };
+    let mut unknown: Vec<String> = names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.starts_with("FLOTILLA_") && !known(name))
+        .collect();
+    unknown.sort();
+    unknown
+}
+
+/// The settings as a configuration file that can be read back; with `origin`, where each came from; with `changed`,
+/// without what is at its default.
+pub(crate) fn show(settings: &Settings, origin: bool, changed: bool) -> String {
+    let mut text = String::new();
+    for opt in OPTIONS {
+        let setting = settings.get(opt.name);
+        if changed && setting.origin == Origin::Default {
+            continue;
+        }
+        let value = toml::Value::String(setting.value.clone());
+        text.push_str(&format!("{} = {value}", opt.name));
+        if origin {
+            text.push_str(&format!(" # {}", setting.origin));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The `server` subcommand's flags.
+pub(crate) fn server_command() -> Command {
+    add_flags(Command::new("server").about("Serve clients"))
+}
+
+/// The `config` subcommand's flags.
+pub(crate) fn config_command() -> Command {
+    let switch = |name: &'static str, help: &'static str| {
+        clap::Arg::new(name)
+            .long(name)
+            .action(clap::ArgAction::SetTrue)
+            .help(help)
+    };
+    let show = add_flags(
+        Command::new("show")
+            .about("Print the configuration that `server` would use with the same flags"),
+    )
+    .arg(switch("origin", "Say where each value came from"))
+    .arg(switch("changed", "Leave out what is at its default"));
+    Command::new("config")
+        .about("Look at the configuration")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(show)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(args: &[&str]) -> Result<ServerConfig, String> {
+        let args = std::iter::once("server").chain(args.iter().copied());
+        let flags = server_command().try_get_matches_from(args).unwrap();
+        ServerConfig::new(&gather(&flags, |_| None)?)
+    }
+
+    #[test]
+    fn new_no_flag_gives_the_documented_defaults() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.data_dir, PathBuf::from("flotilla.data"));
+        assert_eq!(config.listen_client, ["127.0.0.1:2379".parse().unwrap()]);
+        assert_eq!(config.advertise_client_urls, ["http://127.0.0.1:2379"]);
+        assert_eq!(
+            (config.txn_ops_max, config.request_bytes_max),
+            (128, 1_572_864)
+        );
+    }
+
+    #[test]
+    fn new_etcd_flags_of_one_member_are_accepted() {
+        let url = "http://127.0.0.1:12380";
+        let cluster = format!("m1={url}");
+        let args = [
+            "--name",
+            "m1",
+            "--initial-advertise-peer-urls",
+            url,
+            "--listen-peer-urls",
+            url,
+        ];
+        let more = [
+            "--initial-cluster",
+            &cluster,
+            "--initial-cluster-state",
+            "new",
+        ];
+        let config = config(&[&args[..], &more[..]].concat()).unwrap();
+        assert_eq!(config.peer_urls, [url]);
+    }
+
+    #[test]
+    fn new_feature_that_does_not_exist_is_refused_by_name() {
+        for (args, what) in [
+            (vec!["--cert-file", "a.pem"], "TLS"),
+            (
+                vec!["--listen-client-urls", "https://127.0.0.1:2379"],
+                "TLS",
+            ),
+            (vec!["--auto-compaction-retention", "1h"], "compaction"),
+            (
+                vec!["--initial-cluster", "a=http://x:1,b=http://y:2"],
+                "several members",
+            ),
+            (vec!["--unsafe-no-fsync"], "not on disk"),
+        ] {
+            let error = config(&args).unwrap_err();
+            assert!(error.contains(what), "{args:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn new_value_out_of_bounds_is_refused_with_its_origin() {
+        let error = config(&["--max-txn-ops", "0"]).unwrap_err();
+        assert_eq!(
+            error,
+            "--max-txn-ops (flag): expected a number from 1 to 1048576, found \"0\""
+        );
+        assert!(config(&["--election-timeout", "200"]).is_err());
+        assert!(config(&["--listen-client-urls", "http://example.org:2379"]).is_err());
+        assert!(config(&["--name", ""]).is_err());
+    }
+
+    #[test]
+    fn show_output_read_back_is_the_same_configuration() {
+        let flags = server_command()
+            .try_get_matches_from(["server", "--name", "a \"b\""])
+            .unwrap();
+        let settings = gather(&flags, |_| None).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("shown.toml");
+        std::fs::write(&path, show(&settings, true, false)).unwrap();
+        assert_eq!(
+            config(&["--config-file", path.to_str().unwrap()]),
+            ServerConfig::new(&settings)
+        );
+    }
+
+    #[test]
+    fn unknown_variables_mixed_environment_lists_only_ours() {
+        let names = ["PATH", "FLOTILLA_NAME", "FLOTILLA_NMAE"].map(OsString::from);
+        assert_eq!(unknown_variables(names.into_iter()), ["FLOTILLA_NMAE"]);
+    }
+}

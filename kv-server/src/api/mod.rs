@@ -1,1 +1,163 @@
-//! What a front end can ask, as a trait.
+//! What a front end can ask, as a trait, and etcd's rules for requests in front of one replicated store.
+//!
+//! Front ends (`server`) are generic over [`Api`]; [`EtcdApi`] implements it over a [`Replica`], which orders writes, and
+//! a [`View`], which reads applied state. It opens no socket, and it streams nothing: watches and keepalives have their
+//! own ways.
+
+mod etcd;
+mod ids;
+mod scan;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::future::Future;
+
+use bytes::Bytes;
+use multiraft::{GroupStatus, Reply};
+
+use crate::ApiError;
+use crate::mvcc::{CommandOutput, LeaseInfo};
+use crate::pb::etcdserverpb as pb;
+
+pub use etcd::{ApiOptions, EtcdApi, STORAGE_VERSION, VERSION};
+pub use ids::{cluster_id, member_id};
+pub use scan::ScanPool;
+
+/// One group, as the front end sees it: it orders commands and says when local state is fresh.
+pub trait Replica: Send + Sync + 'static {
+    /// Proposes an encoded command. `reply` is called once.
+    fn propose(&self, payload: Bytes, reply: Reply<CommandOutput>);
+
+    /// Calls `done` once local state holds all that was acknowledged before this call.
+    fn read_barrier(&self, done: Reply<()>);
+
+    /// True when that holds now.
+    fn read_now(&self) -> bool;
+
+    /// The group as last published.
+    fn status(&self) -> GroupStatus;
+
+    /// The current term; each answer carries it, so an implementation may have a cheaper way than the whole status.
+    fn term(&self) -> u64 {
+        self.status().term.0
+    }
+}
+
+/// Applied state: reads, and the rules by which it understands requests. Headers carry the revision only.
+pub trait View: Send + Sync + 'static {
+    /// Refuses a range that cannot be served.
+    fn check_range(&self, request: &pb::RangeRequest) -> Result<(), ApiError>;
+
+    /// Refuses a put that cannot be applied.
+    fn check_put(&self, request: &pb::PutRequest) -> Result<(), ApiError>;
+
+    /// Refuses a deletion that cannot be applied.
+    fn check_delete(&self, request: &pb::DeleteRangeRequest) -> Result<(), ApiError>;
+
+    /// Refuses a transaction that cannot be applied, or has more operations than allowed.
+    fn check_txn(&self, request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), ApiError>;
+
+    /// Reads a point or a range.
+    fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError>;
+
+    /// Runs a transaction whose operations are all ranges, on one snapshot.
+    fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError>;
+
+    /// The newest revision.
+    fn revision(&self) -> i64;
+
+    /// The compaction floor.
+    fn compact_revision(&self) -> i64;
+
+    /// The newest compaction whose history has been removed.
+    fn finished_compact_revision(&self) -> i64;
+
+    /// A lease, if it exists.
+    fn lease(&self, id: i64) -> Option<LeaseInfo>;
+
+    /// The seconds that a lease has left; none when its deadline is not known here.
+    fn lease_remaining(&self, id: i64) -> Option<i64>;
+
+    /// The ids of all leases.
+    fn leases(&self) -> Vec<i64>;
+
+    /// The keys attached to a lease, sorted.
+    fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError>;
+
+    /// Bytes on disk.
+    fn disk_bytes(&self) -> u64;
+
+    /// True while nothing that grows can be written.
+    fn out_of_space(&self) -> bool;
+}
+
+macro_rules! unary_calls {
+    ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
+        /// The unary calls of etcd v3. Each answer's header is complete.
+        pub trait Api: Send + Sync + 'static {
+            $($(#[$doc])*
+            fn $name(
+                &self,
+                request: pb::$request,
+            ) -> impl Future<Output = Result<pb::$response, ApiError>> + Send;)*
+
+            /// True when a leader is known: calls that carry `hasleader` are refused otherwise.
+            fn has_leader(&self) -> bool;
+
+            /// What `/metrics` shows.
+            fn gauges(&self) -> Gauges;
+        }
+    };
+}
+
+unary_calls! {
+    /// Reads a point or a range.
+    range: RangeRequest -> RangeResponse;
+    /// Writes a key.
+    put: PutRequest -> PutResponse;
+    /// Deletes a point or a range.
+    delete_range: DeleteRangeRequest -> DeleteRangeResponse;
+    /// Compares, then runs one of two lists, at one revision.
+    txn: TxnRequest -> TxnResponse;
+    /// Drops history.
+    compact: CompactionRequest -> CompactionResponse;
+    /// Creates a lease.
+    lease_grant: LeaseGrantRequest -> LeaseGrantResponse;
+    /// Ends a lease and its keys.
+    lease_revoke: LeaseRevokeRequest -> LeaseRevokeResponse;
+    /// What a lease has left; -1 for one that does not exist.
+    lease_time_to_live: LeaseTimeToLiveRequest -> LeaseTimeToLiveResponse;
+    /// All leases.
+    lease_leases: LeaseLeasesRequest -> LeaseLeasesResponse;
+    /// The members.
+    member_list: MemberListRequest -> MemberListResponse;
+    /// This member, without consensus.
+    status: StatusRequest -> StatusResponse;
+    /// The alarms.
+    alarm: AlarmRequest -> AlarmResponse;
+    /// Nothing to do: space is reclaimed online.
+    defragment: DefragmentRequest -> DefragmentResponse;
+}
+
+/// Numbers about the group and the store at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    /// A leader is known.
+    pub has_leader: bool,
+    /// This member leads.
+    pub is_leader: bool,
+    /// The commit index.
+    pub committed: u64,
+    /// The applied index.
+    pub applied: u64,
+    /// Proposals that wait for an answer.
+    pub proposals_pending: u64,
+    /// Proposals that got no answer of the state machine.
+    pub proposals_failed: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// The newest revision.
+    pub revision: i64,
+    /// The compaction floor.
+    pub compact_revision: i64,
+}

@@ -1,0 +1,494 @@
+//! etcd's rules over one group: validation, sizes, deadlines, linearizable reads, headers.
+//!
+//! A write is encoded once, proposed, and answered by what applying it gave. A read waits until local state is fresh
+//! (for a sole voter it always is) and reads there; ranges run on the scan pool, points on the caller's thread. What
+//! happened to a write that got no answer in time is unknown, and the error says so.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use multiraft::HostError;
+use prost::Message;
+use rand::TryRng;
+use rand::rngs::SysRng;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
+use tonic::Code;
+
+use super::{Api, Gauges, Replica, ScanPool, View};
+use crate::ApiError;
+use crate::mvcc::CommandResult;
+use crate::pb::command::{Command, LeaseGrant, command::Op};
+use crate::pb::etcdserverpb as pb;
+use pb::request_op::Request as OpKind;
+
+/// The etcd version whose behaviour this server offers. Clients gate features on it (kube-apiserver asks for at least
+/// 3.5.13 before it requests watch progress), so it names etcd's version, not ours.
+pub const VERSION: &str = "3.6.11";
+/// The storage version that an etcd of [`VERSION`] reports.
+pub const STORAGE_VERSION: &str = "3.6.0";
+
+/// The longest time to live that etcd grants, in seconds.
+const LEASE_TTL_MAX: i64 = 9_000_000_000;
+/// How often a physical compaction looks whether it is done.
+const COMPACT_POLL: Duration = Duration::from_millis(10);
+
+/// What does not change while the server runs.
+#[derive(Clone, Debug)]
+pub struct ApiOptions {
+    /// The cluster.
+    pub cluster_id: u64,
+    /// This member.
+    pub member_id: u64,
+    /// All members, with their URLs.
+    pub members: Vec<pb::Member>,
+    /// The longest encoded command in bytes; default 1.5 MiB.
+    pub max_request_bytes: usize,
+    /// Operations of one transaction at most; default 128.
+    pub max_txn_ops: usize,
+    /// The election timeout in milliseconds; default 1,000. It bounds waits, and the shortest lease.
+    pub election_ms: u64,
+}
+
+impl ApiOptions {
+    /// etcd's defaults.
+    #[must_use]
+    pub fn new(cluster_id: u64, member_id: u64, members: Vec<pb::Member>) -> Self {
+        Self {
+            cluster_id,
+            member_id,
+            members,
+            max_request_bytes: 3 << 19,
+            max_txn_ops: 128,
+            election_ms: 1_000,
+        }
+    }
+
+    fn request_timeout(&self) -> Duration {
+        Duration::from_secs(5) + 2 * Duration::from_millis(self.election_ms)
+    }
+
+    /// One and a half election timeouts, in whole seconds, rounded up.
+    fn lease_ttl_min(&self) -> i64 {
+        let seconds = (self.election_ms * 3).div_ceil(2_000);
+        i64::try_from(seconds).unwrap_or(LEASE_TTL_MAX)
+    }
+}
+
+/// [`Api`] over one group.
+pub struct EtcdApi<R, V> {
+    replica: R,
+    view: Arc<V>,
+    scans: ScanPool,
+    options: ApiOptions,
+    pending: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// Counts a proposal as pending for as long as somebody waits for it.
+struct Pending<'a>(&'a AtomicU64);
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl<R: Replica, V: View> EtcdApi<R, V> {
+    /// Joins the parts.
+    pub fn new(replica: R, view: Arc<V>, scans: ScanPool, options: ApiOptions) -> Self {
+        let (pending, failed) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self {
+            replica,
+            view,
+            scans,
+            options,
+            pending,
+            failed,
+        }
+    }
+
+    async fn propose(&self, op: Op) -> Result<CommandResult, ApiError> {
+        let command = Command { op: Some(op) };
+        let length = command.encoded_len();
+        if length > self.options.max_request_bytes {
+            return Err(ApiError::RequestTooLarge);
+        }
+        let mut payload = BytesMut::with_capacity(length);
+        command
+            .encode(&mut payload)
+            .expect("the buffer was sized for the command");
+
+        self.pending.fetch_add(1, Ordering::Relaxed);
+        let _pending = Pending(&self.pending);
+        let (sender, receiver) = oneshot::channel();
+        // A caller that went away needs no answer.
+        self.replica.propose(
+            payload.freeze(),
+            Box::new(move |output| drop(sender.send(output))),
+        );
+        let error = match timeout(self.options.request_timeout(), receiver).await {
+            Ok(Ok(Ok(output))) => return output,
+            Ok(Ok(Err(error))) => host_error(&error),
+            Ok(Err(_)) | Err(_) => ApiError::TimeoutDueToLeaderFail,
+        };
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        Err(error)
+    }
+
+    /// Waits until local state holds all that was acknowledged before this call.
+    async fn linearizable(&self) -> Result<(), ApiError> {
+        if self.replica.read_now() {
+            return Ok(());
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.replica
+            .read_barrier(Box::new(move |done| drop(sender.send(done))));
+        match timeout(self.options.request_timeout(), receiver).await {
+            Ok(Ok(done)) => done.map_err(|error| host_error(&error)),
+            Ok(Err(_)) => Err(ApiError::Stopped),
+            Err(_) => Err(ApiError::Timeout),
+        }
+    }
+
+    /// Completes a header that carries the revision only.
+    fn complete(&self, header: &mut Option<pb::ResponseHeader>) {
+        let header = header.get_or_insert_default();
+        header.cluster_id = self.options.cluster_id;
+        header.member_id = self.options.member_id;
+        header.raft_term = self.replica.term();
+    }
+
+    fn header_at(&self, revision: i64) -> Option<pb::ResponseHeader> {
+        Some(pb::ResponseHeader {
+            cluster_id: self.options.cluster_id,
+            member_id: self.options.member_id,
+            revision,
+            raft_term: self.replica.term(),
+        })
+    }
+
+    fn header(&self) -> Option<pb::ResponseHeader> {
+        self.header_at(self.view.revision())
+    }
+}
+
+/// Takes the answer of one kind out of an output.
+macro_rules! expect_output {
+    ($self:ident, $output:expr, $kind:ident) => {
+        match $output {
+            CommandResult::$kind(mut response) => {
+                $self.complete(&mut response.header);
+                Ok(response)
+            }
+            other => Err(mismatch(&other)),
+        }
+    };
+}
+
+impl<R: Replica, V: View> Api for EtcdApi<R, V> {
+    async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
+        check_sort(&request)?;
+        self.view.check_range(&request)?;
+        if !request.serializable {
+            self.linearizable().await?;
+        }
+        let mut response = if request.range_end.is_empty() {
+            self.view.range(&request)?
+        } else {
+            let view = Arc::clone(&self.view);
+            self.scans.run(move || view.range(&request)).await?
+        };
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, ApiError> {
+        self.view.check_put(&request)?;
+        expect_output!(self, self.propose(Op::Put(request)).await?, Put)
+    }
+
+    async fn delete_range(
+        &self,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<pb::DeleteRangeResponse, ApiError> {
+        self.view.check_delete(&request)?;
+        expect_output!(
+            self,
+            self.propose(Op::DeleteRange(request)).await?,
+            DeleteRange
+        )
+    }
+
+    async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
+        self.view.check_txn(&request, self.options.max_txn_ops)?;
+        let Some(serializable) = read_only(&request)? else {
+            return expect_output!(self, self.propose(Op::Txn(request)).await?, Txn);
+        };
+        if !serializable {
+            self.linearizable().await?;
+        }
+        let view = Arc::clone(&self.view);
+        let mut response = if points_only(&request) {
+            view.read_txn(&request)?
+        } else {
+            self.scans.run(move || view.read_txn(&request)).await?
+        };
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
+    async fn compact(
+        &self,
+        request: pb::CompactionRequest,
+    ) -> Result<pb::CompactionResponse, ApiError> {
+        let (revision, physical) = (request.revision, request.physical);
+        let output = self.propose(Op::Compact(request)).await?;
+        // The caller's deadline bounds this wait: a connection that ends drops it.
+        while physical && self.view.finished_compact_revision() < revision {
+            sleep(COMPACT_POLL).await;
+        }
+        expect_output!(self, output, Compact)
+    }
+
+    async fn lease_grant(
+        &self,
+        request: pb::LeaseGrantRequest,
+    ) -> Result<pb::LeaseGrantResponse, ApiError> {
+        if request.ttl > LEASE_TTL_MAX {
+            return Err(ApiError::LeaseTtlTooLarge);
+        }
+        let id = if request.id == 0 {
+            random_lease_id()?
+        } else {
+            request.id
+        };
+        let ttl = request.ttl.max(self.options.lease_ttl_min());
+        let output = self.propose(Op::LeaseGrant(LeaseGrant { id, ttl })).await?;
+        expect_output!(self, output, LeaseGrant)
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, ApiError> {
+        expect_output!(
+            self,
+            self.propose(Op::LeaseRevoke(request)).await?,
+            LeaseRevoke
+        )
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, ApiError> {
+        self.linearizable().await?;
+        let header = self.header();
+        let Some(lease) = self.view.lease(request.id) else {
+            let id = request.id;
+            return Ok(pb::LeaseTimeToLiveResponse {
+                header,
+                id,
+                ttl: -1,
+                ..Default::default()
+            });
+        };
+        let mut keys = Vec::new();
+        if request.keys {
+            let view = Arc::clone(&self.view);
+            keys = self.scans.run(move || view.lease_keys(request.id)).await?;
+        }
+        let left = self.view.lease_remaining(lease.id);
+        let ttl = left.or(lease.remaining_ttl).unwrap_or(lease.ttl);
+        let (id, granted_ttl) = (lease.id, lease.ttl);
+        Ok(pb::LeaseTimeToLiveResponse {
+            header,
+            id,
+            ttl,
+            granted_ttl,
+            keys,
+        })
+    }
+
+    async fn lease_leases(
+        &self,
+        _request: pb::LeaseLeasesRequest,
+    ) -> Result<pb::LeaseLeasesResponse, ApiError> {
+        self.linearizable().await?;
+        let leases = self
+            .view
+            .leases()
+            .into_iter()
+            .map(|id| pb::LeaseStatus { id })
+            .collect();
+        Ok(pb::LeaseLeasesResponse {
+            header: self.header(),
+            leases,
+        })
+    }
+
+    async fn member_list(
+        &self,
+        request: pb::MemberListRequest,
+    ) -> Result<pb::MemberListResponse, ApiError> {
+        if request.linearizable {
+            self.linearizable().await?;
+        }
+        let members = self.options.members.clone();
+        Ok(pb::MemberListResponse {
+            header: self.header_at(0),
+            members,
+        })
+    }
+
+    async fn status(&self, _request: pb::StatusRequest) -> Result<pb::StatusResponse, ApiError> {
+        let group = self.replica.status();
+        let bytes = i64::try_from(self.view.disk_bytes()).unwrap_or(i64::MAX);
+        let mut errors = Vec::new();
+        if group.leader.is_none() {
+            errors.push(ApiError::NoLeader.to_string());
+        }
+        if self.view.out_of_space() {
+            errors.push(format!(
+                "memberID:{} alarm:NOSPACE ",
+                self.options.member_id
+            ));
+        }
+        Ok(pb::StatusResponse {
+            header: self.header(),
+            version: VERSION.to_owned(),
+            db_size: bytes,
+            leader: group.leader.map_or(0, |leader| leader.0),
+            raft_index: group.commit.0,
+            raft_term: group.term.0,
+            raft_applied_index: group.applied.0,
+            errors,
+            db_size_in_use: bytes,
+            is_learner: group.learners.contains(&group.node),
+            storage_version: STORAGE_VERSION.to_owned(),
+            db_size_quota: 0,
+            downgrade_info: Some(pb::DowngradeInfo::default()),
+        })
+    }
+
+    async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, ApiError> {
+        if request.action != pb::alarm_request::AlarmAction::Get as i32 {
+            return Err(ApiError::NotImplemented(
+                "setting or clearing an alarm by hand",
+            ));
+        }
+        let no_space = pb::AlarmType::Nospace as i32;
+        let wanted = request.alarm == pb::AlarmType::None as i32 || request.alarm == no_space;
+        let mut alarms = Vec::new();
+        if wanted && self.view.out_of_space() {
+            alarms.push(pb::AlarmMember {
+                member_id: self.options.member_id,
+                alarm: no_space,
+            });
+        }
+        Ok(pb::AlarmResponse {
+            header: self.header(),
+            alarms,
+        })
+    }
+
+    async fn defragment(
+        &self,
+        _request: pb::DefragmentRequest,
+    ) -> Result<pb::DefragmentResponse, ApiError> {
+        Ok(pb::DefragmentResponse {
+            header: self.header(),
+        })
+    }
+
+    fn has_leader(&self) -> bool {
+        self.replica.status().leader.is_some()
+    }
+
+    fn gauges(&self) -> Gauges {
+        let group = self.replica.status();
+        Gauges {
+            has_leader: group.leader.is_some(),
+            is_leader: group.leader == Some(group.node),
+            committed: group.commit.0,
+            applied: group.applied.0,
+            proposals_pending: self.pending.load(Ordering::Relaxed),
+            proposals_failed: self.failed.load(Ordering::Relaxed),
+            disk_bytes: self.view.disk_bytes(),
+            revision: self.view.revision(),
+            compact_revision: self.view.compact_revision(),
+        }
+    }
+}
+
+fn host_error(error: &HostError) -> ApiError {
+    match error {
+        HostError::Busy => ApiError::TooManyRequests,
+        HostError::NoSpace => ApiError::NoSpace,
+        HostError::NotLeader(None) => ApiError::NoLeader,
+        HostError::NotLeader(Some(_)) => ApiError::NotLeader,
+        HostError::OutcomeUnknown => ApiError::TimeoutDueToLeaderFail,
+        HostError::LeaderChanged => ApiError::LeaderChanged,
+        HostError::Stopped => ApiError::Stopped,
+        other => ApiError::Other(Code::Internal, format!("flotilla: {other}")),
+    }
+}
+
+fn mismatch(output: &CommandResult) -> ApiError {
+    let text =
+        format!("flotilla: the command was applied, but its answer is of another kind: {output:?}");
+    ApiError::Other(Code::Internal, text)
+}
+
+fn check_sort(request: &pb::RangeRequest) -> Result<(), ApiError> {
+    use pb::range_request::{SortOrder, SortTarget};
+    let known = SortOrder::try_from(request.sort_order).is_ok()
+        && SortTarget::try_from(request.sort_target).is_ok();
+    if known {
+        Ok(())
+    } else {
+        Err(ApiError::InvalidSortOption)
+    }
+}
+
+/// For a transaction of ranges only, whether all of them may be stale; none for one that may write. A nested
+/// transaction counts as a write.
+fn read_only(request: &pb::TxnRequest) -> Result<Option<bool>, ApiError> {
+    let (mut serializable, mut reads) = (true, true);
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(OpKind::RequestRange(range)) => {
+                check_sort(range)?;
+                serializable &= range.serializable;
+            }
+            _ => reads = false,
+        }
+    }
+    Ok(reads.then_some(serializable))
+}
+
+fn points_only(request: &pb::TxnRequest) -> bool {
+    let ops = request.success.iter().chain(&request.failure);
+    let mut ranges = ops.filter_map(|op| match &op.request {
+        Some(OpKind::RequestRange(range)) => Some(&range.range_end),
+        _ => None,
+    });
+    ranges.all(Bytes::is_empty) && request.compare.iter().all(|c| c.range_end.is_empty())
+}
+
+/// Positive, from the operating system: drawn before the proposal, so that applying stays deterministic.
+fn random_lease_id() -> Result<i64, ApiError> {
+    let drawn = SysRng.try_next_u64().map_err(|error| {
+        ApiError::Other(
+            Code::Internal,
+            format!("flotilla: no randomness for a lease id: {error}"),
+        )
+    })?;
+    Ok(((drawn >> 1).max(1)).cast_signed())
+}
+
+#[cfg(test)]
+mod tests;

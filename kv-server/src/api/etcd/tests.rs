@@ -1,0 +1,197 @@
+use super::*;
+use crate::api::testing::fake_api;
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
+fn put(key: &'static str, value: Bytes) -> pb::PutRequest {
+    pb::PutRequest {
+        key: key.into(),
+        value,
+        ..Default::default()
+    }
+}
+
+#[test]
+fn put_answers_with_complete_header() {
+    let (api, _) = fake_api();
+    let response = block(api.put(put("a", "1".into()))).unwrap();
+    let header = response.header.unwrap();
+    assert_eq!((header.cluster_id, header.member_id), (5, 7));
+    assert_eq!((header.revision, header.raft_term), (2, 3));
+}
+
+#[test]
+fn host_errors_map_to_etcd_texts_and_codes() {
+    let table = [
+        (
+            HostError::Busy,
+            Code::ResourceExhausted,
+            "etcdserver: too many requests",
+        ),
+        (
+            HostError::NoSpace,
+            Code::ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        ),
+        (
+            HostError::NotLeader(None),
+            Code::Unavailable,
+            "etcdserver: no leader",
+        ),
+        (
+            HostError::LeaderChanged,
+            Code::Unavailable,
+            "etcdserver: leader changed",
+        ),
+        (
+            HostError::Stopped,
+            Code::Unavailable,
+            "etcdserver: server stopped",
+        ),
+        (
+            HostError::OutcomeUnknown,
+            Code::Unavailable,
+            "etcdserver: request timed out, possibly due to previous leader failure",
+        ),
+    ];
+    let (api, state) = fake_api();
+    for (error, code, text) in table {
+        *state.refuse.lock().unwrap() = Some(error);
+        let refused = block(api.put(put("a", Bytes::new()))).unwrap_err();
+        assert_eq!((refused.code(), refused.to_string().as_str()), (code, text));
+    }
+    assert_eq!(api.gauges().proposals_failed, 6);
+    assert_eq!(api.gauges().proposals_pending, 0);
+}
+
+#[test]
+fn command_above_limit_is_too_large_and_at_limit_is_written() {
+    let (api, _) = fake_api();
+    let above = block(api.put(put("a", vec![0; 3 << 19].into())));
+    assert_eq!(above.unwrap_err(), ApiError::RequestTooLarge);
+    let below = block(api.put(put("a", vec![0; (3 << 19) - 64].into())));
+    assert_eq!(below.unwrap().header.unwrap().revision, 2);
+}
+
+#[test]
+fn unknown_sort_values_are_invalid() {
+    let (api, _) = fake_api();
+    for (sort_order, sort_target) in [(3, 0), (0, 5), (-1, 0)] {
+        let request = pb::RangeRequest {
+            key: "a".into(),
+            sort_order,
+            sort_target,
+            ..Default::default()
+        };
+        assert_eq!(
+            block(api.range(request)).unwrap_err(),
+            ApiError::InvalidSortOption
+        );
+    }
+}
+
+#[test]
+fn read_without_leader_fails_unless_serializable() {
+    let (api, state) = fake_api();
+    state.no_leader.store(true, Ordering::SeqCst);
+    let mut request = pb::RangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        block(api.range(request.clone())).unwrap_err(),
+        ApiError::NoLeader
+    );
+    request.serializable = true;
+    assert_eq!(block(api.range(request)).unwrap().count, 0);
+}
+
+#[test]
+fn status_without_leader_answers() {
+    let (api, state) = fake_api();
+    state.no_leader.store(true, Ordering::SeqCst);
+    state.full.store(true, Ordering::SeqCst);
+    let status = block(api.status(pb::StatusRequest {})).unwrap();
+    assert_eq!(
+        (status.leader, status.raft_term, status.raft_applied_index),
+        (0, 3, 11)
+    );
+    assert_eq!(
+        status.errors,
+        ["etcdserver: no leader", "memberID:7 alarm:NOSPACE "]
+    );
+    assert_eq!(
+        (status.version.as_str(), status.storage_version.as_str()),
+        ("3.6.11", "3.6.0")
+    );
+}
+
+#[test]
+fn lease_grant_raises_ttl_and_draws_id() {
+    let (api, _) = fake_api();
+    let short = block(api.lease_grant(pb::LeaseGrantRequest { ttl: 1, id: 0 })).unwrap();
+    assert_eq!(short.ttl, 2);
+    assert!(short.id > 0);
+    let long = pb::LeaseGrantRequest {
+        ttl: LEASE_TTL_MAX + 1,
+        id: 0,
+    };
+    assert_eq!(
+        block(api.lease_grant(long)).unwrap_err(),
+        ApiError::LeaseTtlTooLarge
+    );
+    let missing = pb::LeaseTimeToLiveRequest { id: 9, keys: false };
+    assert_eq!(block(api.lease_time_to_live(missing)).unwrap().ttl, -1);
+}
+
+#[test]
+fn member_list_has_revision_zero() {
+    let (api, _) = fake_api();
+    let list = block(api.member_list(pb::MemberListRequest { linearizable: true })).unwrap();
+    assert_eq!(list.header.unwrap().revision, 0);
+    assert_eq!(list.members[0].id, 7);
+}
+
+#[test]
+fn write_without_answer_has_unknown_outcome() {
+    let (api, state) = fake_api();
+    state.mute.store(true, Ordering::SeqCst);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let error = runtime.block_on(async {
+        let answer = api.put(put("a", Bytes::new()));
+        let lose = async {
+            // The host drops what it cannot answer: nobody knows what became of it.
+            state.swallowed.lock().unwrap().clear();
+        };
+        tokio::join!(answer, lose).0.unwrap_err()
+    });
+    assert_eq!(error, ApiError::TimeoutDueToLeaderFail);
+}
+
+#[test]
+fn read_only_txn_needs_no_proposal() {
+    let (api, state) = fake_api();
+    *state.refuse.lock().unwrap() = Some(HostError::Busy);
+    let range = pb::RangeRequest {
+        key: "a".into(),
+        range_end: "b".into(),
+        ..Default::default()
+    };
+    let op = pb::RequestOp {
+        request: Some(OpKind::RequestRange(range)),
+    };
+    let txn = pb::TxnRequest {
+        success: vec![op],
+        ..Default::default()
+    };
+    assert!(block(api.txn(txn)).unwrap().succeeded);
+}

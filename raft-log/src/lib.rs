@@ -10,6 +10,7 @@
 //! Every file access goes through [`vfs::Vfs`]: the real file system, or, with the feature `sim`, a simulated one that
 //! loses, tears and corrupts writes on command from one seed.
 
+pub mod snapshot;
 pub mod vfs;
 
 mod batch;
@@ -17,3 +18,4 @@ mod ids;
 
 pub use batch::{Base, Entry, EntryKind, HardState, Record, SnapshotRef, WriteBatch};
 pub use ids::{GroupId, Index, NodeId, StoreId, Term};
+pub use snapshot::{SnapshotError, SnapshotStore};

@@ -19,8 +19,8 @@ pub enum SnapshotError {
         /// The file system's answer.
         source: io::Error,
     },
-    /// The file does not hold what its writer wrote, or was never finished. Remove it; another snapshot or a peer has
-    /// to take its place.
+    /// The file does not hold what its writer wrote, or was never finished. Remove it; another
+    /// snapshot or a peer has to take its place.
     Damaged {
         /// The file.
         path: PathBuf,
@@ -158,7 +158,8 @@ impl std::error::Error for SnapshotError {
 }
 
 impl From<SnapshotError> for io::Error {
-    /// For the `Read` and `Write` of snapshots: keeps the kind of the file system's answer, else it is `InvalidData`.
+    /// For the `Read` and `Write` of snapshots: keeps the kind of the file system's answer, else it
+    /// is `InvalidData`.
     fn from(error: SnapshotError) -> Self {
         let kind = match &error {
             SnapshotError::Io { source, .. } => source.kind(),

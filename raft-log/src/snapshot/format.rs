@@ -1,4 +1,5 @@
-//! The bytes of a snapshot file, as `docs/FORMAT.md` specifies them: header and footer, and where the chunks lie.
+//! The bytes of a snapshot file, as `docs/FORMAT.md` specifies them: header and footer, and where
+//! the chunks lie.
 
 use std::path::Path;
 

@@ -1,12 +1,14 @@
 //! Files that hold a whole group's state, each complete and verified or not there at all.
 //!
-//! Used for lagging peers, for backups, and by users of the crate whose state lives in memory. A snapshot is written to
-//! a temporary file, synced, renamed, and its directory synced; only then does the writer hand out the
-//! [`SnapshotRef`] that may be put into the log. A file under its final name was therefore complete and durable before
-//! it got that name, and what is left under a temporary name is deleted by the next [`SnapshotStore::open`].
+//! Used for lagging peers, for backups, and by users of the crate whose state lives in memory. A
+//! snapshot is written to a temporary file, synced, renamed, and its directory synced; only then
+//! does the writer hand out the [`SnapshotRef`] that may be put into the log. A file under its
+//! final name was therefore complete and durable before it got that name, and what is left under a
+//! temporary name is deleted by the next [`SnapshotStore::open`].
 //!
-//! The store does not decide which snapshots to keep, nor when the log may forget what a snapshot covers: its owner
-//! does, who knows what is being sent and what the log refers to. The layout is in `docs/FORMAT.md`.
+//! The store does not decide which snapshots to keep, nor when the log may forget what a snapshot
+//! covers: its owner does, who knows what is being sent and what the log refers to. The layout is
+//! in `docs/FORMAT.md`.
 
 mod error;
 mod format;
@@ -57,8 +59,8 @@ pub struct SnapshotFile {
 }
 
 impl SnapshotStore {
-    /// Opens the store in `dir`, creating it if needed: deletes what unfinished writers left, and syncs the
-    /// directories, since a name that is visible after a crash need not be durable.
+    /// Opens the store in `dir`, creating it if needed: deletes what unfinished writers left, and
+    /// syncs the directories, since a name that is visible after a crash need not be durable.
     pub fn open(
         vfs: SharedVfs,
         dir: impl Into<PathBuf>,
@@ -93,7 +95,8 @@ impl SnapshotStore {
         Ok(this)
     }
 
-    /// Begins a snapshot of `group` that covers the log up to `index`. `number` must be new to this store.
+    /// Begins a snapshot of `group` that covers the log up to `index`. `number` must be new to this
+    /// store.
     ///
     /// # Panics
     /// If the membership is longer than 1 MiB.
@@ -160,7 +163,8 @@ impl SnapshotStore {
         Ok(())
     }
 
-    /// All files under a final name, ordered by group, index, term and number. Damage to one does not hide the others.
+    /// All files under a final name, ordered by group, index, term and number. Damage to one does
+    /// not hide the others.
     pub fn list(&self) -> Result<Vec<SnapshotFile>, SnapshotError> {
         let mut found = Vec::new();
         for group in self.groups()? {

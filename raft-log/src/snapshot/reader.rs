@@ -11,10 +11,11 @@ use super::format::{CHUNK_HEAD_LEN, Footer, Header, read_exact, u32_at};
 use crate::SnapshotRef;
 use crate::vfs::VfsFile;
 
-/// The content of a snapshot. The last chunk is handed out only when the checksum of the whole agrees, so whoever
-/// reads to the end has read what was written.
+/// The content of a snapshot. The last chunk is handed out only when the checksum of the whole
+/// agrees, so whoever reads to the end has read what was written.
 ///
-/// An error is `InvalidData` for damage and carries a [`SnapshotError`]; after it every further read fails.
+/// An error is `InvalidData` for damage and carries a [`SnapshotError`]; after it every further
+/// read fails.
 pub struct SnapshotReader {
     path: PathBuf,
     file: Box<dyn VfsFile>,

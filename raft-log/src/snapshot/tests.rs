@@ -1,4 +1,5 @@
-//! Snapshots on the simulated file system: whole or absent after any crash, and never silently different.
+//! Snapshots on the simulated file system: whole or absent after any crash, and never silently
+//! different.
 
 use std::io::{Read, Write};
 

@@ -11,9 +11,11 @@ use super::format::{CHUNK_HEAD_LEN, Footer, Header};
 use crate::SnapshotRef;
 use crate::vfs::{SharedVfs, VfsFile};
 
-/// A snapshot in the making. Write the content, then [`SnapshotWriter::finish`]; dropped before, it leaves nothing.
+/// A snapshot in the making. Write the content, then [`SnapshotWriter::finish`]; dropped before, it
+/// leaves nothing.
 ///
-/// [`io::Write::flush`] does nothing: only a finished snapshot is durable. After an error every further call fails.
+/// [`io::Write::flush`] does nothing: only a finished snapshot is durable. After an error every
+/// further call fails.
 pub struct SnapshotWriter {
     vfs: SharedVfs,
     dir: PathBuf,
@@ -69,8 +71,9 @@ impl SnapshotWriter {
 
     /// Closes the snapshot and makes it durable: content first, then the name.
     ///
-    /// After an error it is not known whether the snapshot is there. It is either whole or absent after the next
-    /// [`SnapshotStore::open`](super::SnapshotStore::open), and must not be referred to.
+    /// After an error it is not known whether the snapshot is there. It is either whole or absent
+    /// after the next [`SnapshotStore::open`](super::SnapshotStore::open), and must not be referred
+    /// to.
     pub fn finish(mut self) -> Result<SnapshotRef, SnapshotError> {
         if self.failed {
             return Err(self.refusal());

@@ -1,7 +1,8 @@
 //! The file system of the operating system, by `std`.
 //!
-//! Used by every process that serves; tests use it only where the kernel's own behaviour is the subject. It neither
-//! caches nor retries: a failed sync is reported once and is the caller's to latch. Unix only, for positioned IO.
+//! Used by every process that serves; tests use it only where the kernel's own behaviour is the
+//! subject. It neither caches nor retries: a failed sync is reported once and is the caller's to
+//! latch. Unix only, for positioned IO.
 #![expect(
     clippy::disallowed_methods,
     reason = "this is the module that all file access goes through, and it times its syncs"
@@ -17,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use super::{OpenMode, Vfs, VfsFile, VfsLock};
 
-/// Called after each successful [`VfsFile::sync_data`] with the time that it took, on the thread that synced.
+/// Called after each successful [`VfsFile::sync_data`] with the time that it took, on the thread
+/// that synced.
 pub type SyncObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 /// The file system of the operating system.
@@ -33,8 +35,8 @@ impl RealFs {
         Self::default()
     }
 
-    /// The file system, reporting how long each sync of a file takes. The observer must not block: it runs in the
-    /// way of every write.
+    /// The file system, reporting how long each sync of a file takes. The observer must not block:
+    /// it runs in the way of every write.
     #[must_use]
     pub fn with_observer(observer: SyncObserver) -> Self {
         Self {
@@ -93,8 +95,9 @@ impl Vfs for RealFs {
                 Err(error) => return Err(error),
             }
         }
-        // A crash may have come between the making of a directory and the sync of its parent. Directories are made
-        // and synced one after the other, so the deepest one that exists is the only one in doubt.
+        // A crash may have come between the making of a directory and the sync of its parent.
+        // Directories are made and synced one after the other, so the deepest one that exists is
+        // the only one in doubt.
         if let Some(existing) = existing {
             match self.sync_dir(parent_of(existing)) {
                 // Whoever may not open the parent has not made a directory in it.
@@ -114,7 +117,8 @@ impl Vfs for RealFs {
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(path)? {
-            // A name that is not UTF-8 is none of ours; shown lossily, it cannot be taken for one either.
+            // A name that is not UTF-8 is none of ours; shown lossily, it cannot be taken for one
+            // either.
             names.push(entry?.file_name().to_string_lossy().into_owned());
         }
         names.sort_unstable();

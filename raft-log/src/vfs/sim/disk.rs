@@ -1,7 +1,8 @@
 //! The simulated disk: directories, files, locks, faults and the count of operations.
 //!
-//! Used by [`super::SimFs`], which puts a lock around it. Nothing here reads a clock; the only randomness is the
-//! disk's own generator, drawn from when power is lost and where a run is cut short.
+//! Used by [`super::SimFs`], which puts a lock around it. Nothing here reads a clock; the only
+//! randomness is the disk's own generator, drawn from when power is lost and where a run is cut
+//! short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -140,7 +141,8 @@ impl Disk {
 
     // ---- operations, crashes, faults ----
 
-    /// Runs one operation that changes something. Where the fuse ends, chance decides whether it still takes effect.
+    /// Runs one operation that changes something. Where the fuse ends, chance decides whether it
+    /// still takes effect.
     pub(super) fn operate<T>(
         &mut self,
         effect: impl FnOnce(&mut Self) -> io::Result<T>,

@@ -1,8 +1,9 @@
 //! One simulated file: what its readers see, what the disk holds, and the changes between the two.
 //!
-//! A change keeps the sectors that it touched as they were after it. The kernel writes a dirty sector back as it stands
-//! at that moment, so after a power loss a sector holds the content after one of its changes, chosen for each sector
-//! alone: writeback is reordered freely, and a write is torn between sectors, never within one.
+//! A change keeps the sectors that it touched as they were after it. The kernel writes a dirty
+//! sector back as it stands at that moment, so after a power loss a sector holds the content after
+//! one of its changes, chosen for each sector alone: writeback is reordered freely, and a write is
+//! torn between sectors, never within one.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -109,7 +110,8 @@ impl FileImage {
         self.pending.clear();
     }
 
-    /// Leaves what a power loss leaves: each un-synced sector at any of its states, the length at any of its own.
+    /// Leaves what a power loss leaves: each un-synced sector at any of its states, the length at
+    /// any of its own.
     pub(super) fn lose_power(&mut self, rng: &mut Rng) {
         let keep = Keep::draw(rng);
         let lengths = keep.prefix(self.pending.len(), rng);
@@ -123,8 +125,15 @@ impl FileImage {
                 versions.entry(change.first + sector).or_default().push(at);
             }
         }
+        let cuts: Vec<(usize, usize)> = self
+            .pending
+            .iter()
+            .enumerate()
+            .filter_map(|(at, c)| Some((at, c.cut?)))
+            .collect();
+        let (kept_cuts, lost_cuts) = cuts.split_at(cuts.partition_point(|(at, _)| *at < lengths));
         let mut image = std::mem::take(&mut self.durable);
-        if let Some(cut) = self.pending[..lengths].iter().filter_map(|c| c.cut).min() {
+        if let Some(cut) = kept_cuts.iter().map(|(_, cut)| *cut).min() {
             image.truncate(cut);
         }
         image.resize(len, 0);
@@ -133,10 +142,10 @@ impl FileImage {
             if start >= len {
                 continue;
             }
-            // What came after a cut lives in newly allocated space: it cannot be there while the cut is not.
-            let lost_cut = (lengths..self.pending.len())
-                .find(|at| self.pending[*at].cut.is_some_and(|cut| cut <= start));
-            changes.retain(|at| lost_cut.is_none_or(|cut| *at < cut));
+            // What came after a cut lives in newly allocated space: it cannot be there while the
+            // cut is not.
+            let lost_cut = lost_cuts.iter().find(|(_, cut)| *cut <= start);
+            changes.retain(|at| lost_cut.is_none_or(|(cut_at, _)| at < cut_at));
             let kept = keep.prefix(changes.len(), rng);
             if kept == 0 {
                 continue;
@@ -145,10 +154,8 @@ impl FileImage {
             let change = &self.pending[at];
             let from = (sector - change.first) * SECTOR;
             let mut content = change.data[from..from + SECTOR].to_vec();
-            for later in self.pending[at + 1..lengths.max(at + 1)].iter() {
-                if let Some(cut) = later.cut {
-                    content[cut.clamp(start, start + SECTOR) - start..].fill(0);
-                }
+            for (_, cut) in kept_cuts.iter().filter(|(cut_at, _)| *cut_at > at) {
+                content[(*cut).clamp(start, start + SECTOR) - start..].fill(0);
             }
             let end = (start + SECTOR).min(len);
             image[start..end].copy_from_slice(&content[..end - start]);
@@ -181,7 +188,8 @@ impl FileImage {
     }
 }
 
-/// How much of what was not synced survives. The extremes are drawn often, since that is where recovery goes wrong.
+/// How much of what was not synced survives. The extremes are drawn often, since that is where
+/// recovery goes wrong.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Keep {
     Nothing,

@@ -1,17 +1,20 @@
 //! A file system in memory that forgets, tears and corrupts on command, from one seed.
 //!
-//! For crash tests: of this crate, of everything above it, and of users of the crate (feature `sim`). What is modelled:
+//! For crash tests: of this crate, of everything above it, and of users of the crate (feature
+//! `sim`). What is modelled:
 //!
-//! - A file's content and its name are durable separately: [`VfsFile::sync_data`] covers content and length,
-//!   [`Vfs::sync_dir`] covers names. Neither covers the other.
+//! - A file's content and its name are durable separately: [`VfsFile::sync_data`] covers content
+//!   and length, [`Vfs::sync_dir`] covers names. Neither covers the other.
 //! - [`CrashKind::Process`]: what was written stays readable, and stays un-synced.
-//! - [`CrashKind::Power`]: every un-synced sector of 512 bytes ends at any of the states it went through since the last
-//!   sync, whatever happened to its neighbours; a file's length at any of its own; a directory loses any number of its
-//!   newest changes. A rename between two directories is two changes, one in each.
-//! - Faults: an error on the n-th read, write or sync; a full disk; flipped bits. A failed sync drops what it should
-//!   have written although it stays readable, and the next sync succeeds, as Linux does it.
-//! - [`SimFs::fail_after`] cuts a run short at any operation that changes something, so that a test can walk through
-//!   all of them: run, and when [`SimFs::is_down`], crash and recover.
+//! - [`CrashKind::Power`]: every un-synced sector of 512 bytes ends at any of the states it went
+//!   through since the last sync, whatever happened to its neighbours; a file's length at any of
+//!   its own; a directory loses any number of its newest changes. A rename between two directories
+//!   is two changes, one in each.
+//! - Faults: an error on the n-th read, write or sync; a full disk; flipped bits. A failed sync
+//!   drops what it should have written although it stays readable, and the next sync succeeds, as
+//!   Linux does it.
+//! - [`SimFs::fail_after`] cuts a run short at any operation that changes something, so that a test
+//!   can walk through all of them: run, and when [`SimFs::is_down`], crash and recover.
 //!
 //! Left out: sectors that are torn within, misdirected writes, and hard links.
 //!
@@ -53,7 +56,8 @@ use super::{OpenMode, SharedVfs, Vfs, VfsFile, VfsLock};
 /// What a crash takes with it. Either way locks end and open files are dead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrashKind {
-    /// The process is gone. Nothing that was written is lost, and nothing that was not synced becomes so.
+    /// The process is gone. Nothing that was written is lost, and nothing that was not synced
+    /// becomes so.
     Process,
     /// The machine is gone: of what was not synced, any part survives.
     Power,
@@ -66,7 +70,8 @@ pub enum Fault {
     Read,
     /// A write or a change of length fails; nothing changes.
     Write,
-    /// A sync of a file fails: what was not synced stays readable, is not on the disk, and later syncs pass it over.
+    /// A sync of a file fails: what was not synced stays readable, is not on the disk, and later
+    /// syncs pass it over.
     Sync,
     /// A sync of a directory fails, in the same way.
     SyncDir,
@@ -93,8 +98,8 @@ fn eio() -> io::Error {
     io::Error::from_raw_os_error(EIO)
 }
 
-/// True for the error of everything that is done after a crash: by the fuse of [`SimFs::fail_after`], or on a file that
-/// was opened before [`SimFs::crash`].
+/// True for the error of everything that is done after a crash: by the fuse of
+/// [`SimFs::fail_after`], or on a file that was opened before [`SimFs::crash`].
 #[must_use]
 pub fn is_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
@@ -121,8 +126,8 @@ impl SimFs {
         Arc::new(self.clone())
     }
 
-    /// A copy of the whole state, with chances of its own: for several outcomes of one crash. Open files and locks
-    /// belong to the original, and so does the fuse.
+    /// A copy of the whole state, with chances of its own: for several outcomes of one crash. Open
+    /// files and locks belong to the original, and so does the fuse.
     #[must_use]
     pub fn fork(&self, seed: u64) -> Self {
         let mut disk = self.disk().clone();
@@ -133,14 +138,15 @@ impl SimFs {
         }
     }
 
-    /// Crashes, and starts again: files opened before return errors ([`is_crash`]), locks are free, the fuse is out.
-    /// Capacity and faults to come stay.
+    /// Crashes, and starts again: files opened before return errors ([`is_crash`]), locks are free,
+    /// the fuse is out. Capacity and faults to come stay.
     pub fn crash(&self, kind: CrashKind) {
         self.disk().crash(kind);
     }
 
-    /// Lets `n` more operations succeed and cuts the run short in the one after: it may take effect, in part or not at
-    /// all, but returns an error, and so does everything from then on until [`SimFs::crash`].
+    /// Lets `n` more operations succeed and cuts the run short in the one after: it may take
+    /// effect, in part or not at all, but returns an error, and so does everything from then on
+    /// until [`SimFs::crash`].
     pub fn fail_after(&self, n: u64) {
         self.disk().fuse = Some(n);
     }
@@ -151,8 +157,9 @@ impl SimFs {
         self.disk().down
     }
 
-    /// Operations so far that change something on the disk: creations, renames, removals, writes, lengths, syncs.
-    /// Reads do not count, for a crash in a read is the crash in the operation that follows.
+    /// Operations so far that change something on the disk: creations, renames, removals, writes,
+    /// lengths, syncs. Reads do not count, for a crash in a read is the crash in the operation that
+    /// follows.
     #[must_use]
     pub fn op_count(&self) -> u64 {
         self.disk().ops
@@ -168,12 +175,14 @@ impl SimFs {
         self.disk().faults.push((fault, pass));
     }
 
-    /// Bounds the bytes in all files; `None` lifts the bound. A write that does not fit writes what does.
+    /// Bounds the bytes in all files; `None` lifts the bound. A write that does not fit writes what
+    /// does.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.disk().capacity = bytes;
     }
 
-    /// Flips the bits of `mask` in one byte of a file, on the disk and in the cache. `InvalidInput` past the end.
+    /// Flips the bits of `mask` in one byte of a file, on the disk and in the cache. `InvalidInput`
+    /// past the end.
     pub fn corrupt(&self, path: impl AsRef<Path>, offset: u64, mask: u8) -> io::Result<()> {
         let mut disk = self.disk();
         let id = disk.find_file(path.as_ref())?;
@@ -187,8 +196,8 @@ impl SimFs {
         Ok(disk.file_mut(id).image.content().to_vec())
     }
 
-    /// Puts a file there or replaces its content, durable at once. The directory must exist; all its names become
-    /// durable.
+    /// Puts a file there or replaces its content, durable at once. The directory must exist; all
+    /// its names become durable.
     pub fn write_file(&self, path: impl AsRef<Path>, content: &[u8]) -> io::Result<()> {
         let path = path.as_ref();
         let mut disk = self.disk();
@@ -258,7 +267,8 @@ impl Vfs for SimFs {
             let Some(parent) = dir.parent() else { break };
             match disk.find(dir) {
                 Ok(Some(Node::Dir(_))) => {
-                    // As on the real one: the making of this directory may not have got to its sync.
+                    // As on the real one: the making of this directory may not have got to its
+                    // sync.
                     disk.operate(|disk| disk.sync_dir(parent))?;
                     break;
                 }

@@ -1,7 +1,7 @@
 //! The random numbers of a simulation: splitmix64, from one seed.
 //!
-//! Public so that whatever is simulated on top draws from the same kind of source and a run is its seed. It is neither
-//! secret nor of high quality.
+//! Public so that whatever is simulated on top draws from the same kind of source and a run is its
+//! seed. It is neither secret nor of high quality.
 
 /// A generator of random numbers; the same seed gives the same numbers on every machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +16,8 @@ impl Rng {
         Self { state: seed }
     }
 
-    /// The next number (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    /// The next number (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
+    /// OOPSLA 2014).
     pub fn next_u64(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -43,7 +44,8 @@ impl Rng {
         }
     }
 
-    /// A generator of its own, so that one part of a simulation can draw more without moving the others.
+    /// A generator of its own, so that one part of a simulation can draw more without moving the
+    /// others.
     #[must_use]
     pub fn split(&mut self) -> Self {
         Self::new(self.next_u64())

@@ -1,14 +1,476 @@
-//! The Raft core, without IO.
+//! The Raft core of one group: a state machine without IO, clock, thread or global randomness.
+//!
+//! # Contract
+//!
+//! The caller feeds [`Core::step`] with inputs and collects what it wants done in an [`Effects`] that it owns. Steps may
+//! be batched: nothing that waits for the disk, and no append to a member, is produced before [`Core::ready`], so 64
+//! proposals stepped together become one persist batch and one message per member.
+//!
+//! ```text
+//! loop {
+//!     for input in inputs { core.step(input, &mut effects) }
+//!     core.ready(&mut effects);
+//!     send(effects.send_now);                      // at once, in parallel with the disk
+//!     write(effects.persist);                      // then step(Persisted(id)), in the order of the ids
+//!     after that write: send(effects.send_after);  // those whose id is at or below it
+//!     apply entries up to min(effects.commit, what is durable); then step(Applied(index))
+//! }
+//! ```
+//!
+//! - A vote, and an acknowledgement of entries, are messages of `send_after`: they leave when what they attest is
+//!   durable. A member's own vote and its own acknowledgement count from the completion of their batch as well; one
+//!   voter is no exception.
+//! - A persist batch makes durable exactly what it wrote, unless a later batch has rewritten it meanwhile: the core
+//!   shortens what it expects of a batch when the log is cut, so an acknowledgement for the first of two writes of an
+//!   index never counts for the second.
+//! - The core never reads the log. It knows the terms of all entries as runs and keeps the newest entries in memory;
+//!   what a slow member needs beyond that is asked for by [`Effects::fetch`].
+//! - A read is confirmed by a round of heartbeats whose number is private to the leader, or at once by a sole voter; it
+//!   waits for the first commit in the leader's own term. The caller serves it when it has applied the index.
+//! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
+//!
+//! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
+//! chapters 3, 4 and 6.
+//!
+//! # Caveats
+//!
+//! There is no pre-vote, no check-quorum, no transfer of leadership and no read by lease yet, and a member that needs a
+//! snapshot is only reported.
 
-use crate::NodeId;
+mod config;
+mod effects;
+mod election;
+mod log_view;
+mod membership;
+mod message;
+mod progress;
+mod quorum;
+mod replication;
+mod rng;
 
-/// Who votes and who only follows. While both voter lists are set, decisions need a majority of each.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Membership {
-    /// The voters, sorted.
-    pub voters: Vec<NodeId>,
-    /// The voters before the change that is under way, sorted; empty outside a joint configuration.
-    pub voters_outgoing: Vec<NodeId>,
-    /// Members that get the log but do not vote, sorted.
-    pub learners: Vec<NodeId>,
+use std::collections::{BTreeMap, VecDeque};
+
+use log_view::LogView;
+use progress::Progress;
+use rng::Rng;
+
+use crate::{EntryKind, GroupId, HardState, Index, NodeId, Term};
+
+pub use config::{Config, ConfigError, Initial, ValidConfig};
+pub use effects::{DropReason, Effects, Fetch, Input, PersistBatch, PersistId};
+pub use membership::{Membership, MembershipError};
+pub use message::{Body, Message};
+
+/// What a member does in its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    #[default]
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// What others may know of a core.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This member.
+    pub id: NodeId,
+    /// The current term.
+    pub term: Term,
+    /// The vote in this term.
+    pub vote: Option<NodeId>,
+    /// What this member does.
+    pub role: Role,
+    /// The leader of this term, if known.
+    pub leader: Option<NodeId>,
+    /// The commit index.
+    pub commit: Index,
+    /// The applied index.
+    pub applied: Index,
+    /// The last index that is durable here.
+    pub persisted: Index,
+    /// The last index of the log.
+    pub last_index: Index,
+    /// This member is the only voter.
+    pub is_sole_voter: bool,
+    /// This member leads and has committed an entry of its own term.
+    pub committed_in_term: bool,
+}
+
+/// What a leader keeps besides.
+struct Leader {
+    progress: BTreeMap<NodeId, Progress>,
+    /// Reads that wait for the next round, or for the first commit of the term.
+    reads_waiting: Vec<u64>,
+    /// Rounds under way: number, commit index when it began, tokens. Ascending.
+    rounds: VecDeque<(u64, Index, Vec<u64>)>,
+    last_round: u64,
+    /// A heartbeat is due in the next `ready`.
+    heartbeat_due: bool,
+    /// The index of this leader's first entry.
+    first_of_term: Index,
+    /// Payload bytes of entries above the commit index.
+    uncommitted: VecDeque<(Index, usize)>,
+    uncommitted_bytes: usize,
+    /// The last membership entry proposed or inherited; no other one until it is applied.
+    pending_membership: Index,
+}
+
+enum RoleState {
+    Follower,
+    /// Votes that were received; the own one counts once it is durable.
+    Candidate(BTreeMap<NodeId, bool>),
+    Leader(Box<Leader>),
+}
+
+/// What a persist batch, once complete, makes durable.
+struct Inflight {
+    id: PersistId,
+    /// Shortened when the log is cut before the batch completes.
+    last_index: Index,
+    /// The term in which the member voted for itself, when the batch carries that vote.
+    own_vote: Option<Term>,
+}
+
+/// One member of one group.
+pub struct Core {
+    config: Config,
+    membership: Membership,
+    log: LogView,
+    term: Term,
+    vote: Option<NodeId>,
+    leader: Option<NodeId>,
+    role: RoleState,
+    commit: Index,
+    applied: Index,
+    persisted: Index,
+    /// The first index that no persist batch carries yet.
+    unsent: Index,
+    truncate_from: Option<Index>,
+    hard_state_changed: bool,
+    own_vote_pending: bool,
+    next_persist: PersistId,
+    inflight: VecDeque<Inflight>,
+    /// Messages that attest what is not durable yet.
+    attesting: Vec<(NodeId, Message)>,
+    ticks_since_contact: u64,
+    election_timeout: u64,
+    rng: Rng,
+}
+
+impl Core {
+    /// Restores a member. A sole voter campaigns at once.
+    #[must_use]
+    pub fn new(config: ValidConfig, initial: Initial) -> Self {
+        let config = config.0;
+        initial.membership.assert_valid();
+        let HardState { term, vote, commit } = initial.hard_state;
+        assert!(
+            initial.base_index <= commit,
+            "the commit index lies below the log's base"
+        );
+        assert!(initial.applied <= commit, "more was applied than committed");
+        assert!(
+            commit <= initial.last_index,
+            "the commit index {commit} lies beyond the log"
+        );
+        let log = LogView::new(
+            initial.base_index,
+            initial.base_term,
+            initial.last_index,
+            initial.terms,
+            config.window_bytes_max,
+        );
+        assert!(
+            log.last_term() <= term || log.last_index() == Index::ZERO,
+            "an entry of a later term"
+        );
+        let rng = Rng::new(config.seed ^ config.id.0.rotate_left(32) ^ config.group.0);
+        let mut core = Self {
+            membership: initial.membership,
+            term,
+            vote,
+            leader: None,
+            role: RoleState::Follower,
+            commit,
+            applied: initial.applied,
+            persisted: log.last_index(),
+            unsent: log.last_index().next(),
+            truncate_from: None,
+            hard_state_changed: false,
+            own_vote_pending: false,
+            next_persist: PersistId(1),
+            inflight: VecDeque::new(),
+            attesting: Vec::new(),
+            ticks_since_contact: 0,
+            election_timeout: 0,
+            rng,
+            log,
+            config,
+        };
+        core.draw_election_timeout();
+        if core.membership.is_sole_voter(core.config.id) {
+            core.campaign(&mut Effects::default());
+        }
+        core
+    }
+
+    /// Takes one input.
+    pub fn step(&mut self, input: Input, out: &mut Effects) {
+        match input {
+            Input::Tick { ticks } => self.tick(ticks, out),
+            Input::Message { from, message } => self.receive(from, message, out),
+            Input::Propose {
+                token,
+                kind,
+                payload,
+            } => self.propose(token, kind, payload, out),
+            Input::Read { token } => self.read(token, out),
+            Input::Persisted(id) => self.persisted(id, out),
+            Input::Applied(index) => {
+                assert!(index > self.applied, "applied goes forward");
+                assert!(index <= self.commit, "only committed entries are applied");
+                self.applied = index;
+            }
+            Input::MembershipApplied(membership) => self.apply_membership(membership, out),
+            Input::EntriesFetched { to, entries } => self.send_fetched(to, entries, out),
+            Input::Unreachable { to } => {
+                if let RoleState::Leader(leader) = &mut self.role
+                    && let Some(progress) = leader.progress.get_mut(&to)
+                {
+                    progress.probe();
+                }
+            }
+            Input::Campaign => {
+                if !matches!(self.role, RoleState::Leader(_)) {
+                    self.campaign(out);
+                }
+            }
+        }
+    }
+
+    /// Ends a batch of steps: entries for members, heartbeats, and what must become durable.
+    pub fn ready(&mut self, out: &mut Effects) {
+        self.start_round(out);
+        self.replicate(out);
+        assert!(
+            out.persist.is_none(),
+            "the last persist batch was not taken"
+        );
+        let entries = self.log.tail(self.unsent);
+        if self.hard_state_changed || self.truncate_from.is_some() || !entries.is_empty() {
+            let id = self.next_persist;
+            self.next_persist = PersistId(id.0 + 1);
+            let own_vote = std::mem::take(&mut self.own_vote_pending).then_some(self.term);
+            self.inflight.push_back(Inflight {
+                id,
+                last_index: self.log.last_index(),
+                own_vote,
+            });
+            let hard_state = HardState {
+                term: self.term,
+                vote: self.vote,
+                commit: self.commit,
+            };
+            out.persist = Some(PersistBatch {
+                id,
+                hard_state: std::mem::take(&mut self.hard_state_changed).then_some(hard_state),
+                truncate_from: self.truncate_from.take(),
+                entries,
+            });
+            self.unsent = self.log.last_index().next();
+        }
+        // Everything that these messages attest is in a batch by now, the newest one at the latest.
+        match self.inflight.back() {
+            Some(last) => {
+                let id = last.id;
+                let after = self
+                    .attesting
+                    .drain(..)
+                    .map(|(to, message)| (id, to, message));
+                out.send_after.extend(after);
+            }
+            None => out.send_now.append(&mut self.attesting),
+        }
+        let others = self.membership.members().len() > 1;
+        self.log.trim(self.unsent, others);
+    }
+
+    /// Entries at or below `to`, all of them applied, left the log.
+    pub fn compacted(&mut self, to: Index) {
+        assert!(to <= self.applied, "only applied entries leave the log");
+        self.log.compact(to);
+    }
+
+    /// What others may know.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        Status {
+            id: self.config.id,
+            term: self.term,
+            vote: self.vote,
+            role: match self.role {
+                RoleState::Follower => Role::Follower,
+                RoleState::Candidate(_) => Role::Candidate,
+                RoleState::Leader(_) => Role::Leader,
+            },
+            leader: self.leader,
+            commit: self.commit,
+            applied: self.applied,
+            persisted: self.persisted,
+            last_index: self.log.last_index(),
+            is_sole_voter: self.membership.is_sole_voter(self.config.id),
+            committed_in_term: self.committed_in_term(),
+        }
+    }
+
+    /// The membership in force.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The group.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.config.group
+    }
+
+    /// Ticks until something happens by itself; none when nothing will.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        let sole = self.membership.is_sole_voter(self.config.id);
+        let (period, active) = match &self.role {
+            RoleState::Leader(leader) => (
+                self.config.heartbeat_ticks,
+                !sole || leader.progress.len() > 1,
+            ),
+            RoleState::Follower | RoleState::Candidate(_) => {
+                // A sole candidate waits for its disk alone.
+                (
+                    self.election_timeout,
+                    !sole && self.membership.is_voter(self.config.id),
+                )
+            }
+        };
+        active.then(|| period.saturating_sub(self.ticks_since_contact))
+    }
+
+    fn committed_in_term(&self) -> bool {
+        match &self.role {
+            RoleState::Leader(leader) => self.commit >= leader.first_of_term,
+            RoleState::Follower | RoleState::Candidate(_) => false,
+        }
+    }
+
+    fn tick(&mut self, ticks: u64, out: &mut Effects) {
+        self.ticks_since_contact = self.ticks_since_contact.saturating_add(ticks);
+        match &mut self.role {
+            RoleState::Leader(leader) => {
+                if self.ticks_since_contact >= self.config.heartbeat_ticks {
+                    self.ticks_since_contact = 0;
+                    leader.heartbeat_due = true;
+                }
+            }
+            RoleState::Follower | RoleState::Candidate(_) => {
+                let me = self.config.id;
+                let waits_for_disk = self.membership.is_sole_voter(me)
+                    && matches!(self.role, RoleState::Candidate(_));
+                if self.ticks_since_contact >= self.election_timeout
+                    && self.membership.is_voter(me)
+                    && !waits_for_disk
+                {
+                    self.campaign(out);
+                }
+            }
+        }
+    }
+
+    fn persisted(&mut self, id: PersistId, out: &mut Effects) {
+        let done = self.inflight.pop_front().expect("a batch was handed out");
+        assert_eq!(done.id, id, "persist batches complete in order");
+        if done.last_index > self.persisted {
+            self.persisted = done.last_index;
+        }
+        assert!(
+            self.persisted <= self.log.last_index(),
+            "more is durable than there is"
+        );
+        if done.own_vote == Some(self.term) {
+            let me = self.config.id;
+            self.record_vote(me, true, out);
+        }
+        self.advance_commit(out);
+    }
+
+    fn apply_membership(&mut self, membership: Membership, out: &mut Effects) {
+        membership.assert_valid();
+        self.membership = membership;
+        let (me, next) = (self.config.id, self.log.last_index().next());
+        let members = self.membership.members();
+        if let RoleState::Leader(leader) = &mut self.role {
+            if !self.membership.is_voter(me) {
+                let term = self.term;
+                self.become_follower(term, None, out);
+                return;
+            }
+            leader.progress.retain(|id, _| members.contains(id));
+            for id in members {
+                leader
+                    .progress
+                    .entry(id)
+                    .or_insert_with(|| Progress::new(next));
+            }
+            // A smaller quorum may have been reached already.
+            self.advance_commit(out);
+        }
+    }
+
+    fn propose(
+        &mut self,
+        token: Option<u64>,
+        kind: EntryKind,
+        payload: bytes::Bytes,
+        out: &mut Effects,
+    ) {
+        let leader_id = self.leader;
+        let RoleState::Leader(leader) = &mut self.role else {
+            let reason = DropReason::NotLeader(leader_id);
+            out.dropped.extend(token.map(|token| (token, reason)));
+            return;
+        };
+        let full = leader.uncommitted_bytes >= self.config.uncommitted_bytes_max;
+        let changing = kind == EntryKind::Config && leader.pending_membership > self.applied;
+        if full || changing {
+            out.dropped
+                .extend(token.map(|token| (token, DropReason::Busy)));
+            return;
+        }
+        let index = self.append(kind, payload);
+        out.proposed
+            .extend(token.map(|token| (token, index, self.term)));
+    }
+
+    /// Appends an entry of the leader's own.
+    fn append(&mut self, kind: EntryKind, payload: bytes::Bytes) -> Index {
+        let index = self.log.last_index().next();
+        let RoleState::Leader(leader) = &mut self.role else {
+            unreachable!("only leaders append on their own");
+        };
+        leader.uncommitted.push_back((index, payload.len()));
+        leader.uncommitted_bytes += payload.len();
+        if kind == EntryKind::Config {
+            leader.pending_membership = index;
+        }
+        self.log.append(crate::Entry {
+            index,
+            term: self.term,
+            kind,
+            payload,
+        });
+        index
+    }
 }

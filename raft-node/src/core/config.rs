@@ -1,0 +1,124 @@
+//! Settings of a core, and what it is restored from.
+
+use std::fmt;
+
+use super::membership::Membership;
+use crate::{GroupId, HardState, Index, NodeId, Term};
+
+/// Settings. A tick is 10 ms wherever real time drives the core.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This member; never zero.
+    pub id: NodeId,
+    /// The group, for messages of assertions.
+    pub group: GroupId,
+    /// Ticks between heartbeats of a leader; at least 1. Default 10.
+    pub heartbeat_ticks: u64,
+    /// Ticks without a leader until a member campaigns, at least: each wait is drawn from `[n, 2n)`. More than
+    /// `heartbeat_ticks`, or followers campaign against a live leader. Default 100.
+    pub election_ticks: u64,
+    /// Payload bytes of one append message, plus one entry. Default 1 MiB.
+    pub message_bytes_max: usize,
+    /// Append messages on their way to one member. Default 512.
+    pub inflight_messages_max: usize,
+    /// Payload bytes on their way to one member. Default 16 MiB.
+    pub inflight_bytes_max: usize,
+    /// Payload bytes proposed and not committed; past it proposals are refused. Default 64 MiB.
+    pub uncommitted_bytes_max: usize,
+    /// Payload bytes kept in memory for members that are not far behind; older entries are fetched. Default 8 MiB.
+    pub window_bytes_max: usize,
+    /// Where the jitter of elections comes from.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            id: NodeId::ZERO,
+            group: GroupId(1),
+            heartbeat_ticks: 10,
+            election_ticks: 100,
+            message_bytes_max: 1 << 20,
+            inflight_messages_max: 512,
+            inflight_bytes_max: 16 << 20,
+            uncommitted_bytes_max: 64 << 20,
+            window_bytes_max: 8 << 20,
+            seed: 0,
+        }
+    }
+}
+
+/// Settings that were checked.
+#[derive(Clone, Debug)]
+pub struct ValidConfig(pub(super) Config);
+
+/// A setting out of its bounds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError(&'static str);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Checks all settings.
+    pub fn validate(self) -> Result<ValidConfig, ConfigError> {
+        let checks = [
+            (
+                self.id != NodeId::ZERO,
+                "the member id is zero; ids start at 1",
+            ),
+            (
+                self.heartbeat_ticks >= 1,
+                "the heartbeat interval is below one tick of 10 ms",
+            ),
+            (
+                self.election_ticks > self.heartbeat_ticks,
+                "the election timeout is not above the heartbeat interval; use at least five times as much",
+            ),
+            (
+                self.message_bytes_max > 0,
+                "append messages need room for at least one byte",
+            ),
+            (
+                self.inflight_messages_max > 0,
+                "at least one append message must be in flight",
+            ),
+            (
+                self.inflight_bytes_max > 0,
+                "at least one byte must be in flight",
+            ),
+            (
+                self.uncommitted_bytes_max > 0,
+                "at least one byte must be allowed uncommitted",
+            ),
+        ];
+        match checks.into_iter().find(|(holds, _)| !holds) {
+            Some((_, message)) => Err(ConfigError(message)),
+            None => Ok(ValidConfig(self)),
+        }
+    }
+}
+
+/// What a core is restored from.
+#[derive(Clone, Debug, Default)]
+pub struct Initial {
+    /// Term, vote and commit index; the commit index lies between the base and the last index.
+    pub hard_state: HardState,
+    /// The last index that is not in the log.
+    pub base_index: Index,
+    /// Its term.
+    pub base_term: Term,
+    /// The last index in the log, all of which is durable.
+    pub last_index: Index,
+    /// The terms of the log's entries: the first index of each run, and its term.
+    pub terms: Vec<(Index, Term)>,
+    /// The last index that the state machine has applied.
+    pub applied: Index,
+    /// The membership as of `applied`.
+    pub membership: Membership,
+}

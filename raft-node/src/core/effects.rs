@@ -1,0 +1,122 @@
+//! What a core is told, and what it wants done.
+
+use bytes::Bytes;
+
+use super::membership::Membership;
+use super::message::Message;
+use crate::{Entry, EntryKind, HardState, Index, NodeId, Term};
+
+/// Names a persist batch. Dense; completions come back in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PersistId(pub u64);
+
+/// What happens to a core.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Time passed.
+    Tick {
+        /// Ticks since the last one.
+        ticks: u64,
+    },
+    /// A message arrived.
+    Message {
+        /// Its sender.
+        from: NodeId,
+        /// The message.
+        message: Message,
+    },
+    /// A command, or a membership change, to be replicated.
+    Propose {
+        /// Comes back in [`Effects::proposed`] or [`Effects::dropped`]; none when nobody waits.
+        token: Option<u64>,
+        /// What the payload is.
+        kind: EntryKind,
+        /// The payload.
+        payload: Bytes,
+    },
+    /// A linearizable read.
+    Read {
+        /// Comes back in [`Effects::reads_ready`] or [`Effects::dropped`].
+        token: u64,
+    },
+    /// A persist batch is durable.
+    Persisted(PersistId),
+    /// The state machine has applied up to here.
+    Applied(Index),
+    /// A membership entry was applied: it is in force from now on.
+    MembershipApplied(Membership),
+    /// The answer to a [`Fetch`].
+    EntriesFetched {
+        /// The member that needs them.
+        to: NodeId,
+        /// Contiguous entries from the index that was asked for; possibly fewer.
+        entries: Vec<Entry>,
+    },
+    /// A member could not be reached: what was sent to it may be lost.
+    Unreachable {
+        /// The member.
+        to: NodeId,
+    },
+    /// Campaign now.
+    Campaign,
+}
+
+/// Why a proposal or a read came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DropReason {
+    /// This member does not lead; the leader, if known, is named.
+    NotLeader(Option<NodeId>),
+    /// Too much is uncommitted, or a membership change is under way.
+    Busy,
+    /// This member led when the read arrived and does not any more.
+    LeaderChanged,
+}
+
+/// What must become durable, all of it together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PersistBatch {
+    /// Given back in [`Input::Persisted`].
+    pub id: PersistId,
+    /// The hard state, when term or vote changed; it carries the commit index along.
+    pub hard_state: Option<HardState>,
+    /// The first index that is gone.
+    pub truncate_from: Option<Index>,
+    /// Entries that follow what the log holds after the truncation.
+    pub entries: Vec<Entry>,
+}
+
+/// Entries that a member needs and that are no longer in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The member.
+    pub to: NodeId,
+    /// The first index.
+    pub from: Index,
+    /// One past the last index.
+    pub end: Index,
+    /// Payload bytes at most, plus one entry.
+    pub bytes_max: usize,
+}
+
+/// What a core wants done. The caller owns it, so that its buffers are reused.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// May leave at once.
+    pub send_now: Vec<(NodeId, Message)>,
+    /// May leave once the batch is durable.
+    pub send_after: Vec<(PersistId, NodeId, Message)>,
+    /// Must become durable. Set by [`super::Core::ready`] only.
+    pub persist: Option<PersistBatch>,
+    /// The commit index moved to here.
+    pub commit: Option<Index>,
+    /// Reads that may be served once the index is applied.
+    pub reads_ready: Vec<(u64, Index)>,
+    /// Proposals that got a place in the log; whether they keep it is seen when they are applied.
+    pub proposed: Vec<(u64, Index, Term)>,
+    /// Proposals and reads that came to nothing.
+    pub dropped: Vec<(u64, DropReason)>,
+    /// Entries to fetch.
+    pub fetch: Vec<Fetch>,
+    /// Members that need entries which the log no longer holds.
+    pub needs_snapshot: Vec<NodeId>,
+}

@@ -1,0 +1,235 @@
+//! Terms, votes, and changes of role.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::message::{Body, Message};
+use super::progress::Progress;
+use super::quorum::{self, VoteResult};
+use super::{Core, DropReason, Effects, Leader, RoleState};
+use crate::{EntryKind, Index, NodeId, Term};
+
+impl Core {
+    /// Draws how long to wait for a leader; anew for each campaign, or split votes repeat.
+    pub(super) fn draw_election_timeout(&mut self) {
+        let base = self.config.election_ticks;
+        self.election_timeout = base + self.rng.below(base);
+        self.ticks_since_contact = 0;
+    }
+
+    pub(super) fn campaign(&mut self, out: &mut Effects) {
+        if !self.membership.is_voter(self.config.id) {
+            return;
+        }
+        let term = Term(self.term.0 + 1);
+        self.become_follower(term, None, out);
+        self.vote = Some(self.config.id);
+        self.own_vote_pending = true;
+        self.role = RoleState::Candidate(BTreeMap::new());
+        let body = Body::Vote {
+            last_index: self.log.last_index(),
+            last_term: self.log.last_term(),
+        };
+        // A request promises nothing, but a crash would let the member ask twice in one term: it waits for the disk.
+        for to in self.others() {
+            self.attesting.push((
+                to,
+                Message {
+                    term,
+                    body: body.clone(),
+                },
+            ));
+        }
+    }
+
+    /// Enters a term, or stays in it, without a role of its own. Whoever waited on this member as a leader is told.
+    pub(super) fn become_follower(
+        &mut self,
+        term: Term,
+        leader: Option<NodeId>,
+        out: &mut Effects,
+    ) {
+        assert!(term >= self.term, "terms never go back");
+        if term > self.term {
+            self.term = term;
+            self.vote = None;
+            self.own_vote_pending = false;
+            self.hard_state_changed = true;
+        }
+        self.leader = leader;
+        if let RoleState::Leader(was) = std::mem::replace(&mut self.role, RoleState::Follower) {
+            let rounds = was.rounds.into_iter().flat_map(|(_, _, tokens)| tokens);
+            let given_up = rounds.chain(was.reads_waiting);
+            out.dropped
+                .extend(given_up.map(|token| (token, DropReason::LeaderChanged)));
+        }
+        self.draw_election_timeout();
+    }
+
+    pub(super) fn receive(&mut self, from: NodeId, message: Message, out: &mut Effects) {
+        let Message { term, body } = message;
+        if term > self.term {
+            let leads = matches!(body, Body::Append { .. } | Body::Heartbeat { .. });
+            self.become_follower(term, leads.then_some(from), out);
+        }
+        if term < self.term {
+            self.refuse_stale(from, &body);
+            return;
+        }
+        match body {
+            Body::Vote {
+                last_index,
+                last_term,
+            } => self.answer_vote(from, last_index, last_term),
+            Body::VoteReply { granted } => self.record_vote(from, granted, out),
+            Body::Append {
+                prev_index,
+                prev_term,
+                entries,
+                commit,
+            } => {
+                self.follow(from, out);
+                self.accept_entries(from, prev_index, prev_term, entries, commit, out);
+            }
+            Body::Heartbeat { commit, round } => {
+                self.follow(from, out);
+                assert!(
+                    commit <= self.log.last_index(),
+                    "group {}: {from} says that {commit} is committed, but the log ends at {}: acknowledged entries \
+                     were lost",
+                    self.config.group,
+                    self.log.last_index()
+                );
+                self.commit_to(commit, out);
+                self.send(out, from, Body::HeartbeatReply { round });
+            }
+            Body::AppendReply { matched } => self.acked(from, matched, out),
+            Body::AppendReject {
+                rejected,
+                hint_index,
+                hint_term,
+            } => {
+                self.rejected(from, rejected, hint_index, hint_term);
+            }
+            Body::HeartbeatReply { round } => self.heartbeat_acked(from, round, out),
+        }
+    }
+
+    /// A leader or candidate of an older term learns of the newer one; everything else is ignored.
+    fn refuse_stale(&mut self, from: NodeId, body: &Body) {
+        let reply = match body {
+            Body::Vote { .. } => Body::VoteReply { granted: false },
+            // The round 0 confirms nothing; the term is what counts.
+            Body::Append { .. } | Body::Heartbeat { .. } => Body::HeartbeatReply { round: 0 },
+            _ => return,
+        };
+        self.attest(from, reply);
+    }
+
+    /// `from` leads the current term.
+    fn follow(&mut self, from: NodeId, out: &mut Effects) {
+        assert!(
+            !matches!(self.role, RoleState::Leader(_)),
+            "group {}: two leaders in term {}: {} and {from}",
+            self.config.group,
+            self.term,
+            self.config.id
+        );
+        assert!(
+            self.leader.is_none_or(|leader| leader == from),
+            "group {}: two leaders in term {}: {:?} and {from}",
+            self.config.group,
+            self.term,
+            self.leader
+        );
+        let term = self.term;
+        self.become_follower(term, Some(from), out);
+    }
+
+    /// A vote goes to the first candidate of the term whose log is at least as recent. A learner may vote: it may have
+    /// been promoted by a change that it has not seen yet.
+    fn answer_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
+        let free = self.vote == Some(from) || (self.vote.is_none() && self.leader.is_none());
+        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index());
+        let granted = free && recent;
+        if granted && self.vote.is_none() {
+            self.vote = Some(from);
+            self.hard_state_changed = true;
+            self.draw_election_timeout();
+        }
+        self.attest(from, Body::VoteReply { granted });
+    }
+
+    pub(super) fn record_vote(&mut self, from: NodeId, granted: bool, out: &mut Effects) {
+        let RoleState::Candidate(votes) = &mut self.role else {
+            return;
+        };
+        if !self.membership.is_voter(from) {
+            return;
+        }
+        votes.entry(from).or_insert(granted);
+        match quorum::tally(&self.membership, |id| votes.get(&id).copied()) {
+            VoteResult::Won => self.lead(),
+            VoteResult::Lost => {
+                let term = self.term;
+                self.become_follower(term, None, out);
+            }
+            VoteResult::Pending => {}
+        }
+    }
+
+    /// The election is won: the term is opened with an entry of its own, because only those commit.
+    fn lead(&mut self) {
+        let me = self.config.id;
+        let first_of_term = self.log.last_index().next();
+        let progress = self
+            .membership
+            .members()
+            .into_iter()
+            .map(|id| (id, Progress::new(first_of_term)));
+        self.leader = Some(me);
+        self.ticks_since_contact = 0;
+        self.role = RoleState::Leader(Box::new(Leader {
+            progress: progress.collect(),
+            reads_waiting: Vec::new(),
+            rounds: VecDeque::new(),
+            last_round: 0,
+            heartbeat_due: false,
+            first_of_term,
+            uncommitted: VecDeque::new(),
+            uncommitted_bytes: 0,
+            // Whether there is a change among the entries that are not applied is not known: assume it.
+            pending_membership: self.log.last_index(),
+        }));
+        self.append(EntryKind::Normal, Bytes::new());
+    }
+
+    /// Sends what attests durable state, once that state is durable.
+    pub(super) fn attest(&mut self, to: NodeId, body: Body) {
+        self.attesting.push((
+            to,
+            Message {
+                term: self.term,
+                body,
+            },
+        ));
+    }
+
+    /// Sends what promises nothing.
+    pub(super) fn send(&self, out: &mut Effects, to: NodeId, body: Body) {
+        out.send_now.push((
+            to,
+            Message {
+                term: self.term,
+                body,
+            },
+        ));
+    }
+
+    pub(super) fn others(&self) -> Vec<NodeId> {
+        let mut members = self.membership.members();
+        members.retain(|id| *id != self.config.id);
+        members
+    }
+}

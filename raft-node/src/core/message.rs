@@ -1,0 +1,66 @@
+//! What members say to each other.
+
+use crate::{Entry, Index, Term};
+
+/// A message, with the sender's term.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The sender's term when it was sent.
+    pub term: Term,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What a message says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// A candidate asks for a vote.
+    Vote {
+        /// The last index of its log.
+        last_index: Index,
+        /// The term of that entry.
+        last_term: Term,
+    },
+    /// The answer.
+    VoteReply {
+        /// Whether the vote was given; it is durable.
+        granted: bool,
+    },
+    /// A leader sends entries, possibly none.
+    Append {
+        /// The index before the first entry.
+        prev_index: Index,
+        /// The term of the entry there.
+        prev_term: Term,
+        /// Contiguous entries.
+        entries: Vec<Entry>,
+        /// The leader's commit index.
+        commit: Index,
+    },
+    /// The log agrees with the leader's up to `matched`, durably.
+    AppendReply {
+        /// The index.
+        matched: Index,
+    },
+    /// The log does not have the entry before the first that was sent.
+    AppendReject {
+        /// The `prev_index` that did not match.
+        rejected: Index,
+        /// The highest index at which the logs may still agree.
+        hint_index: Index,
+        /// The term of the follower's entry there.
+        hint_term: Term,
+    },
+    /// The leader is there.
+    Heartbeat {
+        /// What the follower may commit: never above what it has acknowledged.
+        commit: Index,
+        /// The newest read round; a counter private to the leader, never client data.
+        round: u64,
+    },
+    /// The follower is there and in the leader's term.
+    HeartbeatReply {
+        /// The round of the heartbeat that it answers.
+        round: u64,
+    },
+}

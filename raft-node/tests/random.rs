@@ -1,0 +1,174 @@
+//! Random runs of a few members under message loss, reordering, crashes and slow disks, from printed seeds. What is
+//! checked: one leader per term, no committed entry is ever lost or changed, and what was applied agrees.
+
+#![expect(clippy::print_stdout, reason = "a failing run must name its seed")]
+
+mod cluster;
+
+use std::collections::BTreeMap;
+
+use cluster::Cluster;
+use raft_node::core::{Config, Input, Membership, Role};
+use raft_node::{Entry, Index, NodeId, Term};
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % bound
+    }
+}
+
+#[derive(Default)]
+struct Checker {
+    leaders: BTreeMap<Term, NodeId>,
+    committed: Vec<Entry>,
+}
+
+impl Checker {
+    fn check(&mut self, cluster: &Cluster) {
+        for (id, member) in &cluster.members {
+            let status = member.core.status();
+            if status.role == Role::Leader {
+                let leader = *self.leaders.entry(status.term).or_insert(*id);
+                assert_eq!(leader, *id, "two leaders in term {}", status.term);
+            }
+            for entry in &member.applied {
+                let at = entry.index.0 as usize - 1;
+                match self.committed.get(at) {
+                    Some(known) => assert_eq!(known, entry, "{id} applied something else"),
+                    None => self.committed.push(entry.clone()),
+                }
+            }
+        }
+    }
+}
+
+fn run(seed: u64, voters: u64) -> usize {
+    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let config = Config {
+        heartbeat_ticks: 2,
+        election_ticks: 10,
+        inflight_messages_max: 3,
+        window_bytes_max: 200,
+        seed,
+        ..Config::default()
+    };
+    let mut cluster = Cluster::new(Membership::of_voters((1..=voters).map(NodeId)), config);
+    let mut checker = Checker::default();
+    let ids = cluster.ids();
+    let mut token = 0;
+    let mut cut: Option<NodeId> = None;
+    for turn in 0..1_500_u64 {
+        let id = ids[rng.below(voters) as usize];
+        match rng.below(100) {
+            0 => cluster.restart(id),
+            1 => cut = Some(id),
+            2..=3 => cut = None,
+            4..=15 => {
+                token += 1;
+                cluster.propose(id, token, &format!("{turn}"));
+            }
+            16..=20 => {
+                token += 1;
+                cluster.step(id, Input::Read { token });
+            }
+            21..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
+            41..=60 => {
+                cluster.persist(id);
+            }
+            _ => {
+                if !cluster.network.is_empty() {
+                    let at = rng.below(cluster.network.len() as u64) as usize;
+                    let (from, to, message) = cluster.network.swap_remove(at);
+                    let lost = cut == Some(from) || cut == Some(to) || rng.below(20) == 0;
+                    if rng.below(30) == 0 {
+                        cluster.network.push((from, to, message.clone()));
+                    }
+                    if !lost {
+                        cluster.step(to, Input::Message { from, message });
+                    }
+                }
+            }
+        }
+        if rng.below(3) > 0 {
+            cluster.ready(id);
+        }
+        cluster.apply(id);
+        checker.check(&cluster);
+    }
+    settle(&mut cluster, &mut checker, token);
+    checker.committed.len()
+}
+
+/// Faults are over: within a bounded time there is one leader, and everybody applies the same.
+fn settle(cluster: &mut Cluster, checker: &mut Checker, token: u64) {
+    let ids = cluster.ids();
+    let mut proposed = false;
+    for _ in 0..600 {
+        for id in &ids {
+            cluster.step(*id, Input::Tick { ticks: 1 });
+            cluster.ready(*id);
+            while cluster.persist(*id) {}
+            cluster.apply(*id);
+        }
+        for (from, to, message) in std::mem::take(&mut cluster.network) {
+            cluster.step(to, Input::Message { from, message });
+            cluster.ready(to);
+        }
+        checker.check(cluster);
+        let leader = ids
+            .iter()
+            .find(|id| cluster.members[id].core.status().committed_in_term);
+        if let Some(leader) = leader
+            && !proposed
+        {
+            proposed = true;
+            cluster.propose(*leader, token + 1, "last");
+        }
+    }
+    let applied = |id: &NodeId| cluster.members[id].applied.len();
+    assert!(
+        ids.iter().all(|id| applied(id) == applied(&ids[0])),
+        "the members did not converge"
+    );
+    let last = cluster.members[&ids[0]].applied.iter().rev();
+    assert!(
+        last.take(3).any(|entry| entry.payload == "last"),
+        "no progress after the faults"
+    );
+    assert_eq!(
+        checker.committed.last().map(|entry| entry.index),
+        Some(Index(applied(&ids[0]) as u64))
+    );
+}
+
+fn runs(voters: u64, seeds: std::ops::Range<u64>) {
+    let only = std::env::var("SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
+    let mut committed = 0;
+    for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
+        println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}");
+        committed += run(seed, voters);
+    }
+    assert!(committed > 0, "the runs committed nothing");
+}
+
+#[test]
+fn voters_1_keep_what_is_committed() {
+    runs(1, 0..40);
+}
+
+#[test]
+fn voters_3_keep_what_is_committed() {
+    runs(3, 0..200);
+}
+
+#[test]
+fn voters_5_keep_what_is_committed() {
+    runs(5, 0..100);
+}

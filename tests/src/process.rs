@@ -1,0 +1,243 @@
+//! A real server as a real process: start it, wait until it serves, `kill -9` it, start it again on the same data.
+//!
+//! For tests that must see what an operator sees: exit codes, log lines, what is there after a crash. Nothing here
+//! sleeps: a thread collects the log and wakes who waits for a line, or for the end of the process.
+
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Part of the line that a server logs when it serves.
+pub const READY: &str = "ready to serve client requests";
+/// How long a start, a stop or a log line may take before a test fails: far more than they need on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How to start a server; the same setup starts it again on the same data and port.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// The program, followed by the arguments that come before the flags.
+    pub program: Vec<String>,
+    /// Where it keeps its data.
+    pub data_dir: PathBuf,
+    /// Where it listens, on 127.0.0.1.
+    pub port: u16,
+    /// More flags.
+    pub flags: Vec<String>,
+}
+
+impl Setup {
+    /// A server of the `flotilla` binary on a free port. `FLOTILLA_TEST_SERVER` names another program that takes
+    /// etcd's flags, to check a test against a server that is known to be right.
+    #[must_use]
+    pub fn new(binary: &str, data_dir: &Path) -> Self {
+        let program = match std::env::var("FLOTILLA_TEST_SERVER") {
+            Ok(other) => vec![other],
+            Err(_) => vec![binary.to_owned(), "server".to_owned()],
+        };
+        Self {
+            program,
+            data_dir: data_dir.to_owned(),
+            port: free_port(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// Where clients connect.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Starts the process, and returns without waiting for anything.
+    ///
+    /// # Panics
+    /// When the program cannot be started at all.
+    #[must_use]
+    pub fn spawn(&self) -> Server {
+        let url = self.url();
+        let mut child = Command::new(&self.program[0])
+            .args(&self.program[1..])
+            .arg("--data-dir")
+            .arg(&self.data_dir)
+            .args([
+                "--listen-client-urls",
+                &url,
+                "--advertise-client-urls",
+                &url,
+            ])
+            .args(&self.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {:?}: {error}", self.program));
+        let stderr = child.stderr.take().expect("it was asked to be a pipe");
+        let log = Arc::new(Log::default());
+        let collector = log.clone();
+        thread::Builder::new()
+            .name("server-log".into())
+            .spawn(move || collector.collect(stderr))
+            .expect("a thread can be started");
+        Server { child, log, url }
+    }
+
+    /// Starts the process and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not serve in time; with its whole log.
+    #[must_use]
+    pub fn start(&self) -> Server {
+        let server = self.spawn();
+        server.wait_for_line(READY);
+        server
+    }
+}
+
+/// A port that nobody listens on at this moment.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
+    listener
+        .local_addr()
+        .expect("a bound socket has an address")
+        .port()
+}
+
+/// A running server. It is killed when dropped.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    log: Arc<Log>,
+    url: String,
+}
+
+impl Server {
+    /// Where clients connect.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Everything it has logged so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.log.text()
+    }
+
+    /// Waits for a line that contains `part`.
+    ///
+    /// # Panics
+    /// When it does not come in time, or the process ends before; with the whole log.
+    pub fn wait_for_line(&self, part: &str) {
+        let found = self
+            .log
+            .wait(|state| state.lines.iter().any(|line| line.contains(part)));
+        assert!(found, "no line with {part:?} in the log:\n{self}");
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    ///
+    /// # Panics
+    /// When the process cannot be killed.
+    pub fn kill_9(mut self) {
+        self.child
+            .kill()
+            .expect("the process is ours, and not waited for yet");
+        self.child.wait().expect("a killed process ends");
+    }
+
+    /// Sends SIGTERM.
+    ///
+    /// # Panics
+    /// When the process is already gone.
+    pub fn terminate(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process is ours");
+    }
+
+    /// Waits until the process ends by itself.
+    ///
+    /// # Panics
+    /// When it does not end in time; with the whole log.
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        // Its end closes the pipe, and the pipe's end wakes us.
+        let ended = self.log.wait(|state| state.ended);
+        assert!(ended, "the process still runs; its log:\n{self}");
+        self.child.wait().expect("the process is ours")
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.log())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when the process is already gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+impl Log {
+    fn collect(&self, stderr: ChildStderr) {
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            self.update(|state| state.lines.push(line));
+        }
+        self.update(|state| state.ended = true);
+    }
+
+    fn update(&self, change: impl FnOnce(&mut LogState)) {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_all();
+    }
+
+    /// Waits until the condition holds; false when it does not in time, or can no longer.
+    fn wait(&self, condition: impl Fn(&LogState) -> bool) -> bool {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if condition(&state) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.ended {
+                return false;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn text(&self) -> String {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .lines
+            .join("\n")
+    }
+}

@@ -1,1 +1,66 @@
-//! Sockets, RPC threads and services.
+//! Sockets, RPC threads and services: one port for gRPC and plain HTTP.
+//!
+//! Started by the binary with an [`Api`] and what else is to be served. Each RPC thread is a runtime of its own, and
+//! a connection stays on the thread that got it: no work moves between threads. It opens no data directory.
+
+mod grpc;
+mod http;
+mod metrics;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::service::Routes;
+
+use crate::api::Api;
+
+pub use metrics::Metrics;
+pub use threads::ServerHandle;
+
+/// What a gRPC message may be longer than the longest command, in bytes: above it the transport refuses.
+const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
+
+/// What is served.
+pub struct ServerParts<A> {
+    /// The unary calls.
+    pub api: Arc<A>,
+    /// Counts calls, and answers `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// Further gRPC services: watches, leases.
+    pub services: Routes,
+    /// Limits.
+    pub options: ServerOptions,
+}
+
+/// Limits of the server.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerOptions {
+    /// RPC threads; at least 1, default 2.
+    pub rpc_threads: usize,
+    /// The longest command in bytes, as the api has it; default 1.5 MiB. A message may be 512 KiB longer.
+    pub max_request_bytes: usize,
+    /// How long calls under way may take after a stop was asked for; default 2 s. Open watches are cut then.
+    pub drain: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            rpc_threads: 2,
+            max_request_bytes: 3 << 19,
+            drain: Duration::from_secs(2),
+        }
+    }
+}
+
+/// Serves a listener until the handle is shut down.
+pub fn serve<A: Api>(listener: TcpListener, parts: ServerParts<A>) -> io::Result<ServerHandle> {
+    let options = parts.options;
+    let dispatch = http::Dispatch::new(parts);
+    threads::start(listener, dispatch, options)
+}

@@ -1,0 +1,275 @@
+//! The gRPC services over an [`Api`]: KV, Cluster, Maintenance and health. They translate and count, nothing else.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use prometheus::{IntCounter, IntCounterVec};
+use tokio_stream::{Empty, Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::Metrics;
+use crate::ApiError;
+use crate::api::Api;
+use crate::pb::etcdserverpb as pb;
+use crate::pb::health::health_check_response::ServingStatus;
+use crate::pb::health::health_server::Health;
+use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
+
+type Answer<T> = Result<Response<T>, Status>;
+
+/// Service and method of each counted call; [`Call`] is the index.
+const METHODS: [(&str, &str); 9] = [
+    ("etcdserverpb.KV", "Range"),
+    ("etcdserverpb.KV", "Put"),
+    ("etcdserverpb.KV", "DeleteRange"),
+    ("etcdserverpb.KV", "Txn"),
+    ("etcdserverpb.KV", "Compact"),
+    ("etcdserverpb.Cluster", "MemberList"),
+    ("etcdserverpb.Maintenance", "Alarm"),
+    ("etcdserverpb.Maintenance", "Status"),
+    ("etcdserverpb.Maintenance", "Defragment"),
+];
+
+#[derive(Clone, Copy)]
+enum Call {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+    Compact,
+    MemberList,
+    Alarm,
+    Status,
+    Defragment,
+}
+
+/// Counts outcomes. The counters of success are looked up once: a call then costs one atomic addition.
+pub(super) struct Calls {
+    handled: IntCounterVec,
+    ok: Vec<IntCounter>,
+}
+
+impl Calls {
+    pub(super) fn new(metrics: &Metrics) -> Self {
+        let handled = metrics.handled.clone();
+        let counter = |(service, method): &(&str, &str)| {
+            handled.with_label_values(&["unary", *service, *method, "OK"])
+        };
+        let ok = METHODS.iter().map(counter).collect();
+        Self { handled, ok }
+    }
+
+    fn done<T>(&self, call: Call, result: Result<T, ApiError>) -> Answer<T> {
+        let at = call as usize;
+        match result {
+            Ok(response) => {
+                self.ok[at].inc();
+                Ok(Response::new(response))
+            }
+            Err(error) => {
+                let (service, method) = METHODS[at];
+                let code = format!("{:?}", error.code());
+                self.handled
+                    .with_label_values(&["unary", service, method, &code])
+                    .inc();
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// One api as gRPC services.
+pub(super) struct Front<A> {
+    api: Arc<A>,
+    calls: Arc<Calls>,
+}
+
+impl<A: Api> Front<A> {
+    pub(super) fn new(api: Arc<A>, calls: Arc<Calls>) -> Self {
+        Self { api, calls }
+    }
+
+    /// A caller that asks for a leader is refused without one, rather than kept waiting.
+    fn admit<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+        let wants_leader = request
+            .metadata()
+            .get("hasleader")
+            .is_some_and(|value| value == "true");
+        if wants_leader && !self.api.has_leader() {
+            return self
+                .calls
+                .done(call, Err(ApiError::NoLeader))
+                .map(Response::into_inner);
+        }
+        Ok(request.into_inner())
+    }
+}
+
+#[tonic::async_trait]
+impl<A: Api> pb::kv_server::Kv for Front<A> {
+    async fn range(&self, request: Request<pb::RangeRequest>) -> Answer<pb::RangeResponse> {
+        let request = self.admit(Call::Range, request)?;
+        self.calls.done(Call::Range, self.api.range(request).await)
+    }
+
+    async fn put(&self, request: Request<pb::PutRequest>) -> Answer<pb::PutResponse> {
+        let request = self.admit(Call::Put, request)?;
+        self.calls.done(Call::Put, self.api.put(request).await)
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Answer<pb::DeleteRangeResponse> {
+        let request = self.admit(Call::DeleteRange, request)?;
+        self.calls
+            .done(Call::DeleteRange, self.api.delete_range(request).await)
+    }
+
+    async fn txn(&self, request: Request<pb::TxnRequest>) -> Answer<pb::TxnResponse> {
+        let request = self.admit(Call::Txn, request)?;
+        self.calls.done(Call::Txn, self.api.txn(request).await)
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Answer<pb::CompactionResponse> {
+        let request = self.admit(Call::Compact, request)?;
+        self.calls
+            .done(Call::Compact, self.api.compact(request).await)
+    }
+}
+
+/// Membership is fixed at the first start.
+fn fixed_membership<T>() -> Answer<T> {
+    Err(ApiError::NotImplemented("changing the membership").into())
+}
+
+#[tonic::async_trait]
+impl<A: Api> pb::cluster_server::Cluster for Front<A> {
+    async fn member_list(
+        &self,
+        request: Request<pb::MemberListRequest>,
+    ) -> Answer<pb::MemberListResponse> {
+        let request = self.admit(Call::MemberList, request)?;
+        self.calls
+            .done(Call::MemberList, self.api.member_list(request).await)
+    }
+
+    async fn member_add(
+        &self,
+        _request: Request<pb::MemberAddRequest>,
+    ) -> Answer<pb::MemberAddResponse> {
+        fixed_membership()
+    }
+
+    async fn member_remove(
+        &self,
+        _request: Request<pb::MemberRemoveRequest>,
+    ) -> Answer<pb::MemberRemoveResponse> {
+        fixed_membership()
+    }
+
+    async fn member_update(
+        &self,
+        _request: Request<pb::MemberUpdateRequest>,
+    ) -> Answer<pb::MemberUpdateResponse> {
+        fixed_membership()
+    }
+
+    async fn member_promote(
+        &self,
+        _request: Request<pb::MemberPromoteRequest>,
+    ) -> Answer<pb::MemberPromoteResponse> {
+        fixed_membership()
+    }
+}
+
+#[tonic::async_trait]
+impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
+    type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
+
+    async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Answer<pb::AlarmResponse> {
+        self.calls
+            .done(Call::Alarm, self.api.alarm(request.into_inner()).await)
+    }
+
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        self.calls
+            .done(Call::Status, self.api.status(request.into_inner()).await)
+    }
+
+    async fn defragment(
+        &self,
+        request: Request<pb::DefragmentRequest>,
+    ) -> Answer<pb::DefragmentResponse> {
+        self.calls.done(
+            Call::Defragment,
+            self.api.defragment(request.into_inner()).await,
+        )
+    }
+
+    async fn hash(&self, _request: Request<pb::HashRequest>) -> Answer<pb::HashResponse> {
+        Err(ApiError::NotImplemented("Hash").into())
+    }
+
+    async fn hash_kv(&self, _request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
+        Err(ApiError::NotImplemented("HashKV").into())
+    }
+
+    async fn snapshot(
+        &self,
+        _request: Request<pb::SnapshotRequest>,
+    ) -> Answer<Self::SnapshotStream> {
+        Err(ApiError::NotImplemented("Snapshot").into())
+    }
+
+    async fn move_leader(
+        &self,
+        _request: Request<pb::MoveLeaderRequest>,
+    ) -> Answer<pb::MoveLeaderResponse> {
+        Err(ApiError::NotImplemented("MoveLeader").into())
+    }
+
+    async fn downgrade(
+        &self,
+        _request: Request<pb::DowngradeRequest>,
+    ) -> Answer<pb::DowngradeResponse> {
+        Err(ApiError::NotImplemented("Downgrade").into())
+    }
+}
+
+/// The gRPC health protocol: the server as a whole, under the empty name, serves while it runs.
+pub(super) struct HealthService;
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    type WatchStream =
+        Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send + 'static>>;
+
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
+        if !request.get_ref().service.is_empty() {
+            return Err(Status::not_found("unknown service"));
+        }
+        Ok(Response::new(HealthCheckResponse {
+            status: ServingStatus::Serving.into(),
+        }))
+    }
+
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Answer<Self::WatchStream> {
+        let known = request.get_ref().service.is_empty();
+        let status = if known {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::ServiceUnknown
+        };
+        let first = tokio_stream::once(Ok(HealthCheckResponse {
+            status: status.into(),
+        }));
+        // It does not change while the server runs; the stream stays open until one side goes.
+        Ok(Response::new(Box::pin(
+            first.chain(tokio_stream::pending()),
+        )))
+    }
+}

@@ -1,0 +1,323 @@
+//! Where a request goes, and the plain HTTP pages: health, version, metrics.
+//!
+//! The KV service is matched first and called without a router, because its calls are the many ones. What no service
+//! claims is a page when it is plain HTTP, and `Unimplemented` with the method's name when it is gRPC.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::Router;
+use axum::extract::Request as PageRequest;
+use axum::response::{IntoResponse, Response as PageResponse};
+use http::header::{ALLOW, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service;
+
+use super::grpc::{Calls, Front, HealthService};
+use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
+use crate::api::{Api, STORAGE_VERSION, VERSION};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::health::health_server::HealthServer;
+use pb::cluster_server::ClusterServer;
+use pb::kv_server::KvServer;
+use pb::maintenance_server::MaintenanceServer;
+
+/// gRPC's number of that status.
+const OUT_OF_RANGE: &str = "11";
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// Calls the KV service; the type of its api is erased so that threads need not know it.
+trait KvCall: Send + Sync {
+    fn call(&self, request: Request<Incoming>) -> Answer;
+}
+
+impl<A: Api> KvCall for KvServer<Front<A>> {
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        Service::call(&mut self.clone(), request)
+    }
+}
+
+/// The service behind each connection.
+#[derive(Clone)]
+pub(super) struct Dispatch {
+    kv: Arc<dyn KvCall>,
+    rest: Router,
+}
+
+impl Dispatch {
+    pub(super) fn new<A: Api>(parts: ServerParts<A>) -> Self {
+        let limit = parts.options.max_request_bytes + MESSAGE_OVERHEAD_BYTES;
+        let calls = Arc::new(Calls::new(&parts.metrics));
+        let front = || Front::new(Arc::clone(&parts.api), Arc::clone(&calls));
+        let kv = KvServer::new(front()).max_decoding_message_size(limit);
+        let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
+        let rest = parts
+            .services
+            .add_service(ClusterServer::new(front()).max_decoding_message_size(limit))
+            .add_service(MaintenanceServer::new(front()).max_decoding_message_size(limit))
+            .add_service(HealthServer::new(HealthService))
+            .into_axum_router()
+            .fallback(move |request: PageRequest| {
+                let (api, metrics) = (Arc::clone(&api), Arc::clone(&metrics));
+                async move { fallback(&*api, &metrics, &request_line(&request)).await }
+            });
+        Self {
+            kv: Arc::new(kv),
+            rest,
+        }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for Dispatch {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        if request.uri().path().starts_with("/etcdserverpb.KV/") {
+            return Answering(self.kv.call(request));
+        }
+        let mut rest = self.rest.clone();
+        Answering(Box::pin(async move {
+            Ok(rest.call(request).await?.map(Body::new))
+        }))
+    }
+}
+
+/// An answer under way. tonic calls a message above the limit out of range; clients of etcd know it as an exhausted
+/// resource, so that status is replaced on its way out.
+pub(super) struct Answering(Answer);
+
+impl Future for Answering {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = self.0.as_mut().poll(context);
+        answer.map(|answer| answer.map(with_etcd_size_status))
+    }
+}
+
+fn with_etcd_size_status(response: Response<Body>) -> Response<Body> {
+    // An answer of a handler that succeeded has its status in the trailers, so this look-up is all that it costs.
+    if response
+        .headers()
+        .get(Status::GRPC_STATUS)
+        .is_none_or(|code| code != OUT_OF_RANGE)
+    {
+        return response;
+    }
+    match Status::from_header_map(response.headers()) {
+        Some(status) if status.message().contains("message length too large") => {
+            Status::resource_exhausted(format!("grpc: {}", status.message())).into_http()
+        }
+        _ => response,
+    }
+}
+
+/// What the pages look at of a request.
+struct Line {
+    method: Method,
+    path: String,
+    query: String,
+    grpc: bool,
+}
+
+fn request_line(request: &PageRequest) -> Line {
+    let kind = request.headers().get(CONTENT_TYPE);
+    Line {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        query: request.uri().query().unwrap_or_default().to_owned(),
+        grpc: kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")),
+    }
+}
+
+impl Line {
+    /// The values given for a name; a name without a value counts as an empty one.
+    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        let pairs = self
+            .query
+            .split('&')
+            .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        pairs
+            .filter(move |(key, _)| *key == name)
+            .map(|(_, value)| value)
+    }
+
+    fn excludes(&self, what: &str) -> bool {
+        self.values("exclude")
+            .any(|value| value.eq_ignore_ascii_case(what))
+    }
+}
+
+async fn fallback<A: Api>(api: &A, metrics: &Metrics, line: &Line) -> PageResponse {
+    if line.grpc {
+        let text = format!("flotilla: {} is not implemented in this version", line.path);
+        return Status::unimplemented(text).into_http::<axum::body::Body>();
+    }
+    let path = line.path.as_str();
+    let (head, check) = match path[1.min(path.len())..].split_once('/') {
+        Some((head, check)) => (head, check),
+        None => (path.trim_start_matches('/'), ""),
+    };
+    let page = matches!((head, check), ("health" | "version" | "metrics", ""))
+        || matches!(head, "livez" | "readyz");
+    if !page {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
+    if line.method != Method::GET {
+        let allow = [(ALLOW, "GET")];
+        return (
+            StatusCode::METHOD_NOT_ALLOWED,
+            allow,
+            "Method Not Allowed\n",
+        )
+            .into_response();
+    }
+    match head {
+        "health" => health(api, line).await,
+        "version" => version(),
+        "metrics" => (
+            [(CONTENT_TYPE, "text/plain; version=0.0.4")],
+            metrics.render(&api.gauges()),
+        )
+            .into_response(),
+        "livez" => checks(api, &["serializable_read"], check, line).await,
+        _ => {
+            let all = [
+                "data_corruption",
+                "serializable_read",
+                "linearizable_read",
+                "non_learner",
+            ];
+            checks(api, &all, check, line).await
+        }
+    }
+}
+
+fn version() -> PageResponse {
+    let cluster = format!(
+        "{}.0",
+        &VERSION[..VERSION.rfind('.').unwrap_or(VERSION.len())]
+    );
+    axum::Json(serde_json::json!({
+        "etcdserver": VERSION,
+        "etcdcluster": cluster,
+        "storage": STORAGE_VERSION,
+    }))
+    .into_response()
+}
+
+async fn health<A: Api>(api: &A, line: &Line) -> PageResponse {
+    let serializable = line.values("serializable").any(|value| value == "true");
+    let reason = unhealthy(api, line, serializable).await;
+    let status = if reason.is_none() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let healthy = if reason.is_none() { "true" } else { "false" };
+    let body = serde_json::json!({ "health": healthy, "reason": reason.unwrap_or_default() });
+    (status, axum::Json(body)).into_response()
+}
+
+async fn unhealthy<A: Api>(api: &A, line: &Line, serializable: bool) -> Option<String> {
+    match api.alarm(pb::AlarmRequest::default()).await {
+        Ok(response) => {
+            for member in response.alarms {
+                let name = member.alarm().as_str_name();
+                if !line.excludes(name) {
+                    return Some(format!("ALARM {name}"));
+                }
+            }
+        }
+        Err(error) => return Some(format!("ALARM ERROR:{error}")),
+    }
+    if !serializable && !api.has_leader() {
+        return Some("RAFT NO LEADER".to_owned());
+    }
+    let failed = read(api, serializable).await.err();
+    failed.map(|error| format!("RANGE ERROR:{error}"))
+}
+
+/// The read by which etcd's probes look whether a member serves: a key that nobody writes.
+async fn read<A: Api>(api: &A, serializable: bool) -> Result<(), String> {
+    let key = "health".into();
+    let request = pb::RangeRequest {
+        key,
+        limit: 1,
+        serializable,
+        ..Default::default()
+    };
+    api.range(request)
+        .await
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+async fn check<A: Api>(api: &A, name: &str) -> Result<(), String> {
+    match name {
+        "serializable_read" => read(api, true).await,
+        "linearizable_read" => read(api, false).await,
+        "non_learner" => {
+            let status = api
+                .status(pb::StatusRequest {})
+                .await
+                .map_err(|error| error.to_string())?;
+            if status.is_learner {
+                Err("this member is a learner".to_owned())
+            } else {
+                Ok(())
+            }
+        }
+        _ => {
+            // Damage stops this server before it could raise the alarm; one raised all the same counts.
+            let response = api.alarm(pb::AlarmRequest::default()).await;
+            let alarms = response.map_err(|error| error.to_string())?.alarms;
+            let corrupt = alarms
+                .iter()
+                .any(|member| member.alarm() == pb::AlarmType::Corrupt);
+            if corrupt {
+                Err("alarm CORRUPT is raised".to_owned())
+            } else {
+                Ok(())
+            }
+        }
+    }
+}
+
+async fn checks<A: Api>(api: &A, all: &[&str], only: &str, line: &Line) -> PageResponse {
+    if !only.is_empty() && !all.contains(&only) {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
+    let wanted = all.iter().filter(|name| only.is_empty() || **name == only);
+    let (mut report, mut failed) = (String::new(), false);
+    for name in wanted.filter(|name| !line.excludes(name)) {
+        let line = match check(api, name).await {
+            Ok(()) => format!("[+]{name} ok"),
+            Err(reason) => {
+                failed = true;
+                format!("[-]{name} failed: {reason}")
+            }
+        };
+        writeln!(report, "{line}").expect("writing to a string does not fail");
+    }
+    if failed {
+        return (StatusCode::SERVICE_UNAVAILABLE, report).into_response();
+    }
+    let verbose = line.values("verbose").next().is_some();
+    if verbose {
+        format!("{report}ok\n")
+    } else {
+        "ok\n".to_owned()
+    }
+    .into_response()
+}

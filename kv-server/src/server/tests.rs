@@ -1,0 +1,233 @@
+//! Over real loopback sockets, with a fake replica behind the api.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::Ordering;
+
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+
+use super::*;
+use crate::api::testing::{FakeState, fake_api};
+use crate::pb::etcdserverpb as pb;
+use crate::pb::health::HealthCheckRequest;
+use crate::pb::health::health_client::HealthClient;
+use pb::cluster_client::ClusterClient;
+use pb::kv_client::KvClient;
+use pb::maintenance_client::MaintenanceClient;
+
+fn start() -> (ServerHandle, Arc<FakeState>) {
+    let (api, state) = fake_api();
+    let parts = ServerParts {
+        api,
+        metrics: Arc::new(Metrics::new()),
+        services: Routes::default(),
+        options: ServerOptions::default(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    (serve(listener, parts).unwrap(), state)
+}
+
+fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    write!(
+        socket,
+        "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (
+        head.split(' ').nth(1).unwrap().parse().unwrap(),
+        body.to_owned(),
+    )
+}
+
+fn with_channel<T>(address: SocketAddr, run: impl AsyncFnOnce(Channel) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+        run(endpoint.connect().await.unwrap()).await
+    })
+}
+
+fn put_of(bytes: usize) -> pb::PutRequest {
+    pb::PutRequest {
+        key: "a".into(),
+        value: vec![1; bytes].into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn sizes_above_limits_are_refused_by_api_then_by_transport() {
+    let (server, _) = start();
+    with_channel(server.local_addr(), async |channel| {
+        let mut kv = KvClient::new(channel);
+        let written = kv.put(put_of(1 << 20)).await.unwrap().into_inner();
+        assert_eq!(written.header.unwrap().revision, 2);
+        let large = kv.put(put_of((3 << 19) + 1)).await.unwrap_err();
+        assert_eq!(large.code(), Code::InvalidArgument);
+        assert_eq!(large.message(), "etcdserver: request is too large");
+        let larger = kv.put(put_of((2 << 20) + 1)).await.unwrap_err();
+        assert_eq!(larger.code(), Code::ResourceExhausted, "{larger:?}");
+        let read = pb::RangeRequest {
+            key: "a".into(),
+            ..Default::default()
+        };
+        assert_eq!(kv.range(read).await.unwrap().into_inner().count, 1);
+    });
+    server.shutdown();
+}
+
+#[test]
+fn health_pages_follow_leader_and_alarms() {
+    let (server, state) = start();
+    let at = server.local_addr();
+    assert_eq!(
+        http(at, "GET", "/health"),
+        (200, r#"{"health":"true","reason":""}"#.into())
+    );
+    assert_eq!(http(at, "GET", "/livez"), (200, "ok\n".into()));
+    let ready = "[+]data_corruption ok\n[+]linearizable_read ok\n[+]non_learner ok\nok\n";
+    let verbose = "/readyz?verbose&exclude=serializable_read";
+    assert_eq!(http(at, "GET", verbose), (200, ready.into()));
+    assert_eq!(
+        http(at, "GET", "/readyz/linearizable_read"),
+        (200, "ok\n".into())
+    );
+    assert_eq!(http(at, "GET", "/readyz/other").0, 404);
+
+    state.full.store(true, Ordering::SeqCst);
+    let full = r#"{"health":"false","reason":"ALARM NOSPACE"}"#;
+    assert_eq!(http(at, "GET", "/health"), (503, full.into()));
+    assert_eq!(http(at, "GET", "/health?exclude=NOSPACE").0, 200);
+
+    state.full.store(false, Ordering::SeqCst);
+    state.no_leader.store(true, Ordering::SeqCst);
+    let lost = r#"{"health":"false","reason":"RAFT NO LEADER"}"#;
+    assert_eq!(http(at, "GET", "/health"), (503, lost.into()));
+    assert_eq!(http(at, "GET", "/health?serializable=true").0, 200);
+    assert_eq!(http(at, "GET", "/livez").0, 200);
+    let (status, report) = http(at, "GET", "/readyz");
+    assert_eq!(status, 503);
+    assert!(
+        report.contains("[-]linearizable_read failed: etcdserver: no leader"),
+        "{report}"
+    );
+}
+
+#[test]
+fn pages_answer_get_only() {
+    let (server, _) = start();
+    for path in ["/health", "/livez", "/readyz", "/version", "/metrics"] {
+        assert_eq!(http(server.local_addr(), "POST", path).0, 405, "{path}");
+        assert_eq!(http(server.local_addr(), "GET", path).0, 200, "{path}");
+    }
+    assert_eq!(http(server.local_addr(), "GET", "/elsewhere").0, 404);
+}
+
+#[test]
+fn metrics_after_calls_show_them() {
+    let (server, _) = start();
+    with_channel(server.local_addr(), async |channel| {
+        let mut kv = KvClient::new(channel);
+        kv.put(put_of(1)).await.unwrap();
+        kv.put(pb::PutRequest::default()).await.unwrap_err();
+    });
+    let (_, page) = http(server.local_addr(), "GET", "/metrics");
+    let put = |code: &str| {
+        let labels = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
+        format!("grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} 1\n")
+    };
+    assert!(page.contains(&put("OK")), "{page}");
+    assert!(page.contains(&put("InvalidArgument")), "{page}");
+    for line in [
+        "etcd_server_has_leader 1\n",
+        "etcd_debugging_mvcc_current_revision 2\n",
+    ] {
+        assert!(page.contains(line), "{page}");
+    }
+}
+
+#[test]
+fn status_and_hasleader_without_leader() {
+    let (server, state) = start();
+    state.no_leader.store(true, Ordering::SeqCst);
+    with_channel(server.local_addr(), async |channel| {
+        let mut maintenance = MaintenanceClient::new(channel.clone());
+        let status = maintenance
+            .status(pb::StatusRequest {})
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!((status.leader, status.errors.len()), (0, 1));
+        let mut request = Request::new(put_of(1));
+        request
+            .metadata_mut()
+            .insert("hasleader", "true".parse().unwrap());
+        let refused = KvClient::new(channel).put(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        assert_eq!(refused.message(), "etcdserver: no leader");
+    });
+}
+
+#[test]
+fn missing_parts_say_so_and_health_service_serves() {
+    let (server, _) = start();
+    with_channel(server.local_addr(), async |channel| {
+        let mut health = HealthClient::new(channel.clone());
+        let whole = HealthCheckRequest {
+            service: String::new(),
+        };
+        assert_eq!(
+            health
+                .check(whole.clone())
+                .await
+                .unwrap()
+                .into_inner()
+                .status,
+            1
+        );
+        let mut watch = health.watch(whole).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status, 1);
+        let other = HealthCheckRequest {
+            service: "x".into(),
+        };
+        assert_eq!(
+            health.check(other).await.unwrap_err().code(),
+            Code::NotFound
+        );
+
+        let mut cluster = ClusterClient::new(channel.clone());
+        let add = cluster
+            .member_add(pb::MemberAddRequest::default())
+            .await
+            .unwrap_err();
+        assert_eq!(add.code(), Code::Unimplemented);
+        assert!(add.message().contains("changing the membership"));
+        // No watch service was given to this server.
+        let mut watch = pb::watch_client::WatchClient::new(channel);
+        let missing = watch.watch(tokio_stream::pending()).await.unwrap_err();
+        assert_eq!(missing.code(), Code::Unimplemented);
+        assert!(
+            missing.message().contains("/etcdserverpb.Watch/Watch"),
+            "{missing:?}"
+        );
+    });
+}
+
+#[test]
+fn shutdown_with_idle_connection_stops_listening() {
+    let (server, _) = start();
+    let address = server.local_addr();
+    with_channel(address, async |channel| {
+        KvClient::new(channel).put(put_of(1)).await.unwrap();
+        server.shutdown();
+    });
+    assert!(TcpStream::connect(address).is_err());
+}

@@ -1,0 +1,213 @@
+//! One thread that accepts, and RPC threads with a current-thread runtime each, connections dealt round robin.
+//!
+//! Measured on two cores: an empty call costs a third less CPU this way than on a work-stealing runtime.
+
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
+use std::pin::pin;
+use std::thread::{Builder as ThreadBuilder, JoinHandle};
+use std::time::Duration;
+
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use super::ServerOptions;
+use super::http::Dispatch;
+
+/// Sockets that wait for one RPC thread at most; past it the backlog of the listener holds them.
+const LANE_SOCKETS_MAX: usize = 128;
+/// The pause after a failed accept: most often no file descriptor is left, and closing connections frees some.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Streams of one connection at most. A client puts all its watches on one connection: hyper's 200 would hang the next.
+const STREAMS_MAX: u32 = 1_000_000;
+/// Streams that a client may reset before we look at them; cancelled calls in bulk are normal.
+const RESETS_MAX: usize = 10_000;
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// As etcd's server: a ping after two idle hours, twenty seconds to answer it.
+const KEEPALIVE: Duration = Duration::from_secs(2 * 3_600);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A server that runs.
+pub struct ServerHandle {
+    local_addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl ServerHandle {
+    /// The address that it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Stops accepting, lets calls under way finish within the bound, and waits for the threads.
+    pub fn shutdown(mut self) {
+        self.stop_threads();
+    }
+
+    fn stop_threads(&mut self) {
+        self.stop.send_replace(true);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the server panicked");
+            }
+        }
+    }
+}
+
+impl Drop for ServerHandle {
+    fn drop(&mut self) {
+        self.stop_threads();
+    }
+}
+
+pub(super) fn start(
+    listener: TcpListener,
+    dispatch: Dispatch,
+    options: ServerOptions,
+) -> io::Result<ServerHandle> {
+    assert!(
+        options.rpc_threads > 0,
+        "a server without RPC threads serves nobody"
+    );
+    listener.set_nonblocking(true)?;
+    let local_addr = listener.local_addr()?;
+    let (stop, stopped) = watch::channel(false);
+    // From here on a failure drops the handle, which stops the threads that run already.
+    let mut handle = ServerHandle {
+        local_addr,
+        stop,
+        threads: Vec::new(),
+    };
+    let mut lanes = Vec::new();
+    for n in 0..options.rpc_threads {
+        let (lane, sockets) = mpsc::channel(LANE_SOCKETS_MAX);
+        let work = lane_loop(sockets, dispatch.clone(), stopped.clone(), options.drain);
+        handle
+            .threads
+            .push(spawn(format!("flotilla-rpc-{n}"), work)?);
+        lanes.push(lane);
+    }
+    let work = accept_loop(listener, lanes, stopped);
+    handle
+        .threads
+        .push(spawn("flotilla-accept".to_owned(), work)?);
+    Ok(handle)
+}
+
+fn spawn(
+    name: String,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let runtime: Runtime = RuntimeBuilder::new_current_thread().enable_all().build()?;
+    ThreadBuilder::new()
+        .name(name)
+        .spawn(move || runtime.block_on(work))
+}
+
+async fn accept_loop(
+    listener: TcpListener,
+    lanes: Vec<mpsc::Sender<StdStream>>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return tracing::error!(%error, "cannot watch the client listener"),
+    };
+    for lane in lanes.iter().cycle() {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopped.changed() => return,
+        };
+        match accepted.and_then(|(socket, _)| socket.into_std()) {
+            Ok(socket) => {
+                let handed_over = tokio::select! {
+                    sent = lane.send(socket) => sent.is_ok(),
+                    _ = stopped.changed() => return,
+                };
+                if !handed_over {
+                    tracing::error!("an rpc thread is gone; its share of connections is dropped");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn lane_loop(
+    mut sockets: mpsc::Receiver<StdStream>,
+    dispatch: Dispatch,
+    mut stopped: watch::Receiver<bool>,
+    drain: Duration,
+) {
+    let builder = connection_builder();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            socket = sockets.recv() => {
+                let Some(socket) = socket else { break };
+                let work = connection(socket, builder.clone(), dispatch.clone(), stopped.clone());
+                connections.spawn(work);
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+            _ = stopped.changed() => break,
+        }
+    }
+    let finish = async { while connections.join_next().await.is_some() {} };
+    if timeout(drain, finish).await.is_err() {
+        tracing::info!("calls that were still open after the drain time are cut");
+    }
+}
+
+async fn connection(
+    socket: StdStream,
+    builder: Builder<TokioExecutor>,
+    dispatch: Dispatch,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let socket = socket
+        .set_nodelay(true)
+        .and_then(|()| TcpStream::from_std(socket));
+    let socket = match socket {
+        Ok(socket) => TokioIo::new(socket),
+        Err(error) => return tracing::warn!(%error, "cannot set up a connection"),
+    };
+    let mut serving = pin!(builder.serve_connection(socket, dispatch));
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        _ = stopped.changed() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "a connection ended");
+    }
+}
+
+fn connection_builder() -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    builder
+}

@@ -105,3 +105,66 @@ impl From<ApiError> for Status {
         Self::new(error.code(), error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clientv3 maps the exact text; a changed one is a client that no longer retries, or retries what it must not.
+    #[test]
+    fn codes_and_texts_equal_etcd() {
+        use ApiError as E;
+        let table = [
+            (E::EmptyKey, 3, "key is not provided"),
+            (E::KeyNotFound, 3, "key not found"),
+            (E::ValueProvided, 3, "value is provided"),
+            (E::LeaseProvided, 3, "lease is provided"),
+            (E::TooManyOps, 3, "too many operations in txn request"),
+            (E::DuplicateKey, 3, "duplicate key given in txn request"),
+            (E::InvalidSortOption, 3, "invalid sort option"),
+            (E::RequestTooLarge, 3, "request is too large"),
+            (
+                E::Compacted,
+                11,
+                "mvcc: required revision has been compacted",
+            ),
+            (
+                E::FutureRevision,
+                11,
+                "mvcc: required revision is a future revision",
+            ),
+            (E::LeaseTtlTooLarge, 11, "too large lease TTL"),
+            (E::NoSpace, 8, "mvcc: database space exceeded"),
+            (E::TooManyRequests, 8, "too many requests"),
+            (E::LeaseNotFound, 5, "requested lease not found"),
+            (E::MemberNotFound, 5, "member not found"),
+            (E::LeaseExists, 9, "lease already exists"),
+            (E::NotLeader, 9, "not leader"),
+            (
+                E::NotSupportedForLearner,
+                9,
+                "rpc not supported for learner",
+            ),
+            (E::NoLeader, 14, "no leader"),
+            (E::LeaderChanged, 14, "leader changed"),
+            (E::Stopped, 14, "server stopped"),
+            (E::Timeout, 14, "request timed out"),
+            (
+                E::TimeoutDueToLeaderFail,
+                14,
+                "request timed out, possibly due to previous leader failure",
+            ),
+            (
+                E::TimeoutWaitAppliedIndex,
+                14,
+                "request timed out, waiting for the applied index took too long",
+            ),
+            (E::Corrupt, 15, "corrupt cluster"),
+        ];
+        for (error, code, text) in table {
+            let status = Status::from(error);
+            assert_eq!(status.code() as i32, code, "{text}");
+            assert_eq!(status.message(), format!("etcdserver: {text}"));
+        }
+    }
+}

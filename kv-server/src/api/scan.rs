@@ -90,3 +90,40 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn full_queue_refuses_and_panic_costs_one_read() {
+        let pool = ScanPool::start(1, 1).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let (started, running) = channel();
+        let (release, held) = channel::<()>();
+        runtime.block_on(async {
+            let first = pool.run(move || {
+                started.send(()).unwrap();
+                held.recv().unwrap();
+                Ok(1)
+            });
+            let rest = async {
+                running.recv().unwrap();
+                let second = pool.run(|| -> Result<i32, ApiError> { panic!("in a read") });
+                let third = async {
+                    assert_eq!(pool.run(|| Ok(3)).await, Err(ApiError::TooManyRequests));
+                    release.send(()).unwrap();
+                };
+                tokio::join!(second, third).0
+            };
+            let (first, second) = tokio::join!(first, rest);
+            assert_eq!(first, Ok(1));
+            assert_eq!(second.unwrap_err().code(), Code::Internal);
+            assert_eq!(pool.run(|| Ok(4)).await, Ok(4));
+        });
+    }
+}

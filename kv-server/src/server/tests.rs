@@ -231,3 +231,28 @@ fn shutdown_with_idle_connection_stops_listening() {
     });
     assert!(TcpStream::connect(address).is_err());
 }
+
+#[test]
+fn five_hundred_streams_on_one_connection_are_served() {
+    let (server, _) = start();
+    with_channel(server.local_addr(), async |channel| {
+        let mut open = Vec::new();
+        for _ in 0..500 {
+            let whole = HealthCheckRequest {
+                service: String::new(),
+            };
+            let stream = HealthClient::new(channel.clone())
+                .watch(whole)
+                .await
+                .unwrap();
+            open.push(stream.into_inner());
+        }
+        let put = KvClient::new(channel)
+            .put(put_of(1))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(put.header.unwrap().revision, 2);
+        assert_eq!(open[499].message().await.unwrap().unwrap().status, 1);
+    });
+}

@@ -1,5 +1,22 @@
-//! The MVCC store.
+//! The MVCC store: revisions, ranges, transactions, leases' keys and compaction of history, over an ordered engine.
+//!
+//! [`KvStateMachine`] applies commands on the host thread and is the only writer. [`Store`] is the read side, for any
+//! thread: each read takes one engine snapshot and learns its revision from the meta record in that same snapshot.
+//!
+//! It deliberately knows nothing of sockets, of deadlines (the lessor's) and of watchers (the hub's).
+mod cache;
+mod check;
+mod codec;
+mod compact;
+mod read;
+mod state;
+mod store;
 mod types;
+mod write;
+
+pub use check::{check_delete, check_put, check_range, check_txn};
+pub use state::{KvOptions, KvStateMachine, Sinks};
+pub use store::{History, Store};
 pub use types::{
     CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RevisionEvents,
 };

@@ -1,0 +1,149 @@
+//! What a request must satisfy before it is proposed. Called by the front end; transactions are checked again when they
+//! are applied, because the layout relies on a key changing once per revision.
+//!
+//! Source: etcd v3's documented request rules. One is stricter here: a delete in a nested transaction that overlaps a
+//! put of an earlier nested one is refused as well, as if both stood at one level.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+
+use crate::error::ApiError;
+use crate::pb::etcdserverpb::request_op::Request;
+use crate::pb::etcdserverpb::{
+    DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    range_request::{SortOrder, SortTarget},
+};
+
+/// Checks a range.
+///
+/// # Errors
+/// A missing key, an unknown sort order or target.
+pub fn check_range(request: &RangeRequest) -> Result<(), ApiError> {
+    if request.key.is_empty() {
+        return Err(ApiError::EmptyKey);
+    }
+    if SortOrder::try_from(request.sort_order).is_err()
+        || SortTarget::try_from(request.sort_target).is_err()
+    {
+        return Err(ApiError::InvalidSortOption);
+    }
+    Ok(())
+}
+
+/// Checks a put.
+///
+/// # Errors
+/// A missing key, a value beside `ignore_value`, a lease beside `ignore_lease`.
+pub fn check_put(request: &PutRequest) -> Result<(), ApiError> {
+    if request.key.is_empty() {
+        Err(ApiError::EmptyKey)
+    } else if request.ignore_value && !request.value.is_empty() {
+        Err(ApiError::ValueProvided)
+    } else if request.ignore_lease && request.lease != 0 {
+        Err(ApiError::LeaseProvided)
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks a delete.
+///
+/// # Errors
+/// A missing key.
+pub fn check_delete(request: &DeleteRangeRequest) -> Result<(), ApiError> {
+    if request.key.is_empty() {
+        Err(ApiError::EmptyKey)
+    } else {
+        Ok(())
+    }
+}
+
+/// Checks a transaction with everything in it. `max_txn_ops` bounds the longest of its three lists; a nested
+/// transaction gets what that leaves.
+///
+/// # Errors
+/// Those of its parts, too many operations, a key that one path would change twice.
+pub fn check_txn(request: &TxnRequest, max_txn_ops: usize) -> Result<(), ApiError> {
+    check_shape(request, max_txn_ops)?;
+    changes(&request.success)?;
+    changes(&request.failure)?;
+    Ok(())
+}
+
+fn check_shape(request: &TxnRequest, budget: usize) -> Result<(), ApiError> {
+    let ops = request
+        .compare
+        .len()
+        .max(request.success.len())
+        .max(request.failure.len());
+    let rest = budget.checked_sub(ops).ok_or(ApiError::TooManyOps)?;
+    if request.compare.iter().any(|compare| compare.key.is_empty()) {
+        return Err(ApiError::EmptyKey);
+    }
+    for op in request.success.iter().chain(&request.failure) {
+        match op.request.as_ref().ok_or(ApiError::KeyNotFound)? {
+            Request::RequestRange(range) => check_range(range)?,
+            Request::RequestPut(put) => check_put(put)?,
+            Request::RequestDeleteRange(delete) => check_delete(delete)?,
+            Request::RequestTxn(txn) => check_shape(txn, rest)?,
+        }
+    }
+    Ok(())
+}
+
+/// What a branch may change: the keys it puts and the ranges it deletes.
+#[derive(Default)]
+struct Changes {
+    puts: BTreeSet<Bytes>,
+    deletes: Vec<(Bytes, Bytes)>,
+}
+
+impl Changes {
+    /// Adds what happens beside the rest, not instead of it.
+    fn add(&mut self, other: Self) -> Result<(), ApiError> {
+        let twice = other.puts.iter().any(|key| self.puts.contains(key))
+            || crosses(&other.puts, &self.deletes)
+            || crosses(&self.puts, &other.deletes);
+        if twice {
+            return Err(ApiError::DuplicateKey);
+        }
+        self.puts.extend(other.puts);
+        self.deletes.extend(other.deletes);
+        Ok(())
+    }
+}
+
+fn crosses(puts: &BTreeSet<Bytes>, deletes: &[(Bytes, Bytes)]) -> bool {
+    deletes.iter().any(|(from, end)| match end.as_ref() {
+        [] => puts.contains(from),
+        [0] => puts.range::<Bytes, _>(from..).next().is_some(),
+        _ => from < end && puts.range::<Bytes, _>(from..end).next().is_some(),
+    })
+}
+
+fn changes(ops: &[RequestOp]) -> Result<Changes, ApiError> {
+    let mut all = Changes::default();
+    for op in ops {
+        let mut one = Changes::default();
+        match op.request.as_ref() {
+            Some(Request::RequestPut(put)) => {
+                one.puts.insert(put.key.clone());
+            }
+            Some(Request::RequestDeleteRange(delete)) => {
+                one.deletes
+                    .push((delete.key.clone(), delete.range_end.clone()));
+            }
+            Some(Request::RequestTxn(txn)) => {
+                one = changes(&txn.success)?;
+                // The branches exclude each other, so what they share is no conflict.
+                let other = changes(&txn.failure)?;
+                one.puts.extend(other.puts);
+                one.deletes.extend(other.deletes);
+            }
+            Some(Request::RequestRange(_)) | None => {}
+        }
+        all.add(one)?;
+    }
+    Ok(all)
+}

@@ -1,0 +1,498 @@
+//! Reading keys at a revision, from a snapshot or from a batch in progress. Used by the store and by the writer.
+
+use std::cmp::Ordering;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tonic::Code;
+
+use super::codec::{self, Keys, LATEST, Latest, VERSION, Version, damaged};
+use crate::engine::{EngineError, Pair, Snapshot};
+use crate::error::ApiError;
+use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::pb::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::pb::etcdserverpb::{Compare, RangeRequest, RangeResponse, ResponseHeader};
+use crate::pb::mvccpb::KeyValue;
+
+/// Superseded versions of one key that a scan steps over before it seeks past them.
+const STEPS_MAX: usize = 8;
+
+/// Why a read or a command failed: the caller's fault, or the engine's.
+#[derive(Debug)]
+pub(super) enum Fail {
+    Api(ApiError),
+    Engine(EngineError),
+}
+
+impl From<ApiError> for Fail {
+    fn from(error: ApiError) -> Self {
+        Self::Api(error)
+    }
+}
+
+impl From<EngineError> for Fail {
+    fn from(error: EngineError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<Fail> for ApiError {
+    fn from(fail: Fail) -> Self {
+        match fail {
+            Fail::Api(error) => error,
+            Fail::Engine(error) => Self::Other(Code::Internal, error.to_string()),
+        }
+    }
+}
+
+pub(super) type Pairs<'a> = Box<dyn Iterator<Item = Result<Pair, EngineError>> + 'a>;
+
+/// What reads need of an engine.
+pub(super) trait Read {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
+    fn scan(&self, from: &[u8], to: &[u8]) -> Pairs<'_>;
+}
+
+impl Read for Arc<dyn Snapshot> {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.as_ref().get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8]) -> Pairs<'_> {
+        if from >= to {
+            return Box::new(std::iter::empty());
+        }
+        Box::new(
+            self.as_ref()
+                .range(Bound::Included(from), Bound::Excluded(to)),
+        )
+    }
+}
+
+pub(super) fn header(revision: i64) -> Option<ResponseHeader> {
+    Some(ResponseHeader {
+        revision,
+        ..ResponseHeader::default()
+    })
+}
+
+pub(super) fn check_revision(wanted: i64, current: i64, compact: i64) -> Result<(), ApiError> {
+    if wanted <= 0 {
+        Ok(())
+    } else if wanted > current {
+        Err(ApiError::FutureRevision)
+    } else if wanted < compact {
+        Err(ApiError::Compacted)
+    } else {
+        Ok(())
+    }
+}
+
+/// One view of one keyspace.
+pub(super) struct View<'a> {
+    pub(super) read: &'a dyn Read,
+    pub(super) keys: Keys,
+}
+
+impl View<'_> {
+    pub(super) fn latest(&self, key: &[u8]) -> Result<Option<Latest>, EngineError> {
+        self.read
+            .get(&self.keys.latest(key))?
+            .map(Latest::decode)
+            .transpose()
+    }
+
+    /// A live key in full.
+    pub(super) fn current(&self, key: &Bytes, latest: Latest) -> Result<KeyValue, EngineError> {
+        let record = self.read.get(&self.keys.version(key, latest.modified))?;
+        let record = record.ok_or_else(|| damaged("a live key has no version record"))?;
+        key_value(key.clone(), latest.modified, Version::decode(record)?)
+            .ok_or_else(|| damaged("a live key ends in a tombstone"))
+    }
+
+    /// The key as of a revision.
+    pub(super) fn at(&self, key: &Bytes, revision: i64) -> Result<Option<KeyValue>, EngineError> {
+        let (from, to) = (self.keys.version(key, revision), self.keys.version_end(key));
+        let Some(found) = self.read.scan(&from, &to).next() else {
+            return Ok(None);
+        };
+        let (at, record) = found?;
+        let (_, modified) = codec::split_version(&at)?;
+        Ok(key_value(key.clone(), modified, Version::decode(record)?))
+    }
+
+    fn bounds(&self, table: u8, key: &[u8], end: &[u8]) -> (Bytes, Bytes) {
+        let place = |key: &[u8]| match table {
+            VERSION => self.keys.version(key, i64::MAX),
+            _ => self.keys.latest(key),
+        };
+        let to = if end == [0] {
+            self.keys.end(table)
+        } else {
+            place(end)
+        };
+        (place(key), to)
+    }
+
+    /// The live keys of a range, newest state. An empty `end` means the one key.
+    pub(super) fn live(
+        &self,
+        key: &Bytes,
+        end: &[u8],
+        mut visit: impl FnMut(Bytes, Latest) -> Result<ControlFlow<()>, EngineError>,
+    ) -> Result<(), EngineError> {
+        if end.is_empty() {
+            if let Some(latest) = self.latest(key)? {
+                let _ = visit(key.clone(), latest)?;
+            }
+            return Ok(());
+        }
+        let (from, to) = self.bounds(LATEST, key, end);
+        for pair in self.read.scan(&from, &to) {
+            let (at, record) = pair?;
+            if visit(at.slice(codec::PREFIX..), Latest::decode(record)?)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest version at or below `revision` of each key of a range, live ones only.
+    fn versions(
+        &self,
+        key: &[u8],
+        end: &[u8],
+        revision: i64,
+        mut visit: impl FnMut(Bytes, i64, Bytes) -> Result<ControlFlow<()>, EngineError>,
+    ) -> Result<(), EngineError> {
+        let (mut from, to) = self.bounds(VERSION, key, end);
+        let mut done: Option<Bytes> = None;
+        'seek: loop {
+            let mut steps = 0;
+            for pair in self.read.scan(&from, &to) {
+                let (at, record) = pair?;
+                let (user, modified) = codec::split_version(&at)?;
+                let superseded = done.as_ref() == Some(&user);
+                if superseded || modified > revision {
+                    steps += 1;
+                    if steps > STEPS_MAX {
+                        from = match superseded {
+                            true => self.keys.version_end(&user),
+                            false => self.keys.version(&user, revision),
+                        };
+                        continue 'seek;
+                    }
+                    continue;
+                }
+                steps = 0;
+                if !codec::is_tombstone(&record)?
+                    && visit(user.clone(), modified, record)?.is_break()
+                {
+                    return Ok(());
+                }
+                done = Some(user);
+            }
+            return Ok(());
+        }
+    }
+
+    /// Answers a range. `newest` is the revision that a request without one reads at, pending changes included.
+    pub(super) fn range(
+        &self,
+        request: &RangeRequest,
+        newest: i64,
+    ) -> Result<RangeResponse, EngineError> {
+        let at = if request.revision <= 0 {
+            newest
+        } else {
+            request.revision
+        };
+        let mut response = RangeResponse {
+            header: header(newest),
+            ..RangeResponse::default()
+        };
+        let limit = usize::try_from(request.limit)
+            .ok()
+            .filter(|limit| *limit > 0);
+        let plan = Plan::of(request);
+        let pushed = limit.filter(|_| plan.plain());
+        let keep = pushed.unwrap_or(usize::MAX);
+        if at >= newest {
+            self.collect_current(request, keep, &mut response)?;
+        } else {
+            self.collect_old(request, at, keep, &mut response)?;
+        }
+        plan.filter(&mut response.kvs);
+        plan.sort(&mut response.kvs);
+        if let Some(limit) = limit.filter(|_| !request.count_only) {
+            let found = match pushed {
+                Some(_) => usize::try_from(response.count).unwrap_or(usize::MAX),
+                None => response.kvs.len(),
+            };
+            response.more = found > limit;
+            response.kvs.truncate(limit);
+        }
+        if request.keys_only {
+            response
+                .kvs
+                .iter_mut()
+                .for_each(|kv| kv.value = Bytes::new());
+        }
+        Ok(response)
+    }
+
+    fn collect_current(
+        &self,
+        request: &RangeRequest,
+        keep: usize,
+        response: &mut RangeResponse,
+    ) -> Result<(), EngineError> {
+        let by_value = request.sort_target == SortTarget::Value as i32;
+        let small = request.count_only || (request.keys_only && !by_value);
+        if small || request.range_end.is_empty() {
+            return self.live(&request.key, &request.range_end, |key, latest| {
+                response.count += 1;
+                if !request.count_only && response.kvs.len() < keep {
+                    response.kvs.push(match small {
+                        true => without_value(key, latest),
+                        false => self.current(&key, latest)?,
+                    });
+                }
+                Ok(ControlFlow::Continue(()))
+            });
+        }
+        self.versions(
+            &request.key,
+            &request.range_end,
+            i64::MAX,
+            |key, modified, record| {
+                response
+                    .kvs
+                    .extend(key_value(key, modified, Version::decode(record)?));
+                Ok(match response.kvs.len() < keep {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                })
+            },
+        )?;
+        response.count = i64::try_from(response.kvs.len()).unwrap_or(i64::MAX);
+        if response.kvs.len() < keep {
+            return Ok(());
+        }
+        // The rest only counts: the small records do for that.
+        let Some(last) = response.kvs.last() else {
+            return Ok(());
+        };
+        let next: Bytes = [last.key.as_ref(), &[0]].concat().into();
+        self.live(&next, &request.range_end, |_, _| {
+            response.count += 1;
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn collect_old(
+        &self,
+        request: &RangeRequest,
+        at: i64,
+        keep: usize,
+        response: &mut RangeResponse,
+    ) -> Result<(), EngineError> {
+        let mut add = |kv: Option<KeyValue>| {
+            response.count += i64::from(kv.is_some());
+            if !request.count_only && response.kvs.len() < keep {
+                response.kvs.extend(kv);
+            }
+        };
+        if request.range_end.is_empty() {
+            add(self.at(&request.key, at)?);
+            return Ok(());
+        }
+        self.versions(
+            &request.key,
+            &request.range_end,
+            at,
+            |key, modified, record| {
+                add(key_value(key, modified, Version::decode(record)?));
+                Ok(ControlFlow::Continue(()))
+            },
+        )
+    }
+
+    /// Evaluates one compare. A missing key compares as zeros; its value compares as false.
+    pub(super) fn holds(&self, compare: &Compare) -> Result<bool, EngineError> {
+        let by_value = compare.target == CompareTarget::Value as i32;
+        let (mut found, mut all) = (false, true);
+        self.live(&compare.key, &compare.range_end, |key, latest| {
+            found = true;
+            let kv = if by_value {
+                self.current(&key, latest)?
+            } else {
+                without_value(key, latest)
+            };
+            all = matches(compare, &kv);
+            Ok(if all {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
+        })?;
+        Ok(match found {
+            true => all,
+            false => !by_value && matches(compare, &KeyValue::default()),
+        })
+    }
+}
+
+fn matches(compare: &Compare, kv: &KeyValue) -> bool {
+    let number = |target: Option<i64>, of: i64| of.cmp(&target.unwrap_or(0));
+    let union = compare.target_union.as_ref();
+    let order = match CompareTarget::try_from(compare.target) {
+        Ok(CompareTarget::Version) => number(
+            union.and_then(|u| {
+                if let TargetUnion::Version(v) = u {
+                    Some(*v)
+                } else {
+                    None
+                }
+            }),
+            kv.version,
+        ),
+        Ok(CompareTarget::Create) => number(
+            union.and_then(|u| {
+                if let TargetUnion::CreateRevision(v) = u {
+                    Some(*v)
+                } else {
+                    None
+                }
+            }),
+            kv.create_revision,
+        ),
+        Ok(CompareTarget::Mod) => number(
+            union.and_then(|u| {
+                if let TargetUnion::ModRevision(v) = u {
+                    Some(*v)
+                } else {
+                    None
+                }
+            }),
+            kv.mod_revision,
+        ),
+        Ok(CompareTarget::Lease) => number(
+            union.and_then(|u| {
+                if let TargetUnion::Lease(v) = u {
+                    Some(*v)
+                } else {
+                    None
+                }
+            }),
+            kv.lease,
+        ),
+        Ok(CompareTarget::Value) => {
+            let wanted: &[u8] = match union {
+                Some(TargetUnion::Value(value)) => value,
+                _ => b"",
+            };
+            kv.value.as_ref().cmp(wanted)
+        }
+        Err(_) => Ordering::Equal,
+    };
+    match CompareResult::try_from(compare.result) {
+        Ok(CompareResult::Equal) => order.is_eq(),
+        Ok(CompareResult::NotEqual) => order.is_ne(),
+        Ok(CompareResult::Greater) => order.is_gt(),
+        Ok(CompareResult::Less) => order.is_lt(),
+        Err(_) => true,
+    }
+}
+
+fn without_value(key: Bytes, latest: Latest) -> KeyValue {
+    KeyValue {
+        key,
+        create_revision: latest.created,
+        mod_revision: latest.modified,
+        version: latest.version,
+        value: Bytes::new(),
+        lease: latest.lease,
+    }
+}
+
+pub(super) fn key_value(key: Bytes, modified: i64, version: Version) -> Option<KeyValue> {
+    (!version.tombstone).then_some(KeyValue {
+        key,
+        create_revision: version.created,
+        mod_revision: modified,
+        version: version.version,
+        value: version.value,
+        lease: version.lease,
+    })
+}
+
+/// How a range wants its keys filtered and sorted.
+struct Plan<'a> {
+    request: &'a RangeRequest,
+    order: SortOrder,
+    target: SortTarget,
+}
+
+impl<'a> Plan<'a> {
+    fn of(request: &'a RangeRequest) -> Self {
+        let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
+        let mut order = SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None);
+        if order == SortOrder::None && target != SortTarget::Key {
+            order = SortOrder::Ascend;
+        }
+        Self {
+            request,
+            order,
+            target,
+        }
+    }
+
+    /// True when keys come out as they lie, so that a limit can stop the scan.
+    fn plain(&self) -> bool {
+        let request = self.request;
+        let filters = [
+            request.min_mod_revision,
+            request.max_mod_revision,
+            request.min_create_revision,
+            request.max_create_revision,
+        ];
+        self.target == SortTarget::Key
+            && self.order != SortOrder::Descend
+            && filters.iter().all(|filter| *filter == 0)
+    }
+
+    fn filter(&self, kvs: &mut Vec<KeyValue>) {
+        if self.plain() {
+            return;
+        }
+        let r = self.request;
+        let within = |value: i64, min: i64, max: i64| {
+            (min == 0 || value >= min) && (max == 0 || value <= max)
+        };
+        kvs.retain(|kv| {
+            within(kv.mod_revision, r.min_mod_revision, r.max_mod_revision)
+                && within(
+                    kv.create_revision,
+                    r.min_create_revision,
+                    r.max_create_revision,
+                )
+        });
+    }
+
+    fn sort(&self, kvs: &mut [KeyValue]) {
+        let by = |a: &KeyValue, b: &KeyValue| match self.target {
+            SortTarget::Key => a.key.cmp(&b.key),
+            SortTarget::Version => a.version.cmp(&b.version),
+            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+            SortTarget::Value => a.value.cmp(&b.value),
+        };
+        match self.order {
+            SortOrder::Descend => kvs.sort_by(|a, b| by(b, a)),
+            SortOrder::Ascend if self.target != SortTarget::Key => kvs.sort_by(by),
+            SortOrder::Ascend | SortOrder::None => {}
+        }
+    }
+}

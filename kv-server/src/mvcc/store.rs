@@ -1,0 +1,329 @@
+//! The read side of the store: any thread, one engine snapshot per call.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+
+use super::codec::{self, Change, Keys, Meta, REVISION, VERSION, Version, damaged};
+use super::read::{Fail, Read, View, check_revision, header, key_value};
+use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
+use super::write::{branch, lease_keys, plan_txn};
+use crate::engine::{Engine, EngineError, Snapshot};
+use crate::error::ApiError;
+use crate::pb::etcdserverpb::{
+    RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, request_op::Request,
+    response_op::Response,
+};
+use crate::pb::mvccpb::KeyValue;
+
+/// A stretch of history.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// Revisions in order; not dense only where a revision is newer than the snapshot.
+    pub revisions: Vec<Arc<RevisionEvents>>,
+    /// Where to go on; above the store's revision when there is nothing more yet.
+    pub next: i64,
+}
+
+/// Reads the key-value store of one group.
+pub struct Store {
+    engine: Arc<dyn Engine>,
+    keys: Keys,
+    revision: AtomicI64,
+    compact: AtomicI64,
+    compact_finished: AtomicI64,
+    leases: RwLock<BTreeMap<i64, LeaseInfo>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("revision", &self.revision())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    pub(super) fn new(
+        engine: Arc<dyn Engine>,
+        keys: Keys,
+        meta: &Meta,
+        leases: BTreeMap<i64, LeaseInfo>,
+    ) -> Self {
+        Self {
+            engine,
+            keys,
+            revision: AtomicI64::new(meta.revision),
+            compact: AtomicI64::new(meta.compact),
+            compact_finished: AtomicI64::new(meta.compact_finished),
+            leases: RwLock::new(leases),
+        }
+    }
+
+    /// Called by the writer once a batch is visible.
+    pub(super) fn publish(&self, meta: &Meta) {
+        self.compact.store(meta.compact, Ordering::Release);
+        self.compact_finished
+            .store(meta.compact_finished, Ordering::Release);
+        self.revision.store(meta.revision, Ordering::Release);
+    }
+
+    pub(super) fn publish_leases(&self, leases: &BTreeMap<i64, LeaseInfo>) {
+        let mut published = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        published.clone_from(leases);
+    }
+
+    /// The newest revision whose changes are visible.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Reads below this revision fail; -1 before the first compaction.
+    #[must_use]
+    pub fn compact_revision(&self) -> i64 {
+        self.compact.load(Ordering::Acquire)
+    }
+
+    /// The revision up to which compaction has removed what it may.
+    #[must_use]
+    pub fn finished_compact_revision(&self) -> i64 {
+        self.compact_finished.load(Ordering::Acquire)
+    }
+
+    /// A snapshot and where it stands. The revision comes from the snapshot itself, so both belong together.
+    fn open(&self) -> Result<(Arc<dyn Snapshot>, Meta), EngineError> {
+        let snapshot = self.engine.snapshot();
+        let meta = snapshot
+            .get(&self.keys.meta())?
+            .map(Meta::decode)
+            .transpose()?;
+        Ok((snapshot, meta.unwrap_or_else(Meta::new)))
+    }
+
+    fn view<'a>(&self, snapshot: &'a Arc<dyn Snapshot>) -> View<'a> {
+        View {
+            read: snapshot,
+            keys: self.keys,
+        }
+    }
+
+    /// Answers a range from one snapshot. The header holds the current revision only.
+    ///
+    /// # Errors
+    /// A compacted or future revision; an internal error when the engine fails.
+    pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ApiError> {
+        let answer = || -> Result<RangeResponse, Fail> {
+            let (snapshot, meta) = self.open()?;
+            check_revision(request.revision, meta.revision, meta.compact)?;
+            Ok(self.view(&snapshot).range(request, meta.revision)?)
+        };
+        Ok(answer()?)
+    }
+
+    /// Answers a transaction whose operations are all ranges, from one snapshot.
+    ///
+    /// # Errors
+    /// As for [`Store::range`]; `Other` for a transaction that writes or nests.
+    pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ApiError> {
+        let answer = || -> Result<TxnResponse, Fail> {
+            let (snapshot, meta) = self.open()?;
+            let view = self.view(&snapshot);
+            let mut path = Vec::new();
+            plan_txn(&view, request, &mut path)?;
+            let succeeded = path[0];
+            let mut ranges = Vec::new();
+            for op in branch(request, succeeded) {
+                let Some(Request::RequestRange(range)) = op.request.as_ref() else {
+                    let text = "a transaction that writes has to be proposed".to_owned();
+                    return Err(ApiError::Other(tonic::Code::Internal, text).into());
+                };
+                check_revision(range.revision, meta.revision, meta.compact)?;
+                ranges.push(range);
+            }
+            let mut responses = Vec::with_capacity(ranges.len());
+            for range in ranges {
+                let response = Response::ResponseRange(view.range(range, meta.revision)?);
+                responses.push(ResponseOp {
+                    response: Some(response),
+                });
+            }
+            Ok(TxnResponse {
+                header: header(meta.revision),
+                succeeded,
+                responses,
+            })
+        };
+        Ok(answer()?)
+    }
+
+    /// The events from revision `from` on, until about `bytes_max` bytes are gathered; at least one revision if there
+    /// is any.
+    ///
+    /// # Errors
+    /// [`ApiError::Compacted`] when `from` is below the compaction floor; the floor itself is allowed.
+    pub fn history(&self, from: i64, bytes_max: usize) -> Result<History, ApiError> {
+        let answer = || -> Result<History, Fail> {
+            let (snapshot, meta) = self.open()?;
+            if from < meta.compact {
+                return Err(ApiError::Compacted.into());
+            }
+            let mut found = History {
+                revisions: Vec::new(),
+                next: from.max(meta.revision + 1),
+            };
+            let mut bytes = 0;
+            for pair in snapshot.scan(&self.keys.revision(from), &self.keys.end(REVISION)) {
+                for (revision, changes) in codec::decode_revisions(pair?.1)? {
+                    if revision < from {
+                        continue;
+                    }
+                    if bytes >= bytes_max && !found.revisions.is_empty() {
+                        found.next = revision;
+                        return Ok(found);
+                    }
+                    let events = self.events(&snapshot, revision, changes, &mut bytes)?;
+                    found
+                        .revisions
+                        .push(Arc::new(RevisionEvents { revision, events }));
+                }
+            }
+            Ok(found)
+        };
+        Ok(answer()?)
+    }
+
+    fn events(
+        &self,
+        snapshot: &Arc<dyn Snapshot>,
+        revision: i64,
+        changes: Vec<Change>,
+        bytes: &mut usize,
+    ) -> Result<Vec<Event>, EngineError> {
+        let mut events = Vec::with_capacity(changes.len());
+        for (kind, key) in changes {
+            let kv = match kind {
+                EventKind::Delete => KeyValue {
+                    key,
+                    mod_revision: revision,
+                    ..KeyValue::default()
+                },
+                EventKind::Put => {
+                    let record = Read::get(snapshot, &self.keys.version(&key, revision))?;
+                    let record = record.ok_or_else(|| damaged("a revision has no version"))?;
+                    key_value(key, revision, Version::decode(record)?)
+                        .ok_or_else(|| damaged("a put left a tombstone"))?
+                }
+            };
+            *bytes += kv.key.len() + kv.value.len() + 64;
+            events.push(Event { kind, kv });
+        }
+        Ok(events)
+    }
+
+    /// The key as it was before the change at `mod_revision`; none when it was absent or is compacted.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn kv_before(&self, key: &[u8], mod_revision: i64) -> Result<Option<KeyValue>, ApiError> {
+        let answer = || -> Result<Option<KeyValue>, Fail> {
+            let (snapshot, meta) = self.open()?;
+            if mod_revision <= 1 || mod_revision - 1 < meta.compact {
+                return Ok(None);
+            }
+            Ok(self
+                .view(&snapshot)
+                .at(&Bytes::copy_from_slice(key), mod_revision - 1)?)
+        };
+        Ok(answer()?)
+    }
+
+    /// A lease, if it exists.
+    #[must_use]
+    pub fn lease(&self, id: i64) -> Option<LeaseInfo> {
+        self.leases
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .copied()
+    }
+
+    /// All leases, by id.
+    #[must_use]
+    pub fn leases(&self) -> Vec<LeaseInfo> {
+        let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+        leases.values().copied().collect()
+    }
+
+    /// The keys attached to a lease, in order.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
+        let (snapshot, _) = self.open().map_err(Fail::Engine)?;
+        Ok(lease_keys(&snapshot, self.keys, id).map_err(Fail::Engine)?)
+    }
+
+    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, revision.
+    /// Replicas at the same applied index have the same one, however far compaction has come.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn state_hash(&self) -> Result<u64, ApiError> {
+        let answer = || -> Result<u64, Fail> {
+            let (snapshot, meta) = self.open()?;
+            let mut hash = Fnv::default();
+            let logical = Meta {
+                compact_finished: 0,
+                ..meta.clone()
+            };
+            hash.add(&logical.encode());
+            let (mut covered, from) = (None, self.keys.first(VERSION));
+            for pair in snapshot.scan(&from, &self.keys.end(VERSION)) {
+                let (at, record) = pair?;
+                let (key, modified) = codec::split_version(&at)?;
+                if modified <= meta.compact {
+                    // Of what lies at or below the floor only the newest version counts, and only if it is live.
+                    if covered.as_ref() == Some(&key) {
+                        continue;
+                    }
+                    covered = Some(key);
+                    if codec::is_tombstone(&record)? {
+                        continue;
+                    }
+                }
+                hash.add(&at);
+                hash.add(&record);
+            }
+            for table in [codec::LATEST, codec::LEASE_KEY, codec::LEASE] {
+                for pair in snapshot.scan(&self.keys.first(table), &self.keys.end(table)) {
+                    let (key, record) = pair?;
+                    hash.add(&key);
+                    hash.add(&record);
+                }
+            }
+            Ok(hash.0)
+        };
+        Ok(answer()?)
+    }
+}
+
+/// FNV-1a over length-prefixed pieces: stable across runs and machines.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Fnv {
+    fn add(&mut self, bytes: &[u8]) {
+        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+}

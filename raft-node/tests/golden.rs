@@ -1,0 +1,318 @@
+//! Golden scripts: each `testdata/*.txt` is a list of blocks, a command, `----`, and what it did, up to an empty line.
+//! `UPDATE=1 cargo test -p raft-node --test golden` rewrites the outputs; review the difference.
+//!
+//! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`,
+//! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
+//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `status`. Lines that begin with `#` are comments.
+
+mod cluster;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use cluster::Cluster;
+use raft_node::NodeId;
+use raft_node::core::{Body, Config, Input, Membership, Message};
+
+struct Runner {
+    cluster: Cluster,
+    isolated: Vec<NodeId>,
+    token: u64,
+    out: String,
+}
+
+fn number(word: &str) -> u64 {
+    word.parse()
+        .unwrap_or_else(|_| panic!("{word} is not a number"))
+}
+
+fn show(message: &Message) -> String {
+    let body = match &message.body {
+        Body::Append {
+            prev_index,
+            prev_term,
+            entries,
+            commit,
+        } => {
+            let terms: Vec<String> = entries
+                .iter()
+                .map(|entry| format!("{}/{}", entry.index, entry.term))
+                .collect();
+            format!(
+                "append after {prev_index}/{prev_term} [{}] commit {commit}",
+                terms.join(" ")
+            )
+        }
+        other => format!("{other:?}"),
+    };
+    format!("t{} {body}", message.term)
+}
+
+fn setup(words: &[&str]) -> Cluster {
+    let mut config = Config {
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        seed: 7,
+        ..Config::default()
+    };
+    let mut membership = Membership::of_voters((1..=number(words[0])).map(NodeId));
+    for word in &words[1..] {
+        let (key, value) = word.split_once('=').expect("KEY=VALUE");
+        let value = number(value);
+        match key {
+            "learner" => {
+                membership.voters.retain(|id| id.0 != value);
+                membership.learners.push(NodeId(value));
+            }
+            "out" => membership.voters_outgoing.push(NodeId(value)),
+            "in" => membership.voters.retain(|id| id.0 <= value),
+            "inflight" => config.inflight_messages_max = value as usize,
+            "window" => config.window_bytes_max = value as usize,
+            "uncommitted" => config.uncommitted_bytes_max = value as usize,
+            _ => panic!("{key} is no setting"),
+        }
+    }
+    Cluster::new(membership, config)
+}
+
+impl Runner {
+    fn link(words: &[&str]) -> Option<(NodeId, NodeId)> {
+        let (from, to) = words.first()?.split_once("->").expect("FROM->TO");
+        Some((NodeId(number(from)), NodeId(number(to))))
+    }
+
+    /// Ends the steps of a member and writes down what came of it.
+    fn ready(&mut self, id: NodeId) {
+        let sent = self.cluster.network.len();
+        let (waiting, writing, commit) = {
+            let member = &self.cluster.members[&id];
+            (member.waiting.len(), member.writing.len(), member.commit)
+        };
+        self.cluster.ready(id);
+        let member = self
+            .cluster
+            .members
+            .get_mut(&id)
+            .expect("the script names a member");
+        for batch in &member.writing[writing..] {
+            let terms: Vec<String> = batch
+                .entries
+                .iter()
+                .map(|e| format!("{}/{}", e.index, e.term))
+                .collect();
+            let _ = write!(
+                self.out,
+                "{id} persist {} [{}]",
+                batch.id.0,
+                terms.join(" ")
+            );
+            if let Some(from) = batch.truncate_from {
+                let _ = write!(self.out, " truncate from {from}");
+            }
+            if let Some(hard) = batch.hard_state {
+                let vote = hard.vote.map_or("none".to_owned(), |vote| vote.to_string());
+                let _ = write!(self.out, " term {} vote {vote}", hard.term);
+            }
+            self.out.push('\n');
+        }
+        for (from, to, message) in &self.cluster.network[sent..] {
+            let _ = writeln!(self.out, "{from}->{to} {}", show(message));
+        }
+        for (after, to, message) in &member.waiting[waiting..] {
+            let _ = writeln!(self.out, "{id}->{to} after {}: {}", after.0, show(message));
+        }
+        if member.commit > commit {
+            let _ = writeln!(self.out, "{id} commit {}", member.commit);
+        }
+        for (token, index, term) in member.proposed.drain(..) {
+            let _ = writeln!(self.out, "{id} proposed {token} at {index}/{term}");
+        }
+        for (token, index) in member.reads_ready.drain(..) {
+            let _ = writeln!(self.out, "{id} read {token} ready at {index}");
+        }
+        for (token, reason) in member.dropped.drain(..) {
+            let _ = writeln!(self.out, "{id} dropped {token}: {reason:?}");
+        }
+        for to in member.effects.needs_snapshot.drain(..) {
+            let _ = writeln!(self.out, "{id} needs a snapshot for {to}");
+        }
+    }
+
+    fn persist(&mut self, id: NodeId) -> bool {
+        let sent = self.cluster.network.len();
+        let done = self.cluster.persist(id);
+        for (from, to, message) in &self.cluster.network[sent..] {
+            let _ = writeln!(self.out, "{from}->{to} {}", show(message));
+        }
+        self.ready(id);
+        done
+    }
+
+    /// Takes the messages of a link (or all) off the network and, unless `drop`, gives them to their receivers.
+    fn transfer(&mut self, link: Option<(NodeId, NodeId)>, drop: bool, keep: bool) -> bool {
+        let network = std::mem::take(&mut self.cluster.network);
+        let (taken, rest): (Vec<_>, Vec<_>) = network
+            .into_iter()
+            .partition(|(from, to, _)| link.is_none_or(|link| link == (*from, *to)));
+        self.cluster.network = rest;
+        let any = !taken.is_empty();
+        for (from, to, message) in taken {
+            if keep {
+                self.cluster.network.push((from, to, message.clone()));
+            }
+            if drop || self.isolated.contains(&from) || self.isolated.contains(&to) {
+                let _ = writeln!(self.out, "lost {from}->{to}");
+                continue;
+            }
+            self.cluster.step(to, Input::Message { from, message });
+            self.ready(to);
+        }
+        any
+    }
+
+    fn stabilize(&mut self) {
+        for _ in 0..100 {
+            let mut moved = self.transfer(None, false, false);
+            for id in self.cluster.ids() {
+                self.ready(id);
+                moved |= self.persist(id);
+                self.cluster.apply(id);
+            }
+            if !moved && self.cluster.network.is_empty() {
+                return;
+            }
+        }
+        panic!("the group does not come to rest");
+    }
+
+    fn run(&mut self, line: &str) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let id = NodeId(words.get(1).and_then(|word| word.parse().ok()).unwrap_or(0));
+        match words[0] {
+            "tick" => self.cluster.step(
+                id,
+                Input::Tick {
+                    ticks: number(words[2]),
+                },
+            ),
+            "campaign" => self.cluster.step(id, Input::Campaign),
+            "propose" => {
+                self.token += 1;
+                self.cluster.propose(id, self.token, words[2]);
+            }
+            "read" => {
+                self.token += 1;
+                self.cluster.step(id, Input::Read { token: self.token });
+            }
+            "persist" => assert!(self.persist(id), "{id} has nothing to persist"),
+            "deliver" => drop(self.transfer(Self::link(&words[1..]), false, false)),
+            "repeat" => drop(self.transfer(Self::link(&words[1..]), false, true)),
+            "drop" => drop(self.transfer(Self::link(&words[1..]), true, false)),
+            "stabilize" => self.stabilize(),
+            "isolate" => self.isolated.push(id),
+            "heal" => self.isolated.clear(),
+            "restart" => self.cluster.restart(id),
+            "apply" => self.cluster.apply(id),
+            "ready" => {}
+            "log" => {
+                for entry in self.cluster.members[&id].log() {
+                    let text = String::from_utf8_lossy(&entry.payload).into_owned();
+                    let _ = writeln!(self.out, "{}/{} {text:?}", entry.index, entry.term);
+                }
+                return;
+            }
+            "status" => {
+                for (id, member) in &self.cluster.members {
+                    let status = member.core.status();
+                    let _ = writeln!(
+                        self.out,
+                        "{id} {:?} term {} commit {} persisted {} last {}",
+                        status.role,
+                        status.term,
+                        status.commit,
+                        status.persisted,
+                        status.last_index
+                    );
+                }
+                return;
+            }
+            other => panic!("{other} is no command"),
+        }
+        if id != NodeId(0) && !matches!(words[0], "deliver" | "repeat" | "drop" | "isolate") {
+            self.ready(id);
+        }
+    }
+}
+
+fn play(script: &str) -> String {
+    let mut runner = None;
+    let mut result = String::new();
+    for block in script
+        .split("\n\n")
+        .map(str::trim)
+        .filter(|block| !block.is_empty())
+    {
+        let head = block
+            .split("\n----")
+            .next()
+            .expect("a split has a first part")
+            .trim();
+        result.push_str(head);
+        for line in head.lines().filter(|line| !line.starts_with('#')) {
+            if let Some(words) = line.strip_prefix("nodes ") {
+                let cluster = setup(&words.split_whitespace().collect::<Vec<_>>());
+                runner = Some(Runner {
+                    cluster,
+                    isolated: vec![],
+                    token: 0,
+                    out: String::new(),
+                });
+            } else {
+                runner
+                    .as_mut()
+                    .expect("a script begins with nodes")
+                    .run(line);
+            }
+        }
+        result.push_str("\n----\n");
+        if let Some(runner) = &mut runner {
+            result.push_str(&std::mem::take(&mut runner.out));
+        }
+        result.push('\n');
+    }
+    result
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the scripts are files of the source tree"
+)]
+fn scripts_give_the_recorded_outputs() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    let mut paths: Vec<_> = std::fs::read_dir(&directory)
+        .expect("the directory is there")
+        .map(|entry| entry.expect("readable").path())
+        .collect();
+    paths.sort();
+    assert!(
+        !paths.is_empty(),
+        "there are no scripts in {}",
+        directory.display()
+    );
+    let update = std::env::var_os("UPDATE").is_some();
+    for path in paths {
+        let script = std::fs::read_to_string(&path).expect("readable");
+        let result = play(&script);
+        if update {
+            std::fs::write(&path, &result).expect("writable");
+        } else {
+            assert_eq!(
+                result,
+                script,
+                "{}: run with UPDATE=1 and review",
+                path.display()
+            );
+        }
+    }
+}

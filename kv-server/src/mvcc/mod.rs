@@ -20,3 +20,6 @@ pub use store::{History, Store};
 pub use types::{
     CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RevisionEvents,
 };
+
+#[cfg(test)]
+mod tests;

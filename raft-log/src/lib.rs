@@ -14,8 +14,12 @@ pub mod snapshot;
 pub mod vfs;
 
 mod batch;
+mod error;
 mod ids;
+pub mod log;
 
 pub use batch::{Base, Entry, EntryKind, HardState, Record, SnapshotRef, WriteBatch};
+pub use error::{ErrorKind, LogError};
 pub use ids::{GroupId, Index, NodeId, StoreId, Term};
+pub use log::{GroupInfo, IoMode, Log, LogOptions, LogStats, RecoveryReport, Space, Ticket};
 pub use snapshot::{SnapshotError, SnapshotStore};

@@ -1,0 +1,470 @@
+//! The bytes of segments, batches and records, as `docs/FORMAT.md` specifies them.
+//!
+//! Pure functions over slices: no IO and no policy. Whoever decodes learns what does not verify, and `recovery`
+//! decides what that means.
+
+use bytes::Bytes;
+
+use crate::{
+    Base, Entry, EntryKind, GroupId, HardState, Index, NodeId, Record, SnapshotRef, StoreId, Term,
+};
+
+/// The version that this build writes, and the newest that it reads.
+pub const FORMAT_VERSION: u16 = 1;
+/// Where the first batch of a segment begins; the header has a block of its own.
+pub(crate) const SEGMENT_DATA: u64 = 4096;
+/// Length of a batch header.
+pub(crate) const BATCH_HEADER: usize = 64;
+/// Length of a record header.
+pub(crate) const RECORD_HEADER: usize = 24;
+/// Bytes before an entry's payload, within its record.
+pub(crate) const ENTRY_HEADER: usize = 24;
+/// Longest payload of a record.
+pub(crate) const RECORD_PAYLOAD_MAX: usize = 64 << 20;
+/// Longest body of a batch.
+pub(crate) const BATCH_BODY_MAX: usize = 256 << 20;
+
+const SEGMENT_MAGIC: [u8; 8] = *b"FLOTSEG\x01";
+const SEGMENT_HEADER: usize = 64;
+const BATCH_MAGIC: u32 = 0x464c_4254;
+
+const KIND_ENTRY: u8 = 1;
+const KIND_HARD_STATE: u8 = 2;
+const KIND_TRUNCATE: u8 = 3;
+const KIND_COMPACT: u8 = 4;
+const KIND_SNAPSHOT: u8 = 5;
+const KIND_DESTROY: u8 = 6;
+const KIND_CHECKPOINT: u8 = 7;
+
+/// The header of a segment file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    /// The store that the segment belongs to.
+    pub store: StoreId,
+    /// The number in the file's name.
+    pub id: u64,
+    /// The segment that this one continues; zero for the first.
+    pub predecessor: u64,
+    /// The sequence of the first batch after the checkpoint. What earlier segments hold from it on is superseded.
+    pub first_seq: u64,
+    /// The newest batch that was synced before the file got its name.
+    pub synced_seq: u64,
+    /// The chain value before the segment's checkpoint.
+    pub chain: u32,
+}
+
+/// Why a header was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeaderFault {
+    /// Magic or CRC do not match.
+    Damaged,
+    /// A version above [`FORMAT_VERSION`].
+    Newer(u16),
+}
+
+impl SegmentHeader {
+    pub(crate) fn encode(&self) -> [u8; SEGMENT_HEADER] {
+        let mut out = [0; SEGMENT_HEADER];
+        out[0..8].copy_from_slice(&SEGMENT_MAGIC);
+        out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out[12..20].copy_from_slice(&self.store.0.to_le_bytes());
+        out[20..28].copy_from_slice(&self.id.to_le_bytes());
+        out[28..36].copy_from_slice(&self.predecessor.to_le_bytes());
+        out[36..44].copy_from_slice(&self.first_seq.to_le_bytes());
+        out[44..52].copy_from_slice(&self.synced_seq.to_le_bytes());
+        out[52..56].copy_from_slice(&self.chain.to_le_bytes());
+        let crc = crc32fast::hash(&out[..60]);
+        out[60..64].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(data: &[u8]) -> Result<Self, HeaderFault> {
+        if data.len() < SEGMENT_HEADER || data[..8] != SEGMENT_MAGIC {
+            return Err(HeaderFault::Damaged);
+        }
+        // Magic, version and CRC keep their places in every version, so that damage is never taken for novelty.
+        if u32_at(data, 60) != crc32fast::hash(&data[..60]) {
+            return Err(HeaderFault::Damaged);
+        }
+        let version = u16_at(data, 8);
+        if version != FORMAT_VERSION {
+            return Err(HeaderFault::Newer(version));
+        }
+        Ok(Self {
+            store: StoreId(u64_at(data, 12)),
+            id: u64_at(data, 20),
+            predecessor: u64_at(data, 28),
+            first_seq: u64_at(data, 36),
+            synced_seq: u64_at(data, 44),
+            chain: u32_at(data, 52),
+        })
+    }
+
+    /// What each batch header of this segment carries, so that bytes of another file never verify here.
+    pub(crate) fn salt(&self) -> u64 {
+        salt(self.store, self.id)
+    }
+}
+
+pub(crate) fn salt(store: StoreId, segment: u64) -> u64 {
+    segment ^ store.0.rotate_left(17)
+}
+
+/// The header of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatchHeader {
+    /// Position in the store's dense sequence of batches.
+    pub seq: u64,
+    /// Where the header lies in its file, in bytes.
+    pub offset: u64,
+    /// The newest batch known to be synced when this one was written.
+    pub synced_seq: u64,
+    /// Length of the body in bytes, a multiple of 8.
+    pub body_len: u32,
+    /// How many records the body holds.
+    pub record_count: u32,
+    /// The header CRC of the batch before.
+    pub chain: u32,
+    /// CRC of the body.
+    pub body_crc: u32,
+    /// CRC of this header; the next batch's chain value.
+    pub crc: u32,
+}
+
+impl BatchHeader {
+    /// Writes the header to `out` and returns its CRC.
+    pub(crate) fn encode(&mut self, salt: u64, out: &mut [u8]) -> u32 {
+        out[0..4].copy_from_slice(&BATCH_MAGIC.to_le_bytes());
+        out[4..6].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out[6..8].copy_from_slice(&[0; 2]);
+        out[8..16].copy_from_slice(&salt.to_le_bytes());
+        out[16..24].copy_from_slice(&self.seq.to_le_bytes());
+        out[24..32].copy_from_slice(&self.offset.to_le_bytes());
+        out[32..40].copy_from_slice(&self.synced_seq.to_le_bytes());
+        out[40..44].copy_from_slice(&self.body_len.to_le_bytes());
+        out[44..48].copy_from_slice(&self.record_count.to_le_bytes());
+        out[48..52].copy_from_slice(&self.chain.to_le_bytes());
+        out[52..56].copy_from_slice(&self.body_crc.to_le_bytes());
+        out[56..60].copy_from_slice(&[0; 4]);
+        self.crc = crc32fast::hash(&out[..60]);
+        out[60..64].copy_from_slice(&self.crc.to_le_bytes());
+        self.crc
+    }
+
+    /// The header at `offset`, if its own CRC, its salt and its place verify.
+    pub(crate) fn decode(data: &[u8], offset: u64, salt: u64) -> Option<Self> {
+        if data.len() < BATCH_HEADER
+            || u32_at(data, 0) != BATCH_MAGIC
+            || u16_at(data, 4) != FORMAT_VERSION
+            || u64_at(data, 8) != salt
+            || u64_at(data, 24) != offset
+            || u32_at(data, 60) != crc32fast::hash(&data[..60])
+        {
+            return None;
+        }
+        let header = Self {
+            seq: u64_at(data, 16),
+            offset,
+            synced_seq: u64_at(data, 32),
+            body_len: u32_at(data, 40),
+            record_count: u32_at(data, 44),
+            chain: u32_at(data, 48),
+            body_crc: u32_at(data, 52),
+            crc: u32_at(data, 60),
+        };
+        let plausible =
+            header.body_len.is_multiple_of(8) && header.body_len as usize <= BATCH_BODY_MAX;
+        plausible.then_some(header)
+    }
+}
+
+/// What a checkpoint says about one live group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupCheckpoint {
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+    /// Where the group's log begins.
+    pub base: Base,
+    /// Where it ends, which is the mark of every earlier truncation.
+    pub last_index: Index,
+    /// The newest snapshot that was recorded.
+    pub snapshot: Option<SnapshotRef>,
+}
+
+/// One record as it lies on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DiskRecord {
+    /// One entry.
+    Entry(Entry),
+    /// One record of a [`crate::WriteBatch`] other than entries.
+    Other(Record),
+    /// One group of the checkpoint that opens a segment.
+    Checkpoint(GroupCheckpoint),
+}
+
+/// Encodes the records of one batch behind each other.
+#[derive(Debug, Default)]
+pub(crate) struct BodyEncoder {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) records: u32,
+}
+
+impl BodyEncoder {
+    /// Adds one record of a write batch; entries become one record each, at the offsets pushed to `entry_offsets`.
+    pub(crate) fn push(
+        &mut self,
+        group: GroupId,
+        record: &Record,
+        entry_offsets: &mut Vec<(u32, u32)>,
+    ) {
+        match record {
+            Record::Entries(entries) => {
+                for entry in entries {
+                    let start = self.bytes.len();
+                    self.record(group, KIND_ENTRY, |out| {
+                        out.extend_from_slice(&entry.index.0.to_le_bytes());
+                        out.extend_from_slice(&entry.term.0.to_le_bytes());
+                        out.extend_from_slice(&u64::from(entry.kind as u8).to_le_bytes());
+                        out.extend_from_slice(&entry.payload);
+                    });
+                    let len = RECORD_HEADER + ENTRY_HEADER + entry.payload.len();
+                    entry_offsets.push((start as u32, len as u32));
+                }
+            }
+            Record::HardState(state) => {
+                self.record(group, KIND_HARD_STATE, |out| put_hard_state(out, state));
+            }
+            Record::Truncate(from) => {
+                self.record(group, KIND_TRUNCATE, |out| {
+                    out.extend_from_slice(&from.0.to_le_bytes())
+                });
+            }
+            Record::Compact(base) => self.record(group, KIND_COMPACT, |out| put_base(out, base)),
+            Record::SnapshotRef(snapshot) => {
+                self.record(group, KIND_SNAPSHOT, |out| put_snapshot(out, snapshot));
+            }
+            Record::Destroy => self.record(group, KIND_DESTROY, |_| {}),
+        }
+    }
+
+    /// Adds one group of a checkpoint.
+    pub(crate) fn push_checkpoint(&mut self, group: GroupId, state: &GroupCheckpoint) {
+        self.record(group, KIND_CHECKPOINT, |out| {
+            put_hard_state(out, &state.hard_state);
+            put_base(out, &state.base);
+            out.extend_from_slice(&state.last_index.0.to_le_bytes());
+            match &state.snapshot {
+                None => out.extend_from_slice(&0u64.to_le_bytes()),
+                Some(snapshot) => {
+                    out.extend_from_slice(&1u64.to_le_bytes());
+                    put_snapshot(out, snapshot);
+                }
+            }
+        });
+    }
+
+    fn record(&mut self, group: GroupId, kind: u8, fill: impl FnOnce(&mut Vec<u8>)) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(&group.0.to_le_bytes());
+        self.bytes.extend_from_slice(&u32::from(kind).to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 12]);
+        fill(&mut self.bytes);
+        let payload = start + RECORD_HEADER;
+        let len = (self.bytes.len() - payload) as u32;
+        self.bytes[start + 12..start + 16].copy_from_slice(&len.to_le_bytes());
+        let crc = record_crc(&self.bytes[start..]);
+        self.bytes[start + 16..start + 20].copy_from_slice(&crc.to_le_bytes());
+        self.bytes.resize(self.bytes.len().next_multiple_of(8), 0);
+        self.records += 1;
+    }
+}
+
+/// The bytes that a record of a batch takes on disk, and the payload of its longest record.
+pub(crate) fn encoded_len(record: &Record) -> (usize, usize) {
+    let whole = |payload: usize| (RECORD_HEADER + payload).next_multiple_of(8);
+    match record {
+        Record::Entries(entries) => entries.iter().fold((0, 0), |(sum, longest), entry| {
+            let payload = ENTRY_HEADER + entry.payload.len();
+            (sum + whole(payload), longest.max(payload))
+        }),
+        Record::Compact(base) => (
+            whole(32 + base.membership.len()),
+            32 + base.membership.len(),
+        ),
+        Record::SnapshotRef(s) => (whole(48 + s.membership.len()), 48 + s.membership.len()),
+        Record::HardState(_) | Record::Truncate(_) | Record::Destroy => (whole(32), 32),
+    }
+}
+
+fn record_crc(record: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&record[..16]);
+    hasher.update(&record[RECORD_HEADER..]);
+    hasher.finalize()
+}
+
+/// One record found in a body: where it lies, whose it is, and its payload's place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawRecord {
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) group: GroupId,
+}
+
+/// The record at `start` if its length fits and its CRC verifies.
+pub(crate) fn raw_record(body: &[u8], start: usize) -> Option<RawRecord> {
+    let rest = body.get(start..)?;
+    if rest.len() < RECORD_HEADER {
+        return None;
+    }
+    let payload = u32_at(rest, 12) as usize;
+    if payload > RECORD_PAYLOAD_MAX + ENTRY_HEADER || RECORD_HEADER + payload > rest.len() {
+        return None;
+    }
+    let len = RECORD_HEADER + payload;
+    if u32_at(rest, 16) != record_crc(&rest[..len]) || u32_at(rest, 20) != 0 {
+        return None;
+    }
+    Some(RawRecord {
+        start,
+        len,
+        group: GroupId(u64_at(rest, 0)),
+    })
+}
+
+/// Decodes a record whose CRC verified; `None` when its content makes no sense.
+pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
+    let bytes = &body[raw.start..raw.start + raw.len];
+    let mut input = &bytes[RECORD_HEADER..];
+    let kind = u8::try_from(u32_at(bytes, 8)).ok()?;
+    let record = match kind {
+        KIND_ENTRY => {
+            let (index, term) = (Index(take_u64(&mut input)?), Term(take_u64(&mut input)?));
+            let kind = match take_u64(&mut input)? {
+                0 => EntryKind::Normal,
+                1 => EntryKind::Config,
+                _ => return None,
+            };
+            let payload = Bytes::copy_from_slice(input);
+            return Some(DiskRecord::Entry(Entry {
+                index,
+                term,
+                kind,
+                payload,
+            }));
+        }
+        KIND_HARD_STATE => Record::HardState(take_hard_state(&mut input)?),
+        KIND_TRUNCATE => Record::Truncate(Index(take_u64(&mut input)?)),
+        KIND_COMPACT => Record::Compact(take_base(&mut input)?),
+        KIND_SNAPSHOT => Record::SnapshotRef(take_snapshot(&mut input)?),
+        KIND_DESTROY => Record::Destroy,
+        KIND_CHECKPOINT => {
+            let hard_state = take_hard_state(&mut input)?;
+            let base = take_base(&mut input)?;
+            let last_index = Index(take_u64(&mut input)?);
+            let snapshot = match take_u64(&mut input)? {
+                0 => None,
+                1 => Some(take_snapshot(&mut input)?),
+                _ => return None,
+            };
+            let state = GroupCheckpoint {
+                hard_state,
+                base,
+                last_index,
+                snapshot,
+            };
+            return input.is_empty().then_some(DiskRecord::Checkpoint(state));
+        }
+        _ => return None,
+    };
+    input.is_empty().then_some(DiskRecord::Other(record))
+}
+
+fn put_hard_state(out: &mut Vec<u8>, state: &HardState) {
+    out.extend_from_slice(&state.term.0.to_le_bytes());
+    out.extend_from_slice(&u64::from(state.vote.is_some()).to_le_bytes());
+    out.extend_from_slice(&state.vote.unwrap_or_default().0.to_le_bytes());
+    out.extend_from_slice(&state.commit.0.to_le_bytes());
+}
+
+fn put_base(out: &mut Vec<u8>, base: &Base) {
+    out.extend_from_slice(&base.index.0.to_le_bytes());
+    out.extend_from_slice(&base.term.0.to_le_bytes());
+    out.extend_from_slice(&base.creation.to_le_bytes());
+    put_bytes(out, &base.membership);
+}
+
+fn put_snapshot(out: &mut Vec<u8>, snapshot: &SnapshotRef) {
+    out.extend_from_slice(&snapshot.index.0.to_le_bytes());
+    out.extend_from_slice(&snapshot.term.0.to_le_bytes());
+    out.extend_from_slice(&snapshot.number.to_le_bytes());
+    out.extend_from_slice(&snapshot.content_len.to_le_bytes());
+    out.extend_from_slice(&u64::from(snapshot.content_crc).to_le_bytes());
+    put_bytes(out, &snapshot.membership);
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+fn take_u64(input: &mut &[u8]) -> Option<u64> {
+    let (head, rest) = input.split_at_checked(8)?;
+    *input = rest;
+    Some(u64_at(head, 0))
+}
+
+fn take_bytes(input: &mut &[u8]) -> Option<Bytes> {
+    let len = usize::try_from(take_u64(input)?).ok()?;
+    let (head, rest) = input.split_at_checked(len)?;
+    *input = rest;
+    Some(Bytes::copy_from_slice(head))
+}
+
+fn take_hard_state(input: &mut &[u8]) -> Option<HardState> {
+    let term = Term(take_u64(input)?);
+    let voted = take_u64(input)?;
+    let node = NodeId(take_u64(input)?);
+    let vote = match voted {
+        0 => None,
+        1 => Some(node),
+        _ => return None,
+    };
+    Some(HardState {
+        term,
+        vote,
+        commit: Index(take_u64(input)?),
+    })
+}
+
+fn take_base(input: &mut &[u8]) -> Option<Base> {
+    Some(Base {
+        index: Index(take_u64(input)?),
+        term: Term(take_u64(input)?),
+        creation: take_u64(input)?,
+        membership: take_bytes(input)?,
+    })
+}
+
+fn take_snapshot(input: &mut &[u8]) -> Option<SnapshotRef> {
+    Some(SnapshotRef {
+        index: Index(take_u64(input)?),
+        term: Term(take_u64(input)?),
+        number: take_u64(input)?,
+        content_len: take_u64(input)?,
+        content_crc: u32::try_from(take_u64(input)?).ok()?,
+        membership: take_bytes(input)?,
+    })
+}
+
+pub(crate) fn u16_at(data: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([data[at], data[at + 1]])
+}
+
+pub(crate) fn u32_at(data: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(data[at..at + 4].try_into().expect("four bytes"))
+}
+
+pub(crate) fn u64_at(data: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(data[at..at + 8].try_into().expect("eight bytes"))
+}

@@ -1,0 +1,318 @@
+//! What the log holds in memory of each group: where it begins and ends, terms by runs, and where each entry lies.
+//!
+//! Live writes and recovery go through the same [`Groups::apply`], so a reopened log has the state it had.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::format::{DiskRecord, GroupCheckpoint};
+use crate::{Base, Entry, GroupId, HardState, Index, Record, SnapshotRef, Term};
+
+/// Where an entry's record lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+    pub(super) len: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Group {
+    pub(super) base: Base,
+    pub(super) hard_state: HardState,
+    pub(super) snapshot: Option<SnapshotRef>,
+    /// Entries up to here were in segments that are gone; only seen while a log is being recovered.
+    pub(super) missing_to: Index,
+    pub(super) entries: VecDeque<Position>,
+    /// First index of each run of one term, ascending.
+    runs: VecDeque<(Index, Term)>,
+    /// Newest entries; the last one is the group's last.
+    pub(super) cache: VecDeque<Entry>,
+    /// Batches that wrote entries and may not be synced yet: sequence and first index.
+    pub(super) unsynced: VecDeque<(u64, Index)>,
+}
+
+impl Group {
+    pub(super) fn last(&self) -> Index {
+        Index(self.missing_to.0.max(self.base.index.0) + self.entries.len() as u64)
+    }
+
+    pub(super) fn first_held(&self) -> u64 {
+        self.missing_to.0.max(self.base.index.0) + 1
+    }
+
+    pub(super) fn term_at(&self, index: Index) -> Option<Term> {
+        if index == self.base.index {
+            return Some(self.base.term);
+        }
+        if index < self.base.index || index > self.last() || index.0 < self.first_held() {
+            return None;
+        }
+        let run = self.runs.partition_point(|run| run.0 <= index);
+        Some(self.runs[run.checked_sub(1)?].1)
+    }
+
+    pub(super) fn position(&self, index: Index) -> Option<Position> {
+        let at = index.0.checked_sub(self.first_held())?;
+        self.entries.get(at as usize).copied()
+    }
+
+    pub(super) fn checkpoint(&self) -> GroupCheckpoint {
+        GroupCheckpoint {
+            hard_state: self.hard_state,
+            base: self.base.clone(),
+            last_index: self.last(),
+            snapshot: self.snapshot.clone(),
+        }
+    }
+
+    fn from_checkpoint(state: GroupCheckpoint) -> Self {
+        Self {
+            missing_to: state.last_index,
+            base: state.base,
+            hard_state: state.hard_state,
+            snapshot: state.snapshot,
+            ..Self::default()
+        }
+    }
+}
+
+/// All groups, and how many entries each segment still has to keep.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Groups {
+    pub(super) map: BTreeMap<GroupId, Group>,
+    pub(super) live: BTreeMap<u64, u64>,
+    pub(super) cached: usize,
+}
+
+impl Groups {
+    /// Says why a batch contradicts the groups' state, before anything of it is taken.
+    pub(super) fn check(&self, records: &[(GroupId, Record)]) -> Result<(), (bool, String)> {
+        // What the batch changes so far: base, last index, last term, hard state; `None` for a destroyed group.
+        type Shadow = Option<(Base, Index, Term, HardState)>;
+        let mut shadows: BTreeMap<GroupId, Shadow> = BTreeMap::new();
+        for (id, record) in records {
+            let shadow = shadows.entry(*id).or_insert_with(|| {
+                let group = self.map.get(id)?;
+                let last = group.last();
+                Some((
+                    group.base.clone(),
+                    last,
+                    group.term_at(last).unwrap_or_default(),
+                    group.hard_state,
+                ))
+            });
+            let Some((base, last, last_term, state)) = shadow.as_mut() else {
+                let Record::Compact(base) = record else {
+                    return Err((
+                        true,
+                        format!("group {id} does not exist; create it by a base record"),
+                    ));
+                };
+                *shadow = Some((base.clone(), base.index, base.term, HardState::default()));
+                continue;
+            };
+            let wrong = |text: String| Err((false, format!("group {id}: {text}")));
+            match record {
+                Record::Entries(entries) => {
+                    for (at, entry) in entries.iter().enumerate() {
+                        if entry.index <= base.index || entry.index > last.next() {
+                            return wrong(format!(
+                                "entry {} does not follow {last} above base {}",
+                                entry.index, base.index
+                            ));
+                        }
+                        if at > 0 && (entry.index != last.next() || entry.term < *last_term) {
+                            return wrong(format!(
+                                "entry {} of term {} is out of order",
+                                entry.index, entry.term
+                            ));
+                        }
+                        (*last, *last_term) = (entry.index, entry.term);
+                    }
+                }
+                Record::HardState(new) => {
+                    let revoted =
+                        new.term == state.term && state.vote.is_some() && new.vote != state.vote;
+                    if new.term < state.term || revoted {
+                        return wrong(format!(
+                            "term {} and vote {:?} contradict {} and {:?}",
+                            new.term, new.vote, state.term, state.vote
+                        ));
+                    }
+                    *state = *new;
+                }
+                Record::Truncate(from) => {
+                    if *from <= base.index || *from > last.next() {
+                        return wrong(format!(
+                            "cut from {from} is outside {} to {last}",
+                            base.index
+                        ));
+                    }
+                    *last = from.prev();
+                    *last_term = self
+                        .map
+                        .get(id)
+                        .and_then(|g| g.term_at(*last))
+                        .unwrap_or_default();
+                }
+                Record::Compact(new) => {
+                    if new.index < base.index || new.creation != base.creation {
+                        return wrong(format!(
+                            "base {} of creation {} cannot follow {} of {}",
+                            new.index, new.creation, base.index, base.creation
+                        ));
+                    }
+                    *base = new.clone();
+                    if new.index >= *last {
+                        (*last, *last_term) = (new.index, new.term);
+                    }
+                }
+                Record::SnapshotRef(_) => {}
+                Record::Destroy => *shadow = None,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes one record that `check` accepted; `place` gives the position of each entry in turn.
+    pub(super) fn apply(
+        &mut self,
+        seq: u64,
+        id: GroupId,
+        record: Record,
+        mut place: impl FnMut() -> Position,
+    ) {
+        match record {
+            Record::Entries(entries) => {
+                let Some(first) = entries.first().map(|entry| entry.index) else {
+                    return;
+                };
+                self.cut(id, first);
+                let group = self.map.get_mut(&id).expect("checked");
+                group.unsynced.push_back((seq, first));
+                for entry in entries {
+                    if group.runs.back().is_none_or(|run| run.1 != entry.term) {
+                        group.runs.push_back((entry.index, entry.term));
+                    }
+                    let position = place();
+                    *self.live.entry(position.segment).or_default() += 1;
+                    group.entries.push_back(position);
+                    self.cached += entry.cost();
+                    group.cache.push_back(entry);
+                }
+            }
+            Record::HardState(state) => self.map.get_mut(&id).expect("checked").hard_state = state,
+            Record::Truncate(from) => self.cut(id, from),
+            Record::Compact(base) => self.compact(id, base),
+            Record::SnapshotRef(s) => self.map.get_mut(&id).expect("checked").snapshot = Some(s),
+            Record::Destroy => {
+                self.cut(id, Index::ZERO);
+                self.map.remove(&id);
+            }
+        }
+    }
+
+    /// Takes over the groups of a checkpoint as the state from which a recovery starts.
+    pub(super) fn restore(&mut self, records: Vec<(GroupId, DiskRecord)>) -> bool {
+        for (id, record) in records {
+            let DiskRecord::Checkpoint(state) = record else {
+                return false;
+            };
+            self.map.insert(id, Group::from_checkpoint(state));
+        }
+        true
+    }
+
+    pub(super) fn checkpoint(&self) -> Vec<(GroupId, GroupCheckpoint)> {
+        self.map
+            .iter()
+            .map(|(id, group)| (*id, group.checkpoint()))
+            .collect()
+    }
+
+    fn cut(&mut self, id: GroupId, from: Index) {
+        let Some(group) = self.map.get_mut(&id) else {
+            return;
+        };
+        let keep = from.0.saturating_sub(group.first_held()) as usize;
+        for gone in group.entries.drain(keep.min(group.entries.len())..) {
+            *self.live.entry(gone.segment).or_default() -= 1;
+        }
+        if from <= group.missing_to {
+            group.missing_to = from.prev();
+        }
+        while group.runs.back().is_some_and(|run| run.0 >= from) {
+            group.runs.pop_back();
+        }
+        while group.cache.back().is_some_and(|entry| entry.index >= from) {
+            self.cached -= group.cache.pop_back().map_or(0, |entry| entry.cost());
+        }
+    }
+
+    fn compact(&mut self, id: GroupId, base: Base) {
+        let group = self.map.entry(id).or_default();
+        let drop = (base.index.next().0.saturating_sub(group.first_held()) as usize)
+            .min(group.entries.len());
+        for gone in group.entries.drain(..drop) {
+            *self.live.entry(gone.segment).or_default() -= 1;
+        }
+        while group
+            .runs
+            .get(1)
+            .is_some_and(|run| run.0 <= base.index.next())
+        {
+            group.runs.pop_front();
+        }
+        if group.entries.is_empty() && base.index >= group.missing_to {
+            group.runs.clear();
+        }
+        while group
+            .cache
+            .front()
+            .is_some_and(|entry| entry.index <= base.index)
+        {
+            self.cached -= group.cache.pop_front().map_or(0, |entry| entry.cost());
+        }
+        // Entries that recovery misses stay missing until the base covers them.
+        group.missing_to = if base.index >= group.missing_to {
+            Index::ZERO
+        } else {
+            group.missing_to
+        };
+        group.base = base;
+    }
+
+    /// Forgets cached entries, oldest of each group first, until the budget holds. What is not written yet stays.
+    pub(super) fn trim_cache(&mut self, budget: usize, durable: u64) {
+        if self.cached <= budget {
+            return;
+        }
+        let share = budget / self.map.len().max(1) / 2;
+        for group in self.map.values_mut() {
+            while group
+                .unsynced
+                .front()
+                .is_some_and(|batch| batch.0 <= durable)
+            {
+                group.unsynced.pop_front();
+            }
+            let pinned = group
+                .unsynced
+                .iter()
+                .map(|batch| batch.1)
+                .min()
+                .unwrap_or(Index(u64::MAX));
+            let mut held: usize = group.cache.iter().map(Entry::cost).sum();
+            while held > share
+                && group
+                    .cache
+                    .front()
+                    .is_some_and(|entry| entry.index < pinned)
+            {
+                let cost = group.cache.pop_front().map_or(0, |entry| entry.cost());
+                held -= cost;
+                self.cached -= cost;
+            }
+        }
+    }
+}

@@ -1,0 +1,902 @@
+//! The handle on the one log of a store: submit, wait, read.
+//!
+//! State sits behind one short lock; writing is a role that one thread holds at a time, outside that lock. A waiter
+//! on an idle log takes the role itself, so that no thread hop is paid. It knows nothing of Raft's rules.
+
+mod format;
+mod index;
+mod recovery;
+mod segment;
+mod votes;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use format::FORMAT_VERSION;
+pub use recovery::RecoveryReport;
+
+use crate::vfs::{SharedVfs, VfsFile, VfsLock};
+use crate::{
+    Base, Entry, ErrorKind, GroupId, HardState, Index, LogError, Record, SnapshotRef, StoreId,
+    Term, WriteBatch,
+};
+use format::{BATCH_HEADER, BodyEncoder, DiskRecord, SEGMENT_DATA};
+use index::{Groups, Position};
+use votes::Slot;
+use writer::{Item, Next, Writer};
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoMode {
+    /// A thread named `flotilla-log` writes what nobody waits for, and prepares the next segment.
+    Thread,
+    /// Nobody but the callers of [`Log::wait`] and [`Log::drive`]: for simulations.
+    Inline,
+}
+
+/// How a log is opened.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// The log's own directory; made if missing.
+    pub dir: PathBuf,
+    /// The store that the log must belong to.
+    pub store_id: StoreId,
+    /// Size of the first segment in bytes, at least 16 KiB. Default 1 MiB.
+    pub segment_bytes_min: u64,
+    /// Size up to which segments double, in bytes. Default 64 MiB.
+    pub segment_bytes_max: u64,
+    /// Recent entries of all groups kept in memory, in bytes. Default 32 MiB.
+    pub cache_bytes: usize,
+    /// Who writes. Default [`IoMode::Thread`].
+    pub io: IoMode,
+    /// Go on without a last batch that is damaged and may have been acknowledged. Danger: it may lose it.
+    pub accept_suspect_tail: bool,
+}
+
+impl LogOptions {
+    /// The defaults for a directory and a store.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>, store_id: StoreId) -> Self {
+        Self {
+            dir: dir.into(),
+            store_id,
+            segment_bytes_min: 1 << 20,
+            segment_bytes_max: 64 << 20,
+            cache_bytes: 32 << 20,
+            io: IoMode::Thread,
+            accept_suspect_tail: false,
+        }
+    }
+}
+
+/// Names a submitted batch. Tickets complete in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ticket(u64);
+
+/// Whether new work should be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Space {
+    /// Yes.
+    Available,
+    /// No: the next segment cannot be prepared. What was submitted is kept, and written as far as it fits.
+    Full,
+}
+
+/// What the log holds of one group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupInfo {
+    /// Where the group's log begins.
+    pub base: Base,
+    /// Its last index; the base's if it has no entries.
+    pub last_index: Index,
+    /// The term at `last_index`.
+    pub last_term: Term,
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+    /// The newest recorded snapshot.
+    pub snapshot: Option<SnapshotRef>,
+    /// The last index that is synced.
+    pub durable_index: Index,
+}
+
+/// Counters since the log was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogStats {
+    /// Syncs of segments and vote slots.
+    pub syncs: u64,
+    /// Bytes of batches written.
+    pub bytes_written: u64,
+    /// Segments on disk.
+    pub segments: u64,
+    /// Batches submitted.
+    pub batches: u64,
+    /// Batches submitted and not synced.
+    pub queued: u64,
+    /// Bytes of cached entries.
+    pub cache_bytes: u64,
+}
+
+/// A cheap handle on the one log of a store.
+#[derive(Clone)]
+pub struct Log(Arc<Shared>);
+
+type Progress = Arc<dyn Fn() + Send + Sync>;
+
+struct Shared {
+    options: LogOptions,
+    vfs: SharedVfs,
+    core: Mutex<Core>,
+    writer: Mutex<Writer>,
+    next: Next,
+    done: Condvar,
+    work: Condvar,
+}
+
+struct Core {
+    groups: Groups,
+    files: BTreeMap<u64, Arc<dyn VfsFile>>,
+    /// Segments seen without live entries, and the batch that must be synced before they may go.
+    emptied: BTreeMap<u64, u64>,
+    queue: Vec<Item>,
+    next_seq: u64,
+    durable: u64,
+    segment: u64,
+    offset: u64,
+    size: u64,
+    error: Option<LogError>,
+    busy: bool,
+    full: bool,
+    closed: bool,
+    progress: Option<Progress>,
+    stats: LogStats,
+    lock: Option<Box<dyn VfsLock>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+/// How large a segment becomes that must hold a checkpoint and `needed` bytes.
+fn segment_size(options: &LogOptions, wanted: u64, checkpoint: u64, needed: u64) -> u64 {
+    let floor = options.segment_bytes_min.max(16 << 10);
+    let grown = wanted.clamp(floor, options.segment_bytes_max.max(floor));
+    grown
+        .max(checkpoint * 8)
+        .max(SEGMENT_DATA + checkpoint + BATCH_HEADER as u64 + needed)
+        .next_multiple_of(4096)
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Log({})", self.0.options.dir.display())
+    }
+}
+
+impl Log {
+    /// Opens or creates the log of a store, and says what it found.
+    ///
+    /// # Errors
+    /// Damage, a suspect tail, a foreign or newer log, a directory in use, and failures of the file system.
+    pub fn open(vfs: SharedVfs, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
+        let dir = &options.dir;
+        vfs.create_dir_all(dir)
+            .map_err(|error| LogError::io("cannot make the log's directory", dir, error))?;
+        let lock = vfs
+            .lock(&dir.join("LOCK"))
+            .map_err(|error| match error.kind() {
+                std::io::ErrorKind::WouldBlock => LogError::at(
+                    ErrorKind::Locked,
+                    &dir.join("LOCK"),
+                    0,
+                    "another process uses this data directory; stop it first",
+                ),
+                _ => LogError::io("cannot lock the log's directory", dir, error),
+            })?;
+        let found = recovery::recover(&vfs, &options)?;
+        let file = Arc::clone(found.files.get(&found.segment).expect("just made"));
+        let writer = Writer {
+            vfs: Arc::clone(&vfs),
+            dir: dir.clone(),
+            store: options.store_id,
+            votes: found.votes,
+            segment: found.segment,
+            file,
+            chain: found.chain,
+            synced_seq: found.seq,
+            backlog: Default::default(),
+            buffer: Vec::new(),
+            syncs: 0,
+            bytes: 0,
+        };
+        let core = Core {
+            groups: found.groups,
+            files: found.files,
+            emptied: BTreeMap::new(),
+            queue: Vec::new(),
+            next_seq: found.seq + 1,
+            durable: found.seq,
+            segment: found.segment,
+            offset: found.offset,
+            size: found.size,
+            error: None,
+            busy: false,
+            full: false,
+            closed: false,
+            progress: None,
+            stats: LogStats::default(),
+            lock: Some(lock),
+            thread: None,
+        };
+        let shared = Arc::new(Shared {
+            vfs,
+            options,
+            core: Mutex::new(core),
+            writer: Mutex::new(writer),
+            next: Next {
+                ready: Mutex::new(None),
+            },
+            done: Condvar::new(),
+            work: Condvar::new(),
+        });
+        shared.prepare_next();
+        shared.purge()?;
+        if shared.options.io == IoMode::Thread {
+            let own = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name("flotilla-log".into())
+                .spawn(move || own.run())
+                .map_err(|error| {
+                    LogError::io("cannot start the log's thread", &shared.options.dir, error)
+                })?;
+            shared.core().thread = Some(thread);
+        }
+        Ok((Self(shared), found.report))
+    }
+
+    /// Queues a batch; reads see it at once. It is durable when its ticket completes.
+    ///
+    /// # Errors
+    /// A batch that is too large or contradicts a group's state, of which nothing is taken; the latched failure.
+    pub fn submit(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
+        let ticket = self.0.enqueue(batch)?;
+        self.0.work.notify_one();
+        Ok(ticket)
+    }
+
+    /// Submits and waits, without waking the log's thread.
+    ///
+    /// # Errors
+    /// As [`Log::submit`] and [`Log::wait`].
+    pub fn write(&self, batch: WriteBatch) -> Result<(), LogError> {
+        let ticket = self.0.enqueue(batch)?;
+        self.wait(ticket)
+    }
+
+    /// Blocks until the batch is synced.
+    ///
+    /// # Errors
+    /// The latched failure; [`ErrorKind::Full`] without a thread that would try again.
+    pub fn wait(&self, ticket: Ticket) -> Result<(), LogError> {
+        let mut core = self.0.core();
+        loop {
+            if core.durable >= ticket.0 {
+                return Ok(());
+            }
+            core.healthy()?;
+            let waits_for_space = core.full && self.0.options.io == IoMode::Thread;
+            if core.busy || waits_for_space {
+                core = self
+                    .0
+                    .done
+                    .wait(core)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            drop(core);
+            match self.0.flush() {
+                Err(error)
+                    if error.kind() == ErrorKind::Full && self.0.options.io == IoMode::Thread => {}
+                other => drop(other?),
+            }
+            core = self.0.core();
+        }
+    }
+
+    /// True when the batch is synced.
+    ///
+    /// # Errors
+    /// The latched failure, if it struck before the batch was synced.
+    pub fn is_durable(&self, ticket: Ticket) -> Result<bool, LogError> {
+        let core = self.0.core();
+        if core.durable >= ticket.0 {
+            return Ok(true);
+        }
+        core.healthy().map(|()| false)
+    }
+
+    /// Writes and syncs what is queued, on this thread. False when there was nothing to do, or no space.
+    ///
+    /// # Errors
+    /// The latched failure.
+    pub fn drive(&self) -> Result<bool, LogError> {
+        let worked = match self.0.flush() {
+            Err(error) if error.kind() == ErrorKind::Full => false,
+            other => other?,
+        };
+        self.0.prepare_next();
+        Ok(worked)
+    }
+
+    /// Sets what is called after each sync that completed tickets, and on failure.
+    pub fn on_progress(&self, call: Box<dyn Fn() + Send + Sync>) {
+        self.0.core().progress = Some(Arc::from(call));
+    }
+
+    /// The groups, ascending.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.0.core().groups.map.keys().copied().collect()
+    }
+
+    /// What the log holds of a group.
+    #[must_use]
+    pub fn group(&self, id: GroupId) -> Option<GroupInfo> {
+        let core = self.0.core();
+        let group = core.groups.map.get(&id)?;
+        let last_index = group.last();
+        let waiting = group
+            .unsynced
+            .iter()
+            .filter(|batch| batch.0 > core.durable)
+            .map(|batch| batch.1.prev())
+            .min();
+        Some(GroupInfo {
+            base: group.base.clone(),
+            last_index,
+            last_term: group.term_at(last_index).unwrap_or_default(),
+            hard_state: group.hard_state,
+            snapshot: group.snapshot.clone(),
+            durable_index: waiting.map_or(last_index, |index| {
+                index.min(last_index).max(group.base.index)
+            }),
+        })
+    }
+
+    /// Entries from memory or from disk: as many as fit in `bytes_max`, at least one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Compacted`], [`ErrorKind::OutOfRange`], [`ErrorKind::UnknownGroup`], and damage found on disk.
+    pub fn entries(
+        &self,
+        id: GroupId,
+        range: Range<Index>,
+        bytes_max: usize,
+    ) -> Result<Vec<Entry>, LogError> {
+        let (cold, mut out) = self.0.core().plan(id, range, bytes_max)?;
+        let mut read = Vec::with_capacity(cold.len() + out.len());
+        let mut bytes = 0;
+        for (index, position, file) in &cold {
+            let entry = self.0.read(id, *index, *position, &**file)?;
+            bytes += entry.cost();
+            if bytes > bytes_max && !read.is_empty() {
+                return Ok(read);
+            }
+            read.push(entry);
+        }
+        for entry in out.drain(..) {
+            bytes += entry.cost();
+            if bytes > bytes_max && !read.is_empty() {
+                break;
+            }
+            read.push(entry);
+        }
+        Ok(read)
+    }
+
+    /// The term of an entry, or of the base; `None` outside the log.
+    #[must_use]
+    pub fn term_at(&self, id: GroupId, index: Index) -> Option<Term> {
+        self.0.core().groups.map.get(&id)?.term_at(index)
+    }
+
+    /// The groups whose entries keep the oldest segment from being removed; empty while there is only one.
+    #[must_use]
+    pub fn needs_compaction(&self) -> Vec<GroupId> {
+        let core = self.0.core();
+        let Some(oldest) = core
+            .files
+            .keys()
+            .next()
+            .copied()
+            .filter(|oldest| *oldest != core.segment)
+        else {
+            return Vec::new();
+        };
+        let pins = core
+            .groups
+            .map
+            .iter()
+            .filter(|(_, group)| group.entries.iter().any(|at| at.segment == oldest));
+        pins.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether new work should be taken.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        if self.0.core().full {
+            Space::Full
+        } else {
+            Space::Available
+        }
+    }
+
+    /// Counters since the log was opened.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        let core = self.0.core();
+        LogStats {
+            segments: core.files.len() as u64,
+            queued: core.next_seq - 1 - core.durable,
+            cache_bytes: core.groups.cached as u64,
+            ..core.stats
+        }
+    }
+
+    /// Writes what is queued, proves it synced, stops the thread and gives the directory up.
+    ///
+    /// # Errors
+    /// The latched failure, or a full disk; the log is closed all the same.
+    pub fn close(&self) -> Result<(), LogError> {
+        if self.0.core().closed {
+            return Ok(());
+        }
+        let drained = self.0.drain().and_then(|()| {
+            // An empty batch: its header says that everything before it is synced.
+            self.0.enqueue(WriteBatch::new())?;
+            self.0.drain()
+        });
+        self.0.stop();
+        drained
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // The thread holds one reference of its own; the last handle lets it go.
+        if Arc::strong_count(&self.0) == 2 {
+            let mut core = self.0.core();
+            if core.thread.is_some() {
+                core.closed = true;
+                drop(core);
+                self.0.work.notify_all();
+            }
+        }
+    }
+}
+
+impl Core {
+    fn healthy(&self) -> Result<(), LogError> {
+        match &self.error {
+            Some(error) => Err(error.clone()),
+            None if self.closed => Err(LogError::new(ErrorKind::Failed, "the log is closed")),
+            None => Ok(()),
+        }
+    }
+
+    /// Which entries must come from disk, and those behind them that are in memory.
+    #[expect(clippy::type_complexity, reason = "a private pair of lists")]
+    fn plan(
+        &self,
+        id: GroupId,
+        range: Range<Index>,
+        bytes_max: usize,
+    ) -> Result<(Vec<(Index, Position, Arc<dyn VfsFile>)>, Vec<Entry>), LogError> {
+        let unknown = || {
+            LogError::new(
+                ErrorKind::UnknownGroup,
+                format!("group {id} does not exist"),
+            )
+        };
+        let group = self.groups.map.get(&id).ok_or_else(unknown)?;
+        let (base, last) = (group.base.index, group.last());
+        if range.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        if range.start <= base {
+            return Err(LogError::new(
+                ErrorKind::Compacted,
+                format!(
+                    "group {id}: entry {} is gone, the log begins after {base}",
+                    range.start
+                ),
+            ));
+        }
+        if range.end > last.next() {
+            return Err(LogError::new(
+                ErrorKind::OutOfRange,
+                format!(
+                    "group {id}: entries up to {} asked for, the last is {last}",
+                    range.end.prev()
+                ),
+            ));
+        }
+        let cached_from = group
+            .cache
+            .front()
+            .map_or(range.end, |entry| entry.index)
+            .min(range.end);
+        let (mut cold, mut bytes) = (Vec::new(), 0);
+        for index in range.start.0..cached_from.0 {
+            let position = group.position(Index(index)).expect("between base and last");
+            bytes += position.len as usize;
+            if bytes > bytes_max && !cold.is_empty() {
+                return Ok((cold, Vec::new()));
+            }
+            let file = self
+                .files
+                .get(&position.segment)
+                .expect("what is not cached is written");
+            cold.push((Index(index), position, Arc::clone(file)));
+        }
+        let from = range.start.max(cached_from);
+        let skip = group
+            .cache
+            .front()
+            .map_or(0, |entry| from.0.saturating_sub(entry.index.0)) as usize;
+        let mut warm = Vec::new();
+        for entry in group
+            .cache
+            .iter()
+            .skip(skip)
+            .take_while(|entry| entry.index < range.end)
+        {
+            bytes += entry.cost();
+            if bytes > bytes_max && !(cold.is_empty() && warm.is_empty()) {
+                break;
+            }
+            warm.push(entry.clone());
+        }
+        Ok((cold, warm))
+    }
+}
+
+impl Shared {
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
+        let (total, longest) =
+            batch
+                .records()
+                .iter()
+                .fold((0, 0), |(sum, longest), (_, record)| {
+                    let (len, payload) = format::encoded_len(record);
+                    (sum + len, longest.max(payload))
+                });
+        if longest > format::RECORD_PAYLOAD_MAX || total > format::BATCH_BODY_MAX {
+            return Err(LogError::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "a batch of {total} bytes with a record of {longest} is too large; split it"
+                ),
+            ));
+        }
+        let mut body = BodyEncoder::default();
+        body.bytes.reserve_exact(total);
+        let mut places = Vec::new();
+        for (group, record) in batch.records() {
+            body.push(*group, record, &mut places);
+        }
+        let mut core = self.core();
+        core.healthy()?;
+        core.groups
+            .check(batch.records())
+            .map_err(|(unknown, text)| {
+                LogError::new(
+                    if unknown {
+                        ErrorKind::UnknownGroup
+                    } else {
+                        ErrorKind::InvalidBatch
+                    },
+                    text,
+                )
+            })?;
+        let len = (BATCH_HEADER + body.bytes.len()) as u64;
+        if core.offset + len > core.size {
+            self.plan_segment(&mut core, len);
+        }
+        let (seq, offset, segment) = (core.next_seq, core.offset, core.segment);
+        let mut votes = Vec::new();
+        let mut places = places.into_iter();
+        for (id, record) in batch.into_records() {
+            let before = core.groups.map.get(&id).map(|group| group.hard_state);
+            let hard_state = if let Record::HardState(state) = &record {
+                Some(*state)
+            } else {
+                None
+            };
+            core.groups.apply(seq, id, record, || {
+                let (at, len) = places.next().expect("one place per entry");
+                Position {
+                    segment,
+                    offset: offset + BATCH_HEADER as u64 + u64::from(at),
+                    len,
+                }
+            });
+            let Some(state) = hard_state.filter(|new| {
+                before.is_none_or(|old| (old.term, old.vote) != (new.term, new.vote))
+            }) else {
+                continue;
+            };
+            let creation = core.groups.map[&id].base.creation;
+            votes.retain(|slot: &Slot| slot.group != id);
+            votes.push(Slot {
+                group: id,
+                creation,
+                term: state.term,
+                vote: state.vote,
+            });
+        }
+        core.queue.push(Item::Batch {
+            seq,
+            offset,
+            body: body.bytes,
+            records: body.records,
+            votes,
+        });
+        core.offset += len;
+        core.next_seq += 1;
+        core.stats.batches += 1;
+        Ok(Ticket(seq))
+    }
+
+    /// Lets the next batch begin a segment, whose checkpoint is the state as of now.
+    fn plan_segment(&self, core: &mut Core, needed: u64) {
+        let mut body = BodyEncoder::default();
+        for (group, state) in core.groups.checkpoint() {
+            body.push_checkpoint(group, &state);
+        }
+        let size = segment_size(
+            &self.options,
+            core.size * 2,
+            body.bytes.len() as u64,
+            needed,
+        );
+        core.segment += 1;
+        core.size = size;
+        core.offset = SEGMENT_DATA + (BATCH_HEADER + body.bytes.len()) as u64;
+        let seq = core.next_seq - 1;
+        core.queue.push(Item::Rotate {
+            segment: core.segment,
+            size,
+            seq,
+            body: body.bytes,
+            records: body.records,
+        });
+    }
+
+    /// Takes the writer's role, if it is free, and writes all that is queued.
+    fn flush(&self) -> Result<bool, LogError> {
+        let mut core = self.core();
+        core.healthy()?;
+        if core.busy || (core.durable + 1 == core.next_seq && core.queue.is_empty()) {
+            return Ok(false);
+        }
+        core.busy = true;
+        let items = std::mem::take(&mut core.queue);
+        drop(core);
+        let role = Role(self);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.backlog.extend(items);
+        let outcome = loop {
+            let stepped = writer.step(&self.next);
+            let more = matches!(stepped, Ok(true));
+            let mut core = self.core();
+            core.durable = writer.synced_seq;
+            core.stats.syncs = writer.syncs;
+            core.stats.bytes_written = writer.bytes;
+            core.full = match &stepped {
+                Ok(_) => core.full && !more,
+                Err(error) => error.kind() == ErrorKind::Full,
+            };
+            core.files.entry(writer.segment).or_insert_with(|| {
+                // The thread prepares the one after this.
+                self.work.notify_one();
+                Arc::clone(&writer.file)
+            });
+            if let Err(error) = &stepped
+                && error.kind() != ErrorKind::Full
+            {
+                core.error = Some(error.clone());
+            }
+            let durable = core.durable;
+            core.groups.trim_cache(self.options.cache_bytes, durable);
+            drop(core);
+            if !more || writer.backlog.is_empty() {
+                break stepped.map(|_| true);
+            }
+            self.done.notify_all();
+        };
+        drop(writer);
+        let purged = self.purge();
+        if let Err(error) = &purged {
+            self.core().error.get_or_insert_with(|| error.clone());
+        }
+        drop(role);
+        let progress = self.core().progress.clone();
+        if let Some(call) = progress {
+            call();
+        }
+        outcome.and_then(|worked| purged.map(|()| worked))
+    }
+
+    fn drain(&self) -> Result<(), LogError> {
+        let target = Ticket(self.core().next_seq - 1);
+        let mut core = self.core();
+        while core.durable < target.0 {
+            core.healthy()?;
+            if core.busy {
+                core = self.done.wait(core).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            drop(core);
+            self.flush()?;
+            core = self.core();
+        }
+        Ok(())
+    }
+
+    /// Removes the oldest segments that hold no live entry, once that fact is synced.
+    fn purge(&self) -> Result<(), LogError> {
+        loop {
+            let mut core = self.core();
+            let Some(oldest) = core.files.keys().next().copied() else {
+                return Ok(());
+            };
+            if oldest == core.segment
+                || core.files.len() < 2
+                || core.groups.live.get(&oldest).is_some_and(|live| *live > 0)
+            {
+                return Ok(());
+            }
+            let submitted = core.next_seq - 1;
+            let after = *core.emptied.entry(oldest).or_insert(submitted);
+            if core.durable < after {
+                return Ok(());
+            }
+            core.files.remove(&oldest);
+            core.emptied.remove(&oldest);
+            core.groups.live.remove(&oldest);
+            drop(core);
+            let path = segment::segment_path(&self.options.dir, oldest);
+            let failed =
+                |error| LogError::io("cannot remove an old segment", &path, error).latched();
+            self.vfs.remove(&path).map_err(failed)?;
+            self.vfs.sync_dir(&self.options.dir).map_err(failed)?;
+        }
+    }
+
+    /// Fills the next segment ahead of its use; a full disk shows in `space`.
+    fn prepare_next(&self) {
+        let mut ready = self
+            .next
+            .ready
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if ready.is_some() {
+            return;
+        }
+        let size = segment_size(&self.options, self.core().size * 2, 0, 0);
+        let made = segment::prepare(&*self.vfs, &self.options.dir.join("next.tmp"), size);
+        let mut core = self.core();
+        match made {
+            Ok(prepared) => {
+                *ready = Some(prepared);
+                core.full = false;
+            }
+            Err(error) if error.kind() == ErrorKind::Full => core.full = true,
+            Err(error) => drop(core.error.get_or_insert(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        id: GroupId,
+        index: Index,
+        at: Position,
+        file: &dyn VfsFile,
+    ) -> Result<Entry, LogError> {
+        let path = segment::segment_path(&self.options.dir, at.segment);
+        let mut bytes = vec![0; at.len as usize];
+        file.read_exact_at(&mut bytes, at.offset)
+            .map_err(|error| LogError::io("cannot read an entry", &path, error))?;
+        let record = format::raw_record(&bytes, 0)
+            .filter(|raw| raw.group == id)
+            .and_then(|raw| format::decode_record(&bytes, raw));
+        match record {
+            Some(DiskRecord::Entry(entry)) if entry.index == index => Ok(entry),
+            _ => Err(LogError::at(
+                ErrorKind::Corruption,
+                &path,
+                at.offset,
+                format!(
+                    "expected entry {index} of group {id}, found bytes that do not verify; rebuild this member"
+                ),
+            )),
+        }
+    }
+
+    /// The log's own thread: writes what nobody waits for, prepares segments, and tries again when the disk was full.
+    fn run(&self) {
+        loop {
+            let mut core = self.core();
+            if core.closed || core.error.is_some() {
+                return;
+            }
+            let rotated = self
+                .next
+                .ready
+                .try_lock()
+                .is_ok_and(|ready| ready.is_none());
+            if core.full {
+                core = self
+                    .work
+                    .wait_timeout(core, Duration::from_secs(1))
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            } else if (core.busy || core.queue.is_empty()) && !rotated {
+                core = self.work.wait(core).unwrap_or_else(PoisonError::into_inner);
+            }
+            if core.closed {
+                return;
+            }
+            drop(core);
+            let _ = self.flush();
+            self.prepare_next();
+        }
+    }
+
+    fn stop(&self) {
+        let mut core = self.core();
+        core.closed = true;
+        let thread = core.thread.take();
+        drop(core);
+        self.work.notify_all();
+        self.done.notify_all();
+        if let Some(thread) = thread {
+            // A panic of the thread has already poisoned the log through its role.
+            let _ = thread.join();
+        }
+        self.core().lock = None;
+    }
+}
+
+/// The writer's role: given back when dropped; a panic while it is held fails the log.
+struct Role<'a>(&'a Shared);
+
+impl Drop for Role<'_> {
+    fn drop(&mut self) {
+        let mut core = self.0.core();
+        core.busy = false;
+        if std::thread::panicking() {
+            core.error.get_or_insert_with(|| {
+                LogError::new(
+                    ErrorKind::Failed,
+                    "the log's writer panicked; restart the process",
+                )
+            });
+        }
+        drop(core);
+        self.0.done.notify_all();
+        self.0.work.notify_one();
+    }
+}
+
+/// The path of a segment in a log's directory.
+#[must_use]
+pub fn segment_path(dir: &Path, id: u64) -> PathBuf {
+    segment::segment_path(dir, id)
+}

@@ -1,0 +1,241 @@
+//! Turns queued batches into writes and syncs: one write and one sync for all that is queued in one segment.
+//!
+//! One thread at a time holds the writer's role; `mod.rs` hands it out. Nothing here completes a ticket.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::format::{BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, salt};
+use super::segment::{self, Prepared};
+use super::votes::{Slot, Votes};
+use crate::vfs::{OpenMode, SharedVfs, VfsFile};
+use crate::{LogError, StoreId};
+
+/// What the queue holds, in order.
+#[derive(Debug)]
+pub(super) enum Item {
+    Batch {
+        seq: u64,
+        offset: u64,
+        body: Vec<u8>,
+        records: u32,
+        votes: Vec<Slot>,
+    },
+    /// Go on in a new segment, whose checkpoint sums up everything up to `seq`.
+    Rotate {
+        segment: u64,
+        size: u64,
+        seq: u64,
+        body: Vec<u8>,
+        records: u32,
+    },
+}
+
+/// The file that is ready to become the next segment; filled in the background.
+#[derive(Debug)]
+pub(super) struct Next {
+    pub(super) ready: Mutex<Option<Prepared>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) vfs: SharedVfs,
+    pub(super) dir: PathBuf,
+    pub(super) store: StoreId,
+    pub(super) votes: Votes,
+    pub(super) segment: u64,
+    pub(super) file: Arc<dyn VfsFile>,
+    pub(super) chain: u32,
+    pub(super) synced_seq: u64,
+    pub(super) backlog: VecDeque<Item>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) syncs: u64,
+    pub(super) bytes: u64,
+}
+
+/// Appends a batch to `out` and returns the chain value behind it.
+pub(super) fn frame(out: &mut Vec<u8>, salt: u64, mut header: BatchHeader, body: &[u8]) -> u32 {
+    let start = out.len();
+    header.body_len = body.len() as u32;
+    header.body_crc = crc32fast::hash(body);
+    out.resize(start + BATCH_HEADER, 0);
+    out.extend_from_slice(body);
+    header.encode(salt, &mut out[start..start + BATCH_HEADER])
+}
+
+pub(super) fn header(
+    seq: u64,
+    offset: u64,
+    synced_seq: u64,
+    records: u32,
+    chain: u32,
+) -> BatchHeader {
+    BatchHeader {
+        seq,
+        offset,
+        synced_seq,
+        body_len: 0,
+        record_count: records,
+        chain,
+        body_crc: 0,
+        crc: 0,
+    }
+}
+
+impl Writer {
+    /// Writes and syncs up to the end of the backlog or of the segment. True when there may be more to do.
+    ///
+    /// A full disk leaves the backlog as it was, to be tried again.
+    pub(super) fn step(&mut self, next: &Next) -> Result<bool, LogError> {
+        match self.backlog.front() {
+            None => return Ok(false),
+            Some(Item::Rotate { .. }) => {
+                self.rotate(next)?;
+                return Ok(true);
+            }
+            Some(Item::Batch { .. }) => {}
+        }
+        let mut slots: Vec<Slot> = Vec::new();
+        let (mut count, mut chain, mut first, mut last) = (0, self.chain, None, self.synced_seq);
+        self.buffer.clear();
+        let salt = salt(self.store, self.segment);
+        for item in &self.backlog {
+            let Item::Batch {
+                seq,
+                offset,
+                body,
+                records,
+                votes,
+            } = item
+            else {
+                break;
+            };
+            // One slot is written once per sync, or a crash could tear both of its blocks.
+            if votes
+                .iter()
+                .any(|vote| slots.iter().any(|slot| slot.group == vote.group))
+            {
+                break;
+            }
+            slots.extend_from_slice(votes);
+            first.get_or_insert(*offset);
+            chain = frame(
+                &mut self.buffer,
+                salt,
+                header(*seq, *offset, self.synced_seq, *records, chain),
+                body,
+            );
+            (count, last) = (count + 1, *seq);
+        }
+        if !slots.is_empty() {
+            self.votes.write(&slots)?;
+            self.syncs += 1;
+        }
+        let path = segment::segment_path(&self.dir, self.segment);
+        let at = first.expect("the front is a batch");
+        self.file
+            .write_all_at(&self.buffer, at)
+            .map_err(|error| LogError::io("cannot write a batch", &path, error))?;
+        self.file
+            .sync_data()
+            .map_err(|error| LogError::io("cannot sync a batch", &path, error).latched())?;
+        self.syncs += 1;
+        self.bytes += self.buffer.len() as u64;
+        self.chain = chain;
+        self.synced_seq = last;
+        self.backlog.drain(..count);
+        if self.buffer.capacity() > 8 << 20 {
+            self.buffer = Vec::new();
+        }
+        Ok(true)
+    }
+
+    fn rotate(&mut self, next: &Next) -> Result<(), LogError> {
+        let Some(Item::Rotate {
+            segment,
+            size,
+            seq,
+            body,
+            records,
+        }) = self.backlog.front()
+        else {
+            unreachable!("the caller looked");
+        };
+        assert_eq!(
+            *seq, self.synced_seq,
+            "everything before a new segment is synced"
+        );
+        let mut ready = next.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if ready.is_none() {
+            *ready = Some(segment::prepare(
+                &*self.vfs,
+                &self.dir.join("next.tmp"),
+                *size,
+            )?);
+        }
+        let prepared = ready.as_mut().expect("made above");
+        if prepared.size < *size {
+            segment::fill(&*prepared.file, &prepared.path, prepared.size, *size)?;
+            prepared.size = *size;
+        }
+        let top = SegmentHeader {
+            store: self.store,
+            id: *segment,
+            predecessor: self.segment,
+            first_seq: seq + 1,
+            synced_seq: *seq,
+            chain: self.chain,
+        };
+        let mut out = Vec::new();
+        let chain = frame(
+            &mut out,
+            top.salt(),
+            header(*seq, SEGMENT_DATA, *seq, *records, self.chain),
+            body,
+        );
+        let file = publish(&self.vfs, &self.dir, prepared, &top, &out)?;
+        *ready = None;
+        drop(ready);
+        (self.segment, self.file, self.chain) = (*segment, file, chain);
+        self.syncs += 2;
+        self.bytes += out.len() as u64;
+        self.backlog.pop_front();
+        Ok(())
+    }
+}
+
+/// Gives a prepared file its header and first batches, syncs it, and then its name.
+pub(super) fn publish(
+    vfs: &SharedVfs,
+    dir: &std::path::Path,
+    prepared: &Prepared,
+    top: &SegmentHeader,
+    batches: &[u8],
+) -> Result<Arc<dyn VfsFile>, LogError> {
+    let path = segment::segment_path(dir, top.id);
+    let failed = |what: &'static str| {
+        let path = path.clone();
+        move |error| LogError::io(what, &path, error)
+    };
+    prepared
+        .file
+        .write_all_at(batches, SEGMENT_DATA)
+        .map_err(failed("cannot write a segment"))?;
+    prepared
+        .file
+        .write_all_at(&top.encode(), 0)
+        .map_err(failed("cannot write a segment"))?;
+    prepared
+        .file
+        .sync_data()
+        .map_err(|error| failed("cannot sync a segment")(error).latched())?;
+    vfs.rename(&prepared.path, &path)
+        .map_err(|error| failed("cannot name a segment")(error).latched())?;
+    vfs.sync_dir(dir)
+        .map_err(|error| failed("cannot sync the log's directory")(error).latched())?;
+    let file = vfs
+        .open(&path, OpenMode::ReadWrite)
+        .map_err(failed("cannot open a segment"))?;
+    Ok(Arc::from(file))
+}

@@ -1,0 +1,163 @@
+//! The log on the real file system: what was acknowledged is there again, and damage is refused.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the tests look at and damage the files behind the log"
+)]
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use raft_log::vfs::RealFs;
+use raft_log::{
+    Base, Entry, EntryKind, ErrorKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId,
+    Record, StoreId, Term, WriteBatch,
+};
+
+const GROUP: GroupId = GroupId(1);
+
+fn options(dir: &Path, io: IoMode) -> LogOptions {
+    let mut options = LogOptions::new(dir.join("log"), StoreId(7));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 64 << 10;
+    options.io = io;
+    options
+}
+
+fn open(dir: &Path, io: IoMode) -> Result<Log, raft_log::LogError> {
+    Log::open(Arc::new(RealFs::new()), options(dir, io)).map(|opened| opened.0)
+}
+
+fn create(log: &Log) {
+    let mut batch = WriteBatch::new();
+    batch.push(
+        GROUP,
+        Record::Compact(Base {
+            creation: 3,
+            ..Base::default()
+        }),
+    );
+    let state = HardState {
+        term: Term(2),
+        vote: Some(NodeId(9)),
+        commit: Index(0),
+    };
+    batch.push(GROUP, Record::HardState(state));
+    log.write(batch).unwrap();
+}
+
+fn entry(index: u64) -> Entry {
+    let payload = vec![index as u8 | 1; 100 + index as usize % 50].into();
+    Entry {
+        index: Index(index),
+        term: Term(2),
+        kind: EntryKind::Normal,
+        payload,
+    }
+}
+
+fn append(log: &Log, index: u64) {
+    let mut batch = WriteBatch::new();
+    batch.push(GROUP, Record::Entries(vec![entry(index)]));
+    let ticket = log.submit(batch).unwrap();
+    log.wait(ticket).unwrap();
+    assert!(log.is_durable(ticket).unwrap());
+}
+
+fn check(log: &Log, from: u64, to: u64) {
+    let found = log
+        .entries(GROUP, Index(from)..Index(to + 1), usize::MAX)
+        .unwrap();
+    assert_eq!(found, (from..=to).map(entry).collect::<Vec<_>>());
+    let info = log.group(GROUP).unwrap();
+    assert_eq!(
+        (info.last_index, info.durable_index),
+        (Index(to), Index(to))
+    );
+    assert_eq!(info.hard_state.vote, Some(NodeId(9)));
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to.join("log")).unwrap();
+    for file in std::fs::read_dir(from.join("log")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join("log").join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn reopen_after_rotation_and_compaction_finds_every_entry() {
+    for (io, clean) in [(IoMode::Inline, false), (IoMode::Thread, true)] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path(), io).unwrap();
+        assert_eq!(open(dir.path(), io).unwrap_err().kind(), ErrorKind::Locked);
+        create(&log);
+        (1..=300).for_each(|index| append(&log, index));
+        assert!(log.stats().segments > 1);
+        assert_eq!(log.needs_compaction(), vec![GROUP]);
+        check(&log, 1, 300);
+        let before = log.stats().segments;
+        let mut batch = WriteBatch::new();
+        let base = Base {
+            index: Index(200),
+            term: Term(2),
+            creation: 3,
+            ..Base::default()
+        };
+        batch.push(GROUP, Record::Compact(base));
+        log.write(batch).unwrap();
+        assert!(log.stats().segments < before);
+        // Without a clean close the copied files are what a killed process leaves.
+        if clean {
+            log.close().unwrap();
+        }
+        let other = tempfile::tempdir().unwrap();
+        copy(dir.path(), other.path());
+        for round in 0..3 {
+            let log = open(other.path(), io).unwrap();
+            check(&log, 201, 300 + round);
+            append(&log, 301 + round);
+            log.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn open_of_a_foreign_store_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path(), IoMode::Inline).unwrap().close().unwrap();
+    let mut other = options(dir.path(), IoMode::Inline);
+    other.store_id = StoreId(8);
+    let error = Log::open(Arc::new(RealFs::new()), other).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ForeignStore, "{error}");
+}
+
+#[test]
+fn open_with_a_damaged_synced_batch_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    create(&log);
+    (1..=5).for_each(|index| append(&log, index));
+    log.close().unwrap();
+    drop(log);
+    let path = raft_log::log::segment_path(&dir.path().join("log"), 1);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.write_all_at(&[0xff; 4], 4096 + 500).unwrap();
+    let error = open(dir.path(), IoMode::Inline).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+}
+
+#[test]
+fn submit_that_leaves_a_gap_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    create(&log);
+    let mut batch = WriteBatch::new();
+    batch.push(GROUP, Record::Entries(vec![entry(2)]));
+    assert_eq!(
+        log.submit(batch).unwrap_err().kind(),
+        ErrorKind::InvalidBatch
+    );
+    append(&log, 1);
+    check(&log, 1, 1);
+}

@@ -82,6 +82,8 @@ pub(super) struct Groups {
     pub(super) map: BTreeMap<GroupId, Group>,
     pub(super) live: BTreeMap<u64, u64>,
     pub(super) cached: usize,
+    /// The newest batch known to be synced.
+    pub(super) durable: u64,
 }
 
 impl Groups {
@@ -189,6 +191,13 @@ impl Groups {
                 };
                 self.cut(id, first);
                 let group = self.map.get_mut(&id).expect("checked");
+                while group
+                    .unsynced
+                    .front()
+                    .is_some_and(|batch| batch.0 <= self.durable)
+                {
+                    group.unsynced.pop_front();
+                }
                 group.unsynced.push_back((seq, first));
                 for entry in entries {
                     if group.runs.back().is_none_or(|run| run.1 != entry.term) {
@@ -284,6 +293,7 @@ impl Groups {
 
     /// Forgets cached entries, oldest of each group first, until the budget holds. What is not written yet stays.
     pub(super) fn trim_cache(&mut self, budget: usize, durable: u64) {
+        self.durable = durable;
         if self.cached <= budget {
             return;
         }

@@ -418,7 +418,7 @@ impl Log {
             .groups
             .map
             .iter()
-            .filter(|(_, group)| group.entries.iter().any(|at| at.segment == oldest));
+            .filter(|(_, group)| group.entries.front().is_some_and(|at| at.segment == oldest));
         pins.map(|(id, _)| *id).collect()
     }
 

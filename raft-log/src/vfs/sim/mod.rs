@@ -49,6 +49,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::{Disk, Id, Node};
 use file::FileImage;
+use file::SECTOR;
 pub use rng::Rng;
 
 use super::{OpenMode, SharedVfs, Vfs, VfsFile, VfsLock};
@@ -382,7 +383,7 @@ impl VfsFile for SimFile {
                 .saturating_sub(offset);
             let mut part = &buf[..fits.min(buf.len())];
             if disk.down {
-                part = &part[..disk.rng.below(part.len() as u64 + 1) as usize];
+                part = &part[..cut_short(offset, part.len(), &mut disk.rng)];
             }
             disk.file_mut(self.id).image.write(part, offset);
             if fits < buf.len() {
@@ -448,3 +449,14 @@ impl Drop for SimLock {
 }
 
 impl VfsLock for SimLock {}
+
+/// Where a write that a crash interrupts ends: anywhere between two sectors, as the kernel copies page by page and a
+/// page is never half copied; or it is complete.
+fn cut_short(offset: usize, len: usize, rng: &mut Rng) -> usize {
+    if rng.chance(1, 4) {
+        return len;
+    }
+    let cut = rng.below(len as u64 + 1) as usize;
+    let end = (offset + cut) / SECTOR * SECTOR;
+    end.saturating_sub(offset)
+}

@@ -1,68 +1,26 @@
 //! Many consensus groups on one disk: the host loop that steps them on one log, and the handle by which any thread
 //! proposes, reads and looks.
+//!
+//! - [`HostCore`] makes all decisions and owns no thread and no clock: a simulator calls [`HostCore::turn`].
+//! - [`Host`] runs one on a thread of its own, with the real clock.
+//! - [`HostHandle`] reaches it from any thread, through an inbox with bounds.
 
-use std::error::Error;
-use std::fmt;
+mod error;
+mod handle;
+mod host;
+mod inbox;
+mod status;
+mod thread;
 
-use raft_log::{Index, NodeId, Term};
+pub use error::HostError;
+pub use handle::HostHandle;
+pub use host::{HostCore, HostOptions, Outbox, Turn};
+pub use inbox::InboxLimits;
+pub use status::GroupStatus;
+pub use thread::Host;
 
 /// Called exactly once with the outcome; never blocks.
 pub type Reply<T> = Box<dyn FnOnce(Result<T, HostError>) + Send>;
 
-/// Why a proposal or a read did not get an answer of the state machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HostError {
-    /// An inbox is at its bound. Nothing was proposed.
-    Busy,
-    /// The disk is full. Nothing was proposed.
-    NoSpace,
-    /// This member does not lead. Nothing was proposed; the leader, if known, is named.
-    NotLeader(Option<NodeId>),
-    /// The leader changed while the proposal was under way: it may or may not take effect.
-    OutcomeUnknown,
-    /// The leader changed while a read waited.
-    LeaderChanged,
-    /// The host is stopping, or has failed.
-    Stopped,
-    /// There is no such group on this host.
-    NoGroup,
-}
-
-impl fmt::Display for HostError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Busy => f.write_str("the group's inbox is full"),
-            Self::NoSpace => f.write_str("the disk is full"),
-            Self::NotLeader(Some(leader)) => write!(f, "not the leader; the leader is {leader}"),
-            Self::NotLeader(None) => f.write_str("not the leader; no leader is known"),
-            Self::OutcomeUnknown => f.write_str("the leader changed; the outcome is unknown"),
-            Self::LeaderChanged => f.write_str("the leader changed"),
-            Self::Stopped => f.write_str("the host stopped"),
-            Self::NoGroup => f.write_str("no such group on this host"),
-        }
-    }
-}
-
-impl Error for HostError {}
-
-/// What a group looks like from outside, published by the host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GroupStatus {
-    /// This member.
-    pub node: NodeId,
-    /// The current term.
-    pub term: Term,
-    /// The leader of that term, if known.
-    pub leader: Option<NodeId>,
-    /// The last index in the log.
-    pub last_index: Index,
-    /// The commit index.
-    pub commit: Index,
-    /// The applied index.
-    pub applied: Index,
-    /// The voters.
-    pub voters: Vec<NodeId>,
-    /// The learners.
-    pub learners: Vec<NodeId>,
-}
+/// Milliseconds of one tick.
+pub const TICK_MS: u64 = 10;

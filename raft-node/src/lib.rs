@@ -1,6 +1,6 @@
 //! One consensus group: the Raft core, which does no IO, and the driver that joins it to a log and a state machine.
 pub mod core;
-
+pub mod driver;
 mod state_machine;
 
 pub use raft_log::{Entry, EntryKind, GroupId, HardState, Index, NodeId, Term};

@@ -1,0 +1,98 @@
+//! How other threads reach the host.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft_log::{GroupId, NodeId, Term};
+use raft_node::StateMachine;
+use raft_node::core::Message;
+
+use crate::inbox::{Inbox, Request};
+use crate::status::Published;
+use crate::{GroupStatus, HostError, Reply};
+
+/// Reaches the groups of one host from any thread. Cheap to clone.
+pub struct HostHandle<S: StateMachine> {
+    pub(crate) inbox: Arc<Inbox<S::Output>>,
+    pub(crate) groups: Arc<BTreeMap<GroupId, Arc<Published>>>,
+}
+
+impl<S: StateMachine> Clone for HostHandle<S> {
+    fn clone(&self) -> Self {
+        Self {
+            inbox: Arc::clone(&self.inbox),
+            groups: Arc::clone(&self.groups),
+        }
+    }
+}
+
+impl<S: StateMachine> HostHandle<S> {
+    /// Proposes a command. `reply` is called once: with the state machine's output after it was applied here, or with
+    /// the reason why there is none.
+    pub fn propose(&self, group: GroupId, payload: Bytes, reply: Reply<S::Output>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Propose {
+            group,
+            payload,
+            reply,
+        });
+        if let Err((Request::Propose { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
+    /// Calls `done` once local state holds everything that was acknowledged before this call.
+    pub fn read_barrier(&self, group: GroupId, done: Reply<()>) {
+        let Some(published) = self.groups.get(&group) else {
+            return done(Err(HostError::NoGroup));
+        };
+        let Some(done) = published.read(done) else {
+            return;
+        };
+        let refused = self.inbox.push(Request::Read { group, done });
+        if let Err((Request::Read { done, .. }, error)) = refused {
+            done(Err(error));
+        }
+    }
+
+    /// True when local state holds everything that was acknowledged before this call: [`Self::read_barrier`] without
+    /// a wait, for a group whose only voter is this member.
+    #[must_use]
+    pub fn read_now(&self, group: GroupId) -> bool {
+        self.groups
+            .get(&group)
+            .is_some_and(|published| published.read_now())
+    }
+
+    /// Hands over a message of a peer. It may be lost, as on a network.
+    pub fn deliver(&self, group: GroupId, from: NodeId, message: Message) {
+        if self.groups.contains_key(&group) {
+            // A stopped host loses it, as a network would.
+            drop(self.inbox.push(Request::Deliver {
+                group,
+                from,
+                message,
+            }));
+        }
+    }
+
+    /// The group's term as last published; cheaper than the whole status.
+    #[must_use]
+    pub fn term(&self, group: GroupId) -> Option<Term> {
+        self.groups.get(&group).map(|published| published.term())
+    }
+
+    /// The group as last published.
+    #[must_use]
+    pub fn status(&self, group: GroupId) -> Option<GroupStatus> {
+        self.groups.get(&group).map(|published| published.status())
+    }
+
+    /// Asks the host to finish what it has and stop. Calls from now on are answered with [`HostError::Stopped`].
+    pub fn stop(&self) {
+        self.inbox.stop();
+    }
+}

@@ -1,0 +1,409 @@
+//! The decisions of the host: which group steps, what goes to the log in one batch, when entries are applied.
+//!
+//! It owns no thread and reads no clock. Each [`HostCore::turn`] takes what is in the inbox, hands one batch with the
+//! work of all groups to the log, applies one slice per group, and answers whom it can. Natural batching needs no
+//! timer: what arrives while the log syncs is stepped together in the next turn.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
+use raft_node::StateMachine;
+use raft_node::core::{DropReason, Message, PersistId, Role};
+use raft_node::driver::{Event, Group, GroupError};
+
+use crate::handle::HostHandle;
+use crate::inbox::{Inbox, InboxLimits, Request};
+use crate::status::{GroupStatus, Published};
+use crate::{HostError, Reply};
+
+/// Ticks between two looks at what could be compacted: one second.
+const HOUSEKEEPING_TICKS: u64 = 100;
+/// Write batches that the log has not synced yet; the host collects no more until one completes.
+const INFLIGHT_BATCHES_MAX: usize = 4;
+
+/// Settings of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct HostOptions {
+    /// Bounds of each group's inbox.
+    pub inbox: InboxLimits,
+    /// Applied entries after which a group's state machine is asked to become durable, so that the log can be purged.
+    /// Default 10,000, as etcd's `--snapshot-count`.
+    pub snapshot_entries: u64,
+}
+
+impl Default for HostOptions {
+    fn default() -> Self {
+        Self {
+            inbox: InboxLimits::default(),
+            snapshot_entries: 10_000,
+        }
+    }
+}
+
+/// Takes messages for peers. It may lose them, and must not block.
+pub trait Outbox: Send + 'static {
+    /// Sends one message.
+    fn send(&mut self, group: GroupId, to: NodeId, message: Message);
+}
+
+/// For hosts without peers.
+impl Outbox for () {
+    fn send(&mut self, _: GroupId, _: NodeId, _: Message) {}
+}
+
+/// What is left after a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Another turn has work to do without any new input.
+    pub busy: bool,
+    /// The newest batch that the log has not synced yet.
+    pub unsynced: Option<Ticket>,
+    /// Every group's only voter is this member, so that nobody waits for its ticks while it syncs.
+    pub sole_voter: bool,
+    /// The tick at which the next turn is due when nothing arrives.
+    pub deadline: Option<u64>,
+}
+
+struct Slot<S: StateMachine> {
+    group: Group<S>,
+    published: Arc<Published>,
+    /// Reads that arrived in this turn and share one round.
+    reads: Vec<Reply<()>>,
+}
+
+/// All groups of a process on one log.
+pub struct HostCore<S: StateMachine> {
+    log: Log,
+    options: HostOptions,
+    slots: BTreeMap<GroupId, Slot<S>>,
+    inbox: Arc<Inbox<S::Output>>,
+    taken: Vec<Request<S::Output>>,
+    proposals: HashMap<u64, Reply<S::Output>>,
+    reads: HashMap<u64, Vec<Reply<()>>>,
+    next_token: u64,
+    inflight: VecDeque<(Ticket, Vec<(GroupId, PersistId)>)>,
+    outbox: Box<dyn Outbox>,
+    last_tick: u64,
+    housekeeping_at: u64,
+}
+
+impl<S: StateMachine> HostCore<S> {
+    /// Joins opened groups of one log. `wake` is called from any thread when the inbox is no longer empty.
+    pub fn new(
+        log: Log,
+        groups: Vec<Group<S>>,
+        options: HostOptions,
+        outbox: Box<dyn Outbox>,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> (Self, HostHandle<S>) {
+        let inbox = Arc::new(Inbox::new(options.inbox, wake));
+        let slots: BTreeMap<_, _> = groups
+            .into_iter()
+            .map(|group| {
+                let slot = Slot {
+                    published: Arc::default(),
+                    reads: Vec::new(),
+                    group,
+                };
+                (slot.group.id(), slot)
+            })
+            .collect();
+        let published = slots
+            .iter()
+            .map(|(id, s)| (*id, Arc::clone(&s.published)))
+            .collect();
+        let handle = HostHandle {
+            inbox: Arc::clone(&inbox),
+            groups: Arc::new(published),
+        };
+        let mut host = Self {
+            log,
+            options,
+            slots,
+            inbox,
+            taken: Vec::new(),
+            proposals: HashMap::new(),
+            reads: HashMap::new(),
+            next_token: 1,
+            inflight: VecDeque::new(),
+            outbox,
+            last_tick: 0,
+            housekeeping_at: HOUSEKEEPING_TICKS,
+        };
+        host.publish();
+        (host, handle)
+    }
+
+    /// One round at tick `now` (never less than before): inputs, persistence, applying, answers.
+    pub fn turn(&mut self, now: u64) -> Result<Turn, GroupError> {
+        self.complete()?;
+        self.tick(now);
+        self.take_inbox();
+        self.collect(now)?;
+        let mut busy = false;
+        for slot in self.slots.values_mut() {
+            busy |= slot.group.apply()?;
+            slot.group.fetch()?;
+        }
+        self.publish();
+        self.send();
+        self.answer();
+        busy |= !self.inbox.is_empty()
+            || self.inflight.front().is_some_and(|(ticket, _)| {
+                // An error is reported by the next turn.
+                self.log.is_durable(*ticket).unwrap_or(true)
+            });
+        Ok(Turn {
+            busy,
+            unsynced: self.inflight.back().map(|(ticket, _)| *ticket),
+            sole_voter: self
+                .slots
+                .values()
+                .all(|slot| slot.group.status().is_sole_voter),
+            deadline: self.deadline(now),
+        })
+    }
+
+    /// True once [`HostHandle::stop`] was called.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.inbox.is_stopping()
+    }
+
+    /// True when everything that was proposed has been answered.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.proposals.is_empty() && self.reads.is_empty() && self.inbox.is_empty()
+    }
+
+    /// A group's state machine, for checks.
+    #[must_use]
+    pub fn machine(&self, group: GroupId) -> Option<&S> {
+        self.slots.get(&group).map(|slot| slot.group.machine())
+    }
+
+    /// Refuses what comes from now on, and answers everybody who still waits.
+    pub fn fail(&mut self) {
+        self.inbox.stop();
+        self.inbox.take(&mut self.taken);
+        for request in self.taken.drain(..) {
+            match request {
+                Request::Propose { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Read { done, .. } => done(Err(HostError::Stopped)),
+                Request::Deliver { .. } => {}
+            }
+        }
+        // Each reply is called whatever the order; what was proposed may still have become durable.
+        let mut proposals: Vec<_> = std::mem::take(&mut self.proposals).into_iter().collect();
+        proposals.sort_unstable_by_key(|(token, _)| *token);
+        for (_, reply) in proposals {
+            reply(Err(HostError::OutcomeUnknown));
+        }
+        let mut reads: Vec<_> = std::mem::take(&mut self.reads).into_iter().collect();
+        reads.sort_unstable_by_key(|(token, _)| *token);
+        for done in reads.into_iter().flat_map(|(_, waiting)| waiting) {
+            done(Err(HostError::Stopped));
+        }
+        for slot in self.slots.values() {
+            slot.published.fail(&HostError::Stopped);
+        }
+    }
+
+    /// Tells the groups which of their batches are on disk, in order.
+    fn complete(&mut self) -> Result<(), GroupError> {
+        while let Some((ticket, _)) = self.inflight.front() {
+            if !self.log.is_durable(*ticket)? {
+                break;
+            }
+            let (_, ids) = self.inflight.pop_front().expect("the front was just seen");
+            for (group, id) in ids {
+                self.slot(group).group.persisted(id);
+            }
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, now: u64) {
+        let elapsed = now.saturating_sub(self.last_tick);
+        if elapsed == 0 {
+            return;
+        }
+        self.last_tick = now;
+        self.inbox.set_full(self.log.space() == Space::Full);
+        for slot in self.slots.values_mut() {
+            slot.group.tick(now, elapsed);
+        }
+    }
+
+    fn take_inbox(&mut self) {
+        let mut taken = std::mem::take(&mut self.taken);
+        self.inbox.take(&mut taken);
+        for request in taken.drain(..) {
+            match request {
+                Request::Propose {
+                    group,
+                    payload,
+                    reply,
+                } => {
+                    let token = self.token();
+                    self.proposals.insert(token, reply);
+                    self.slot(group).group.propose(token, payload);
+                }
+                Request::Read { group, done } => self.slot(group).reads.push(done),
+                Request::Deliver {
+                    group,
+                    from,
+                    message,
+                } => {
+                    self.slot(group).group.receive(from, message);
+                }
+            }
+        }
+        self.taken = taken;
+        for slot in self
+            .slots
+            .values_mut()
+            .filter(|slot| !slot.reads.is_empty())
+        {
+            let token = self.next_token;
+            self.next_token += 1;
+            self.reads.insert(token, std::mem::take(&mut slot.reads));
+            slot.group.read(token);
+        }
+    }
+
+    /// Gathers what all groups must persist into one batch of the log.
+    fn collect(&mut self, now: u64) -> Result<(), GroupError> {
+        if self.inflight.len() >= INFLIGHT_BATCHES_MAX {
+            return Ok(());
+        }
+        let mut batch = WriteBatch::new();
+        let mut ids = Vec::new();
+        for (id, slot) in &mut self.slots {
+            if let Some(persist) = slot.group.collect(&mut batch) {
+                ids.push((*id, persist));
+            }
+        }
+        if now >= self.housekeeping_at {
+            self.housekeeping_at = now + HOUSEKEEPING_TICKS;
+            self.keep_house(&mut batch);
+        }
+        if batch.is_empty() {
+            assert!(
+                ids.is_empty(),
+                "a persist id without a record would never complete"
+            );
+            return Ok(());
+        }
+        let ticket = self.log.submit(batch)?;
+        self.inflight.push_back((ticket, ids));
+        Ok(())
+    }
+
+    fn keep_house(&mut self, batch: &mut WriteBatch) {
+        let pinning = self.log.needs_compaction();
+        for (id, slot) in &mut self.slots {
+            let due = slot.group.entries_not_durable() >= self.options.snapshot_entries;
+            if due || pinning.contains(id) {
+                slot.group.request_persist();
+            }
+            slot.group.compact(batch);
+        }
+    }
+
+    fn publish(&mut self) {
+        for slot in self.slots.values_mut() {
+            let status = slot.group.status();
+            let serving = status.is_sole_voter && status.committed_in_term;
+            slot.published.set_commit(serving, slot.group.commit());
+            slot.published.set_status(GroupStatus {
+                node: status.id,
+                term: status.term,
+                leader: status.leader,
+                last_index: status.last_index,
+                commit: slot.group.commit(),
+                applied: slot.group.applied(),
+                voters: slot.group.membership().voters.clone(),
+                learners: slot.group.membership().learners.clone(),
+            });
+            debug_assert!(!serving || status.role == Role::Leader);
+        }
+    }
+
+    fn send(&mut self) {
+        for (id, slot) in &mut self.slots {
+            for (to, message) in slot.group.take_messages() {
+                self.outbox.send(*id, to, message);
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        for slot in self.slots.values_mut() {
+            let leader = slot.group.status().leader;
+            for event in slot.group.take_events() {
+                match event {
+                    Event::Applied(token, output) => {
+                        if let Some(reply) = self.proposals.remove(&token) {
+                            reply(Ok(output));
+                        }
+                    }
+                    Event::Unknown(token) => {
+                        if let Some(reply) = self.proposals.remove(&token) {
+                            reply(Err(HostError::OutcomeUnknown));
+                        }
+                    }
+                    Event::ReadReady(token) => {
+                        for done in self.reads.remove(&token).into_iter().flatten() {
+                            done(Ok(()));
+                        }
+                    }
+                    Event::Dropped(token, reason) => {
+                        let error = match reason {
+                            DropReason::NotLeader(_) => HostError::NotLeader(leader),
+                            DropReason::Busy => HostError::Busy,
+                            DropReason::LeaderChanged => HostError::LeaderChanged,
+                        };
+                        if let Some(reply) = self.proposals.remove(&token) {
+                            reply(Err(error));
+                        } else {
+                            for done in self.reads.remove(&token).into_iter().flatten() {
+                                done(Err(error.clone()));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn deadline(&self, now: u64) -> Option<u64> {
+        let groups = self
+            .slots
+            .values()
+            .filter_map(|slot| slot.group.next_deadline(now))
+            .min();
+        let groups = groups.map(|ticks| now + ticks.max(1));
+        // Something may have become durable that lets the log shrink; an idle and clean store sleeps on.
+        let dirty = self
+            .slots
+            .values()
+            .any(|slot| slot.group.entries_not_durable() > 0)
+            || self.log.space() == Space::Full;
+        let housekeeping = dirty.then_some(self.housekeeping_at);
+        groups.into_iter().chain(housekeeping).min()
+    }
+
+    fn slot(&mut self, group: GroupId) -> &mut Slot<S> {
+        self.slots
+            .get_mut(&group)
+            .expect("the handle refuses unknown groups")
+    }
+
+    fn token(&mut self) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        token
+    }
+}

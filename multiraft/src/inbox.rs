@@ -1,0 +1,167 @@
+//! The queue in front of the host thread, bounded per group in entries and in bytes.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use raft_log::{GroupId, NodeId};
+use raft_node::core::Message;
+
+use crate::{HostError, Reply};
+
+/// Bounds of one group's inbox.
+#[derive(Clone, Copy, Debug)]
+pub struct InboxLimits {
+    /// Proposals and reads that wait. Default 16,384.
+    pub entries_max: usize,
+    /// Bytes of the proposals that wait. Default 16 MiB.
+    pub bytes_max: usize,
+    /// Messages of peers that wait; more are lost, as on a network. Default 4,096.
+    pub messages_max: usize,
+}
+
+impl Default for InboxLimits {
+    fn default() -> Self {
+        Self {
+            entries_max: 16_384,
+            bytes_max: 16 << 20,
+            messages_max: 4_096,
+        }
+    }
+}
+
+/// What other threads ask of the host.
+pub(crate) enum Request<O> {
+    Propose {
+        group: GroupId,
+        payload: Bytes,
+        reply: Reply<O>,
+    },
+    Read {
+        group: GroupId,
+        done: Reply<()>,
+    },
+    Deliver {
+        group: GroupId,
+        from: NodeId,
+        message: Message,
+    },
+}
+
+#[derive(Clone, Copy, Default)]
+struct Load {
+    entries: usize,
+    bytes: usize,
+    messages: usize,
+}
+
+struct Queue<O> {
+    requests: Vec<Request<O>>,
+    loads: BTreeMap<GroupId, Load>,
+    stopping: bool,
+}
+
+/// The queue, and whoever must be woken when it is filled.
+pub(crate) struct Inbox<O> {
+    queue: Mutex<Queue<O>>,
+    limits: InboxLimits,
+    full: AtomicBool,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl<O> Inbox<O> {
+    pub(crate) fn new(limits: InboxLimits, wake: Box<dyn Fn() + Send + Sync>) -> Self {
+        let queue = Queue {
+            requests: Vec::new(),
+            loads: BTreeMap::new(),
+            stopping: false,
+        };
+        Self {
+            queue: Mutex::new(queue),
+            limits,
+            full: AtomicBool::new(false),
+            wake,
+        }
+    }
+
+    /// Queues a request, or gives it back with the reason. A message past the bound is lost without an error.
+    pub(crate) fn push(&self, request: Request<O>) -> Result<(), (Request<O>, HostError)> {
+        let mut queue = self.lock();
+        if queue.stopping {
+            return Err((request, HostError::Stopped));
+        }
+        let limits = self.limits;
+        match &request {
+            Request::Propose { group, payload, .. } => {
+                if self.full.load(Ordering::Relaxed) {
+                    return Err((request, HostError::NoSpace));
+                }
+                let load = queue.loads.entry(*group).or_default();
+                if load.entries >= limits.entries_max || load.bytes >= limits.bytes_max {
+                    return Err((request, HostError::Busy));
+                }
+                load.entries += 1;
+                load.bytes += payload.len();
+            }
+            Request::Read { group, .. } => {
+                let load = queue.loads.entry(*group).or_default();
+                if load.entries >= limits.entries_max {
+                    return Err((request, HostError::Busy));
+                }
+                load.entries += 1;
+            }
+            Request::Deliver { group, .. } => {
+                let load = queue.loads.entry(*group).or_default();
+                if load.messages >= limits.messages_max {
+                    return Ok(());
+                }
+                load.messages += 1;
+            }
+        }
+        queue.requests.push(request);
+        let first = queue.requests.len() == 1;
+        drop(queue);
+        // Only the first request of a batch wakes the host: it takes all that is there.
+        if first {
+            (self.wake)();
+        }
+        Ok(())
+    }
+
+    /// Takes everything; `into` must be empty and its allocation is reused.
+    pub(crate) fn take(&self, into: &mut Vec<Request<O>>) {
+        debug_assert!(into.is_empty());
+        let mut queue = self.lock();
+        if queue.requests.is_empty() {
+            return;
+        }
+        std::mem::swap(&mut queue.requests, into);
+        for load in queue.loads.values_mut() {
+            *load = Load::default();
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().requests.is_empty()
+    }
+
+    /// Refuses everything from now on, and wakes the host.
+    pub(crate) fn stop(&self) {
+        self.lock().stopping = true;
+        (self.wake)();
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.lock().stopping
+    }
+
+    /// While the disk is full, proposals are refused before they are queued.
+    pub(crate) fn set_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue<O>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,295 @@
+//! Hosts on simulated disks: what was acknowledged survives any crash, nothing is applied twice, and reads see what was
+//! acknowledged before them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation of a test harness is a failed test"
+)]
+#![expect(
+    clippy::print_stdout,
+    reason = "a failing run must name its seed and crash point"
+)]
+
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use multiraft::{HostCore, HostError, HostHandle, HostOptions};
+use raft_log::vfs::{SimFs, sim::CrashKind};
+use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
+use raft_node::core::{Config, Membership};
+use raft_node::driver::{Group, GroupConfig, bootstrap};
+use raft_node::{Applied, ApplyError, Entry, Index, StateMachine, TickContext};
+
+const GROUPS: [GroupId; 2] = [GroupId(1), GroupId(7)];
+const ME: NodeId = NodeId(1);
+
+/// A list of what was applied. A crash takes it back to what was made durable.
+#[derive(Clone, Default)]
+struct Durable {
+    applied: Applied,
+    list: Vec<Bytes>,
+}
+
+struct List {
+    now: Durable,
+    durable: Arc<Mutex<Durable>>,
+}
+
+impl StateMachine for List {
+    /// The length of the list after the entry.
+    type Output = usize;
+
+    fn applied(&self) -> Applied {
+        self.now.applied.clone()
+    }
+
+    fn durable_index(&self) -> Index {
+        self.durable.lock().unwrap().applied.index
+    }
+
+    fn request_persist(&mut self) {
+        *self.durable.lock().unwrap() = self.now.clone();
+    }
+
+    fn apply(
+        &mut self,
+        entries: &[Entry],
+        membership: Option<&Membership>,
+        outputs: &mut Vec<usize>,
+    ) -> Result<(), ApplyError> {
+        for entry in entries {
+            assert_eq!(
+                entry.index,
+                self.now.applied.index.next(),
+                "applied out of order"
+            );
+            self.now.applied.index = entry.index;
+            self.now.applied.term = entry.term;
+            if !entry.payload.is_empty() {
+                self.now.list.push(entry.payload.clone());
+            }
+            outputs.push(self.now.list.len());
+        }
+        if let Some(membership) = membership {
+            self.now.applied.membership = Some((self.now.applied.index, membership.clone()));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, _: TickContext, _: &mut Vec<Bytes>) {}
+
+    fn next_deadline(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// What a client saw of one proposal: its group, what it proposed, and the answer.
+type Seen = Arc<Mutex<Vec<(GroupId, Bytes, Result<usize, HostError>)>>>;
+
+struct Node {
+    log: Log,
+    core: HostCore<List>,
+    handle: HostHandle<List>,
+}
+
+fn open(fs: &SimFs, durable: &[Arc<Mutex<Durable>>]) -> Result<Node, String> {
+    let mut options = LogOptions::new("/log", StoreId(5));
+    options.io = IoMode::Inline;
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    let (log, _) = Log::open(fs.shared(), options).map_err(|error| error.to_string())?;
+    let mut groups = Vec::new();
+    for (id, durable) in GROUPS.into_iter().zip(durable) {
+        bootstrap(&log, id, 1, &Membership::of_voters([ME])).map_err(|error| error.to_string())?;
+        let core = Config {
+            id: ME,
+            group: id,
+            ..Config::default()
+        };
+        let config = GroupConfig {
+            core: core.validate().unwrap(),
+            catch_up_entries: 3,
+        };
+        let now = durable.lock().unwrap().clone();
+        let machine = List {
+            now,
+            durable: Arc::clone(durable),
+        };
+        let group = Group::open(id, config, log.clone(), machine);
+        groups.push(group.map_err(|error| error.to_string())?);
+    }
+    let options = HostOptions {
+        snapshot_entries: 8,
+        ..HostOptions::default()
+    };
+    let (core, handle) = HostCore::new(log.clone(), groups, options, Box::new(()), Box::new(|| {}));
+    Ok(Node { log, core, handle })
+}
+
+/// Turns until nothing is left to do, with the disk in between.
+fn run(node: &mut Node, now: &mut u64) -> Result<(), String> {
+    for _ in 0..200 {
+        let turn = node.core.turn(*now).map_err(|error| error.to_string())?;
+        let wrote = node.log.drive().map_err(|error| error.to_string())?;
+        if !turn.busy && !wrote && turn.unsynced.is_none() {
+            return Ok(());
+        }
+    }
+    panic!("the host does not come to rest");
+}
+
+/// Brings the groups to the point where they serve, then a few rounds of proposals to both groups. Ends early when the disk
+/// crashes.
+fn workload(node: &mut Node, now: &mut u64, rounds: u32, tag: &str, seen: &Seen) {
+    if run(node, now).is_err() {
+        node.core.fail();
+        return;
+    }
+    for round in 0..rounds {
+        for group in GROUPS {
+            for at in 0..3 {
+                let payload = Bytes::from(format!("{tag}-{group}-{round}-{at}"));
+                let (seen, sent) = (Arc::clone(seen), payload.clone());
+                let reply = Box::new(move |outcome| {
+                    seen.lock().unwrap().push((group, sent, outcome));
+                });
+                node.handle.propose(group, payload, reply);
+            }
+        }
+        // Housekeeping comes due now and then.
+        *now += 60;
+        if run(node, now).is_err() {
+            node.core.fail();
+            return;
+        }
+    }
+}
+
+/// Every acknowledged proposal is in the list, at the place that was answered, and nothing is in it twice.
+fn check(node: &Node, seen: &Seen) {
+    for (group, payload, outcome) in seen.lock().unwrap().iter() {
+        let list = &node.core.machine(*group).unwrap().now.list;
+        match outcome {
+            Ok(len) => assert_eq!(
+                list.get(len - 1),
+                Some(payload),
+                "an acknowledged entry is lost"
+            ),
+            // Refused before it was proposed: it must not be there at all.
+            Err(HostError::Stopped | HostError::NotLeader(_)) => {
+                assert!(!list.contains(payload), "a refused entry was applied");
+            }
+            Err(error) => assert_eq!(*error, HostError::OutcomeUnknown),
+        }
+        let times = list.iter().filter(|other| *other == payload).count();
+        assert!(times <= 1, "{payload:?} was applied {times} times");
+    }
+}
+
+fn crash_everywhere(kinds: &[CrashKind], seed: u64) {
+    let mut points = 0;
+    for point in 0.. {
+        println!("seed {seed}, crash at operation {point}, {kinds:?}");
+        let fs = SimFs::new(seed.wrapping_add(point));
+        let durable: Vec<_> = GROUPS.iter().map(|_| Arc::default()).collect();
+        let seen = Seen::default();
+        let mut now = 0;
+        fs.fail_after(point);
+        let mut finished = false;
+        if let Ok(mut node) = open(&fs, &durable) {
+            workload(&mut node, &mut now, 6, "before", &seen);
+            finished = !fs.is_down();
+        }
+        for kind in kinds {
+            fs.crash(*kind);
+        }
+        let mut node = open(&fs, &durable).unwrap_or_else(|error| panic!("reopen: {error}"));
+        now += 1;
+        run(&mut node, &mut now).unwrap();
+        check(&node, &seen);
+        workload(&mut node, &mut now, 2, "after", &seen);
+        check(&node, &seen);
+        let answered = seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(_, _, outcome)| outcome.is_ok())
+            .count();
+        assert!(answered >= 12, "the store does not serve after the crash");
+        points = point;
+        if finished {
+            break;
+        }
+    }
+    assert!(points > 10, "the workload has many crash points");
+}
+
+#[test]
+fn process_crash_at_every_operation_loses_nothing_acknowledged() {
+    crash_everywhere(&[CrashKind::Process], 1);
+}
+
+#[test]
+fn power_loss_at_every_operation_loses_nothing_acknowledged() {
+    for seed in 0..3 {
+        crash_everywhere(&[CrashKind::Power], seed * 1_000_003);
+    }
+}
+
+#[test]
+fn process_crash_then_power_loss_loses_nothing_acknowledged() {
+    crash_everywhere(&[CrashKind::Process, CrashKind::Power], 77);
+}
+
+#[test]
+fn read_is_served_once_an_own_entry_is_committed() {
+    let fs = SimFs::new(3);
+    let durable: Vec<_> = GROUPS.iter().map(|_| Arc::default()).collect();
+    let mut node = open(&fs, &durable).unwrap();
+    assert!(
+        !node.handle.read_now(GROUPS[0]),
+        "nothing of the own term is committed yet"
+    );
+    let mut now = 0;
+    run(&mut node, &mut now).unwrap();
+    assert!(node.handle.read_now(GROUPS[0]));
+    node.handle
+        .propose(GROUPS[0], Bytes::from_static(b"x"), Box::new(|_| {}));
+    // Committed and published, but not applied: the log has the entry on disk only after this turn.
+    node.core.turn(now).unwrap();
+    node.log.drive().unwrap();
+    let read = Arc::new(Mutex::new(None));
+    let seen = Arc::clone(&read);
+    node.handle.read_barrier(
+        GROUPS[0],
+        Box::new(move |r| *seen.lock().unwrap() = Some(r)),
+    );
+    run(&mut node, &mut now).unwrap();
+    assert_eq!(*read.lock().unwrap(), Some(Ok(())));
+    assert_eq!(node.core.machine(GROUPS[0]).unwrap().now.list.len(), 1);
+    assert_eq!(node.handle.status(GROUPS[0]).unwrap().leader, Some(ME));
+}
+
+#[test]
+fn inbox_at_its_bound_refuses_and_stopped_host_says_so() {
+    let fs = SimFs::new(4);
+    let durable: Vec<_> = GROUPS.iter().map(|_| Arc::default()).collect();
+    let node = open(&fs, &durable).unwrap();
+    let outcomes: Seen = Seen::default();
+    let propose = |len: usize| {
+        let seen = Arc::clone(&outcomes);
+        let reply = Box::new(move |outcome| {
+            seen.lock()
+                .unwrap()
+                .push((GROUPS[0], Bytes::new(), outcome));
+        });
+        node.handle
+            .propose(GROUPS[0], Bytes::from(vec![1; len]), reply);
+    };
+    propose(16 << 20);
+    assert!(outcomes.lock().unwrap().is_empty());
+    propose(1);
+    assert_eq!(outcomes.lock().unwrap()[0].2, Err(HostError::Busy));
+    node.handle.stop();
+    propose(1);
+    assert_eq!(outcomes.lock().unwrap()[1].2, Err(HostError::Stopped));
+}

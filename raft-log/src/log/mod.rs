@@ -5,6 +5,8 @@
 
 mod format;
 mod index;
+mod options;
+mod read;
 mod recovery;
 mod segment;
 mod votes;
@@ -12,114 +14,24 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use format::FORMAT_VERSION;
+pub use options::{GroupInfo, IoMode, LogOptions, LogStats, Space};
 pub use recovery::RecoveryReport;
 
 use crate::vfs::{SharedVfs, VfsFile, VfsLock};
-use crate::{
-    Base, Entry, ErrorKind, GroupId, HardState, Index, LogError, Record, SnapshotRef, StoreId,
-    Term, WriteBatch,
-};
-use format::{BATCH_HEADER, BodyEncoder, DiskRecord, SEGMENT_DATA};
+use crate::{ErrorKind, GroupId, Index, LogError, Record, Term, WriteBatch};
+use format::{BATCH_HEADER, BodyEncoder, SEGMENT_DATA};
 use index::{Groups, Position};
 use votes::Slot;
 use writer::{Item, Next, Writer};
 
-/// Who writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoMode {
-    /// A thread named `flotilla-log` writes what nobody waits for, and prepares the next segment.
-    Thread,
-    /// Nobody but the callers of [`Log::wait`] and [`Log::drive`]: for simulations.
-    Inline,
-}
-
-/// How a log is opened.
-#[derive(Clone, Debug)]
-pub struct LogOptions {
-    /// The log's own directory; made if missing.
-    pub dir: PathBuf,
-    /// The store that the log must belong to.
-    pub store_id: StoreId,
-    /// Size of the first segment in bytes, at least 16 KiB. Default 1 MiB.
-    pub segment_bytes_min: u64,
-    /// Size up to which segments double, in bytes. Default 64 MiB.
-    pub segment_bytes_max: u64,
-    /// Recent entries of all groups kept in memory, in bytes. Default 32 MiB.
-    pub cache_bytes: usize,
-    /// Who writes. Default [`IoMode::Thread`].
-    pub io: IoMode,
-    /// Go on without a last batch that is damaged and may have been acknowledged. Danger: it may lose it.
-    pub accept_suspect_tail: bool,
-}
-
-impl LogOptions {
-    /// The defaults for a directory and a store.
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>, store_id: StoreId) -> Self {
-        Self {
-            dir: dir.into(),
-            store_id,
-            segment_bytes_min: 1 << 20,
-            segment_bytes_max: 64 << 20,
-            cache_bytes: 32 << 20,
-            io: IoMode::Thread,
-            accept_suspect_tail: false,
-        }
-    }
-}
-
 /// Names a submitted batch. Tickets complete in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
-
-/// Whether new work should be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
-    /// Yes.
-    Available,
-    /// No: the next segment cannot be prepared. What was submitted is kept, and written as far as it fits.
-    Full,
-}
-
-/// What the log holds of one group.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GroupInfo {
-    /// Where the group's log begins.
-    pub base: Base,
-    /// Its last index; the base's if it has no entries.
-    pub last_index: Index,
-    /// The term at `last_index`.
-    pub last_term: Term,
-    /// Term, vote and commit.
-    pub hard_state: HardState,
-    /// The newest recorded snapshot.
-    pub snapshot: Option<SnapshotRef>,
-    /// The last index that is synced.
-    pub durable_index: Index,
-}
-
-/// Counters since the log was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogStats {
-    /// Syncs of segments and vote slots.
-    pub syncs: u64,
-    /// Bytes of batches written.
-    pub bytes_written: u64,
-    /// Segments on disk.
-    pub segments: u64,
-    /// Batches submitted.
-    pub batches: u64,
-    /// Batches submitted and not synced.
-    pub queued: u64,
-    /// Bytes of cached entries.
-    pub cache_bytes: u64,
-}
 
 /// A cheap handle on the one log of a store.
 #[derive(Clone)]
@@ -364,37 +276,6 @@ impl Log {
         })
     }
 
-    /// Entries from memory or from disk: as many as fit in `bytes_max`, at least one.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Compacted`], [`ErrorKind::OutOfRange`], [`ErrorKind::UnknownGroup`], and damage found on disk.
-    pub fn entries(
-        &self,
-        id: GroupId,
-        range: Range<Index>,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, LogError> {
-        let (cold, mut out) = self.0.core().plan(id, range, bytes_max)?;
-        let mut read = Vec::with_capacity(cold.len() + out.len());
-        let mut bytes = 0;
-        for (index, position, file) in &cold {
-            let entry = self.0.read(id, *index, *position, &**file)?;
-            bytes += entry.cost();
-            if bytes > bytes_max && !read.is_empty() {
-                return Ok(read);
-            }
-            read.push(entry);
-        }
-        for entry in out.drain(..) {
-            bytes += entry.cost();
-            if bytes > bytes_max && !read.is_empty() {
-                break;
-            }
-            read.push(entry);
-        }
-        Ok(read)
-    }
-
     /// The term of an entry, or of the base; `None` outside the log.
     #[must_use]
     pub fn term_at(&self, id: GroupId, index: Index) -> Option<Term> {
@@ -483,82 +364,6 @@ impl Core {
             None if self.closed => Err(LogError::new(ErrorKind::Failed, "the log is closed")),
             None => Ok(()),
         }
-    }
-
-    /// Which entries must come from disk, and those behind them that are in memory.
-    #[expect(clippy::type_complexity, reason = "a private pair of lists")]
-    fn plan(
-        &self,
-        id: GroupId,
-        range: Range<Index>,
-        bytes_max: usize,
-    ) -> Result<(Vec<(Index, Position, Arc<dyn VfsFile>)>, Vec<Entry>), LogError> {
-        let unknown = || {
-            LogError::new(
-                ErrorKind::UnknownGroup,
-                format!("group {id} does not exist"),
-            )
-        };
-        let group = self.groups.map.get(&id).ok_or_else(unknown)?;
-        let (base, last) = (group.base.index, group.last());
-        if range.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        if range.start <= base {
-            return Err(LogError::new(
-                ErrorKind::Compacted,
-                format!(
-                    "group {id}: entry {} is gone, the log begins after {base}",
-                    range.start
-                ),
-            ));
-        }
-        if range.end > last.next() {
-            return Err(LogError::new(
-                ErrorKind::OutOfRange,
-                format!(
-                    "group {id}: entries up to {} asked for, the last is {last}",
-                    range.end.prev()
-                ),
-            ));
-        }
-        let cached_from = group
-            .cache
-            .front()
-            .map_or(range.end, |entry| entry.index)
-            .min(range.end);
-        let (mut cold, mut bytes) = (Vec::new(), 0);
-        for index in range.start.0..cached_from.0 {
-            let position = group.position(Index(index)).expect("between base and last");
-            bytes += position.len as usize;
-            if bytes > bytes_max && !cold.is_empty() {
-                return Ok((cold, Vec::new()));
-            }
-            let file = self
-                .files
-                .get(&position.segment)
-                .expect("what is not cached is written");
-            cold.push((Index(index), position, Arc::clone(file)));
-        }
-        let from = range.start.max(cached_from);
-        let skip = group
-            .cache
-            .front()
-            .map_or(0, |entry| from.0.saturating_sub(entry.index.0)) as usize;
-        let mut warm = Vec::new();
-        for entry in group
-            .cache
-            .iter()
-            .skip(skip)
-            .take_while(|entry| entry.index < range.end)
-        {
-            bytes += entry.cost();
-            if bytes > bytes_max && !(cold.is_empty() && warm.is_empty()) {
-                break;
-            }
-            warm.push(entry.clone());
-        }
-        Ok((cold, warm))
     }
 }
 
@@ -799,33 +604,6 @@ impl Shared {
             }
             Err(error) if error.kind() == ErrorKind::Full => core.full = true,
             Err(error) => drop(core.error.get_or_insert(error)),
-        }
-    }
-
-    fn read(
-        &self,
-        id: GroupId,
-        index: Index,
-        at: Position,
-        file: &dyn VfsFile,
-    ) -> Result<Entry, LogError> {
-        let path = segment::segment_path(&self.options.dir, at.segment);
-        let mut bytes = vec![0; at.len as usize];
-        file.read_exact_at(&mut bytes, at.offset)
-            .map_err(|error| LogError::io("cannot read an entry", &path, error))?;
-        let record = format::raw_record(&bytes, 0)
-            .filter(|raw| raw.group == id)
-            .and_then(|raw| format::decode_record(&bytes, raw));
-        match record {
-            Some(DiskRecord::Entry(entry)) if entry.index == index => Ok(entry),
-            _ => Err(LogError::at(
-                ErrorKind::Corruption,
-                &path,
-                at.offset,
-                format!(
-                    "expected entry {index} of group {id}, found bytes that do not verify; rebuild this member"
-                ),
-            )),
         }
     }
 

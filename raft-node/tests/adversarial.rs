@@ -3,6 +3,8 @@
 //! Checked after each step: one leader per term; what is committed at an index never differs and never goes away; logs
 //! that agree on an index and term agree up to it. After the faults: everybody converges.
 
+mod rng;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
@@ -10,17 +12,7 @@ use raft_node::core::{
     Body, Config, Core, Effects, Initial, Input, Membership, Message, PersistId, Role,
 };
 use raft_node::{Entry, EntryKind, GroupId, HardState, Index, NodeId, Term};
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
+use rng::Rng;
 
 /// One member: what is on its disk, what is on the way there, and the core.
 struct Member {
@@ -65,7 +57,7 @@ fn overwrite(log: &mut Vec<Entry>, cut: Option<Index>, entries: &[Entry]) {
 impl Cluster {
     fn new(seed: u64, nodes: u64) -> Self {
         let mut cluster = Self {
-            rng: Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            rng: Rng::new(seed),
             seed,
             members: BTreeMap::new(),
             network: Vec::new(),

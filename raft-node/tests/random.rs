@@ -4,23 +4,14 @@
 #![expect(clippy::print_stdout, reason = "a failing run must name its seed")]
 
 mod cluster;
+mod rng;
 
 use std::collections::BTreeMap;
 
 use cluster::Cluster;
 use raft_node::core::{Config, Input, Membership, Role};
 use raft_node::{Entry, Index, NodeId, Term};
-
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % bound
-    }
-}
+use rng::Rng;
 
 #[derive(Default)]
 struct Checker {
@@ -48,7 +39,7 @@ impl Checker {
 }
 
 fn run(seed: u64, voters: u64) -> usize {
-    let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut rng = Rng::new(seed);
     let config = Config {
         heartbeat_ticks: 2,
         election_ticks: 10,

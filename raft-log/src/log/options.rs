@@ -9,7 +9,8 @@ use crate::{Base, HardState, Index, SnapshotRef, StoreId, Term};
 pub enum IoMode {
     /// A thread named `flotilla-log` writes what nobody waits for, and prepares the next segment.
     Thread,
-    /// Nobody but the callers of [`Log::wait`](super::Log::wait) and [`Log::drive`](super::Log::drive): for simulations.
+    /// Nobody but the callers of [`Log::wait`](super::Log::wait) and [`Log::drive`](super::Log::drive): for
+    /// simulations.
     Inline,
 }
 

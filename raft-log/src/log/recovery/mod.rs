@@ -108,7 +108,8 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
                 &segment_path(dir, *id),
                 0,
                 format!(
-                    "expected the successor of segment {:016x}, found one of {:016x}; a segment is missing, restore it or rebuild this member",
+                    "expected the successor of segment {:016x}, found one of {:016x}; a segment is missing, \
+                     restore it or rebuild this member",
                     pair[0].id, pair[1].predecessor
                 ),
             ));
@@ -283,10 +284,34 @@ fn read_header(vfs: &SharedVfs, options: &LogOptions, id: u64) -> Result<Segment
     }
     let error = |kind, text: String| Err(LogError::at(kind, &path, 0, text));
     match SegmentHeader::decode(&bytes) {
-        Err(HeaderFault::Damaged) => error(ErrorKind::Corruption, "expected a segment header, found bytes that do not verify; restore the file or rebuild this member".into()),
-        Err(HeaderFault::Newer(version)) => error(ErrorKind::NewerFormat, format!("expected format {} or older, found {version}; open it with a newer version", format::FORMAT_VERSION)),
-        Ok(top) if top.store != options.store_id => error(ErrorKind::ForeignStore, format!("expected store {}, found {}; the file belongs to another data directory, move it back", options.store_id, top.store)),
-        Ok(top) if top.id != id => error(ErrorKind::Corruption, format!("expected segment {id:016x}, found {:016x}; a file was renamed, restore its name", top.id)),
+        Err(HeaderFault::Damaged) => error(
+            ErrorKind::Corruption,
+            "expected a segment header, found bytes that do not verify; \
+             restore the file or rebuild this member"
+                .into(),
+        ),
+        Err(HeaderFault::Newer(version)) => error(
+            ErrorKind::NewerFormat,
+            format!(
+                "expected format {} or older, found {version}; open it with a newer version",
+                format::FORMAT_VERSION
+            ),
+        ),
+        Ok(top) if top.store != options.store_id => error(
+            ErrorKind::ForeignStore,
+            format!(
+                "expected store {}, found {}; the file belongs to \
+                 another data directory, move it back",
+                options.store_id, top.store
+            ),
+        ),
+        Ok(top) if top.id != id => error(
+            ErrorKind::Corruption,
+            format!(
+                "expected segment {id:016x}, found {:016x}; a file was renamed, restore its name",
+                top.id
+            ),
+        ),
         Ok(top) => Ok(top),
     }
 }
@@ -460,7 +485,8 @@ impl Scan<'_> {
                     &path,
                     at as u64,
                     format!(
-                        "expected batch {expected}, which was synced, found bytes that do not verify; restore the file or rebuild this member"
+                        "expected batch {expected}, which was synced, found bytes that do not verify; \
+                         restore the file or rebuild this member"
                     ),
                 ));
             }
@@ -472,7 +498,8 @@ impl Scan<'_> {
                 &path,
                 at as u64,
                 format!(
-                    "batch {expected}, the last one, does not verify and may have been acknowledged; read the file, then accept the suspect tail or rebuild this member"
+                    "batch {expected}, the last one, does not verify and may have been acknowledged; \
+                     read the file, then accept the suspect tail or rebuild this member"
                 ),
             ));
         }
@@ -638,7 +665,8 @@ fn merge_votes(
             && !options.accept_suspect_tail
         {
             return Err(damage(format!(
-                "group {id}: a vote slot is damaged and the log's tail is torn, so term and vote are unknown; remove this member and add it again"
+                "group {id}: a vote slot is damaged and the log's tail is torn, so term and vote are \
+                 unknown; remove this member and add it again"
             )));
         }
         if state != group.hard_state {

@@ -58,11 +58,13 @@ const fn row(
 const YES: Option<bool> = Some(true);
 const NO: Option<bool> = Some(false);
 
-const TABLE: [Row; 6] = [
+const TABLE: [Row; 7] = [
     //  synced later io    empty torn
     row(YES, None, None, None, None, Verdict::Corruption),
     row(NO, None, YES, None, None, Verdict::Suspect),
-    row(NO, YES, NO, None, None, Verdict::CutTorn),
+    // A crash may keep a later part of a write, and leaves zeros where a part is missing.
+    row(NO, YES, NO, None, YES, Verdict::CutTorn),
+    row(NO, YES, NO, None, NO, Verdict::Suspect),
     row(NO, NO, NO, YES, None, Verdict::CleanEnd),
     row(NO, NO, NO, NO, YES, Verdict::CutTorn),
     row(NO, NO, NO, NO, NO, Verdict::Suspect),
@@ -105,6 +107,20 @@ mod tests {
                 io_error: bit(4),
             };
             assert_eq!(matching(finding).count(), 1, "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn damaged_batch_without_lost_sector_is_never_cut() {
+        for later_header in [false, true] {
+            let finding = Finding {
+                known_synced: false,
+                later_header,
+                empty: false,
+                torn_shape: false,
+                io_error: false,
+            };
+            assert_eq!(judge(finding), Verdict::Suspect);
         }
     }
 }

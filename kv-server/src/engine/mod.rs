@@ -5,6 +5,10 @@
 //!
 //! One thread writes; any number of threads read, each on a snapshot that costs next to nothing.
 
+#[cfg(test)]
+mod conformance;
+pub mod memory;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Bound;
@@ -39,6 +43,18 @@ pub struct EngineError {
     pub context: String,
     /// Why it failed.
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl EngineError {
+    fn new(
+        context: impl Into<String>,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self {
+            context: context.into(),
+            source: source.into(),
+        }
+    }
 }
 
 impl fmt::Display for EngineError {
@@ -101,4 +117,16 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Persists, and stops the background work. Idempotent.
     fn close(&self) -> Result<(), EngineError>;
+}
+
+/// Whether no key can lie between two bounds.
+fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
+    match (from, to) {
+        (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        (
+            Bound::Included(from) | Bound::Excluded(from),
+            Bound::Included(to) | Bound::Excluded(to),
+        ) => from >= to,
+    }
 }

@@ -180,7 +180,7 @@ impl BatchHeader {
 
 /// What a checkpoint says about one live group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct GroupCheckpoint {
+pub struct GroupCheckpoint {
     /// Term, vote and commit.
     pub hard_state: HardState,
     /// Where the group's log begins.
@@ -193,7 +193,7 @@ pub(crate) struct GroupCheckpoint {
 
 /// One record as it lies on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum DiskRecord {
+pub enum DiskRecord {
     /// One entry.
     Entry(Entry),
     /// One record of a [`crate::WriteBatch`] other than entries.
@@ -330,6 +330,17 @@ pub(crate) fn raw_record(body: &[u8], start: usize) -> Option<RawRecord> {
         len,
         group: GroupId(u64_at(rest, 0)),
     })
+}
+
+/// All records of a body; none when one does not verify, although the batch around it does.
+pub(crate) fn decode_records(body: &[u8]) -> Option<Vec<(GroupId, DiskRecord)>> {
+    let (mut at, mut out) = (0, Vec::new());
+    while at < body.len() {
+        let raw = raw_record(body, at)?;
+        at = (raw.start + raw.len).next_multiple_of(8);
+        out.push((raw.group, decode_record(body, raw)?));
+    }
+    Some(out)
 }
 
 /// Decodes a record whose CRC verified; `None` when its content makes no sense.

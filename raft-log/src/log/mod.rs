@@ -5,6 +5,7 @@
 
 mod format;
 mod index;
+pub mod inspect;
 mod options;
 mod read;
 mod recovery;

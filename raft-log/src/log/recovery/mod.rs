@@ -15,6 +15,7 @@ use super::format::{
     SEGMENT_DATA, SegmentHeader,
 };
 use super::index::{Groups, Position};
+use super::inspect::batch_at;
 use super::segment::{prepare, segment_id, segment_path};
 use super::votes::{self, Slot, Votes};
 use super::writer::{frame, header, publish};
@@ -117,7 +118,6 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
     }
     let mut scan = Scan {
         options,
-        vfs,
         groups: Groups::default(),
         seq: 0,
         chain: 0,
@@ -339,7 +339,6 @@ fn load(vfs: &SharedVfs, options: &LogOptions, header: SegmentHeader) -> Result<
 
 struct Scan<'a> {
     options: &'a LogOptions,
-    vfs: &'a SharedVfs,
     groups: Groups,
     seq: u64,
     chain: u32,
@@ -475,7 +474,6 @@ impl Scan<'_> {
             io_error: segment.io_error,
         };
         let path = segment_path(&self.options.dir, top.id);
-        let _ = self.vfs;
         let suspect = match table::judge(finding) {
             Verdict::CleanEnd => return Ok(true),
             Verdict::CutTorn => false,
@@ -510,22 +508,6 @@ impl Scan<'_> {
         self.cut = Some((top.id, at as u64, rest[..end].to_vec()));
         Ok(true)
     }
-}
-
-/// The batch at `at` if header, chain, sequence and body verify.
-fn batch_at(
-    data: &[u8],
-    at: usize,
-    salt: u64,
-    seq: u64,
-    chain: u32,
-) -> Option<(BatchHeader, &[u8])> {
-    let header = BatchHeader::decode(data.get(at..)?, at as u64, salt)?;
-    let start = at + BATCH_HEADER;
-    let body = data.get(start..start + header.body_len as usize)?;
-    let good =
-        header.seq == seq && header.chain == chain && crc32fast::hash(body) == header.body_crc;
-    good.then_some((header, body))
 }
 
 fn chain_before(data: &[u8], top: &SegmentHeader, seq: u64) -> u32 {
@@ -566,18 +548,9 @@ fn torn_shape(rest: &[u8], at: usize, salt: u64) -> bool {
 }
 
 fn decode_all(body: &[u8]) -> Result<Vec<(GroupId, DiskRecord)>, String> {
-    let (mut at, mut out) = (0, Vec::new());
-    while at < body.len() {
-        let record = format::raw_record(body, at).and_then(|raw| {
-            at = (raw.start + raw.len).next_multiple_of(8);
-            Some((raw.group, format::decode_record(body, raw)?))
-        });
-        out.push(
-            record
-                .ok_or("a record does not verify inside a batch that does; rebuild this member")?,
-        );
-    }
-    Ok(out)
+    format::decode_records(body).ok_or_else(|| {
+        "a record does not verify inside a batch that does; rebuild this member".to_owned()
+    })
 }
 
 fn replay(

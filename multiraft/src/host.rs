@@ -57,7 +57,7 @@ impl Outbox for () {
 pub struct Turn {
     /// Another turn has work to do without any new input.
     pub busy: bool,
-    /// The newest batch that the log has not synced yet.
+    /// The newest batch that the log has not synced yet. Whoever runs the turns waits for it, or wakes the log for it.
     pub unsynced: Option<Ticket>,
     /// Every group's only voter is this member, so that nobody waits for its ticks while it syncs.
     pub sole_voter: bool,
@@ -296,7 +296,7 @@ impl<S: StateMachine> HostCore<S> {
             );
             return Ok(());
         }
-        let ticket = self.log.submit(batch)?;
+        let ticket = self.log.enqueue(batch)?;
         self.inflight.push_back((ticket, ids));
         Ok(())
     }

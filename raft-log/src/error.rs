@@ -106,6 +106,13 @@ impl LogError {
         self.0.kind
     }
 
+    /// True when a file was not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        let source = self.0.source.as_ref();
+        source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
+    }
+
     /// The file concerned, if one is.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

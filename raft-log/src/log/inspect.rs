@@ -6,10 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use super::format::GroupCheckpoint;
-use super::format::{
-    self, BATCH_HEADER, BatchHeader, DiskRecord, HeaderFault, SEGMENT_DATA, SegmentHeader,
-};
+use super::format::{self, BATCH_HEADER, BatchHeader, HeaderFault, SEGMENT_DATA, SegmentHeader};
+pub use super::format::{DiskRecord, GroupCheckpoint};
 use super::segment::{segment_id, segment_path};
 use crate::vfs::{OpenMode, Vfs};
 use crate::{ErrorKind, GroupId, LogError, StoreId};

@@ -63,6 +63,10 @@ struct Core {
     size: u64,
     error: Option<LogError>,
     busy: bool,
+    /// Threads that wait for a sync of somebody else.
+    waiters: usize,
+    /// The log's thread waits for work; whoever wakes it clears this, so that nobody else does.
+    asleep: bool,
     full: bool,
     closed: bool,
     progress: Option<Progress>,
@@ -135,6 +139,8 @@ impl Log {
             size: found.size,
             error: None,
             busy: false,
+            waiters: 0,
+            asleep: false,
             full: false,
             closed: false,
             progress: None,
@@ -174,8 +180,25 @@ impl Log {
     /// A batch that is too large or contradicts a group's state, of which nothing is taken; the latched failure.
     pub fn submit(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
         let ticket = self.0.enqueue(batch)?;
-        self.0.work.notify_one();
+        self.wake();
         Ok(ticket)
+    }
+
+    /// As [`Log::submit`], but lets the log's thread sleep: for callers who then [`Log::wait`] or [`Log::drive`]
+    /// themselves, or [`Log::wake`] it once they know that they will not.
+    ///
+    /// # Errors
+    /// As [`Log::submit`].
+    pub fn enqueue(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
+        self.0.enqueue(batch)
+    }
+
+    /// Lets the log's thread write what is queued.
+    pub fn wake(&self) {
+        let mut core = self.0.core();
+        if !core.busy && !core.queue.is_empty() {
+            core.wake(&self.0.work);
+        }
     }
 
     /// Submits and waits, without waking the log's thread.
@@ -200,11 +223,7 @@ impl Log {
             core.healthy()?;
             let waits_for_space = core.full && self.0.options.io == IoMode::Thread;
             if core.busy || waits_for_space {
-                core = self
-                    .0
-                    .done
-                    .wait(core)
-                    .unwrap_or_else(PoisonError::into_inner);
+                core = self.0.wait_for_sync(core);
                 continue;
             }
             drop(core);
@@ -359,6 +378,13 @@ impl Drop for Log {
 }
 
 impl Core {
+    /// Wakes the log's thread if it sleeps.
+    fn wake(&mut self, work: &Condvar) {
+        if std::mem::take(&mut self.asleep) {
+            work.notify_one();
+        }
+    }
+
     fn healthy(&self) -> Result<(), LogError> {
         match &self.error {
             Some(error) => Err(error.clone()),
@@ -508,11 +534,15 @@ impl Shared {
                 Ok(_) => core.full && !more,
                 Err(error) => error.kind() == ErrorKind::Full,
             };
-            core.files.entry(writer.segment).or_insert_with(|| {
+            let segment = writer.segment;
+            if core
+                .files
+                .insert(segment, Arc::clone(&writer.file))
+                .is_none()
+            {
                 // The thread prepares the one after this.
-                self.work.notify_one();
-                Arc::clone(&writer.file)
-            });
+                core.wake(&self.work);
+            }
             if let Err(error) = &stepped
                 && error.kind() != ErrorKind::Full
             {
@@ -520,11 +550,15 @@ impl Shared {
             }
             let durable = core.durable;
             core.groups.trim_cache(self.options.cache_bytes, durable);
+            let last = !more || writer.backlog.is_empty();
+            // After the last step the role's end tells them.
+            if !last && core.waiters > 0 {
+                self.done.notify_all();
+            }
             drop(core);
-            if !more || writer.backlog.is_empty() {
+            if last {
                 break stepped.map(|_| true);
             }
-            self.done.notify_all();
         };
         drop(writer);
         let purged = self.purge();
@@ -539,13 +573,20 @@ impl Shared {
         outcome.and_then(|worked| purged.map(|()| worked))
     }
 
+    fn wait_for_sync<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        core.waiters += 1;
+        let mut core = self.done.wait(core).unwrap_or_else(PoisonError::into_inner);
+        core.waiters -= 1;
+        core
+    }
+
     fn drain(&self) -> Result<(), LogError> {
         let target = Ticket(self.core().next_seq - 1);
         let mut core = self.core();
         while core.durable < target.0 {
             core.healthy()?;
             if core.busy {
-                core = self.done.wait(core).unwrap_or_else(PoisonError::into_inner);
+                core = self.wait_for_sync(core);
                 continue;
             }
             drop(core);
@@ -627,7 +668,9 @@ impl Shared {
                     .unwrap_or_else(PoisonError::into_inner)
                     .0;
             } else if (core.busy || core.queue.is_empty()) && !rotated {
+                core.asleep = true;
                 core = self.work.wait(core).unwrap_or_else(PoisonError::into_inner);
+                core.asleep = false;
             }
             if core.closed {
                 return;
@@ -668,9 +711,13 @@ impl Drop for Role<'_> {
                 )
             });
         }
-        drop(core);
-        self.0.done.notify_all();
-        self.0.work.notify_one();
+        if core.waiters > 0 {
+            self.0.done.notify_all();
+        }
+        // A full disk is its thread's to watch; a failure ends it.
+        if !core.queue.is_empty() || core.full || core.error.is_some() {
+            core.wake(&self.0.work);
+        }
     }
 }
 

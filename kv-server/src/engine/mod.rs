@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod conformance;
+pub mod lsm;
 pub mod memory;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,172 @@
+//! What has been written since the last flush: an ordered map in memory that one thread fills while others read.
+//!
+//! It is ours rather than the tree's, because the tree guards its own with a lock that it holds over several syncs.
+//! Nothing is ever removed or changed in one: a newer version of a key is a further entry.
+
+use std::cmp::Ordering;
+use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering as Order};
+
+use bytes::Bytes;
+use crossbeam_skiplist::SkipMap;
+use lsm_tree::{InternalValue, ValueType};
+
+/// What an entry costs beside its key and value: a node with its tower, two handles, and what the allocator adds.
+const ENTRY_BYTES: u64 = 128;
+
+/// One version of a key. Sorts by key, then the newest version first, as the tree's tables do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VersionKey {
+    user: Bytes,
+    sequence: u64,
+}
+
+impl VersionKey {
+    /// Sorts before the versions that a reader at `at` sees, and behind those that it does not.
+    pub(super) fn newest_below(user: &[u8], at: u64) -> Self {
+        Self {
+            user: Bytes::copy_from_slice(user),
+            sequence: at.saturating_sub(1),
+        }
+    }
+}
+
+impl Ord for VersionKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.user
+            .cmp(&other.user)
+            .then_with(|| other.sequence.cmp(&self.sequence))
+    }
+}
+
+impl PartialOrd for VersionKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The map. A missing value is a removal.
+pub(super) struct Memtable {
+    entries: SkipMap<VersionKey, Option<Bytes>>,
+    bytes: AtomicU64,
+}
+
+impl Memtable {
+    pub(super) fn new() -> Self {
+        Self {
+            entries: SkipMap::new(),
+            bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Order::Relaxed)
+    }
+
+    /// Adds a version. Sequence numbers start at one.
+    pub(super) fn insert(&self, user: Bytes, sequence: u64, value: Option<Bytes>) {
+        let held = user.len() + value.as_ref().map_or(0, Bytes::len);
+        let held = u64::try_from(held).expect("a length fits into 64 bits");
+        self.bytes.fetch_add(held + ENTRY_BYTES, Order::Relaxed);
+        self.entries.insert(VersionKey { user, sequence }, value);
+    }
+
+    /// The newest version that `probe` admits; the inner value is missing when that version is a removal.
+    pub(super) fn get(&self, probe: &VersionKey) -> Option<Option<Bytes>> {
+        let entry = self.entries.lower_bound(Bound::Included(probe))?;
+        (entry.key().user == probe.user).then(|| entry.value().clone())
+    }
+
+    /// All versions below `at` of the keys between two bounds, which are not inverted.
+    pub(super) fn range(
+        &self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        at: u64,
+    ) -> impl DoubleEndedIterator<Item = InternalValue> + Send + '_ {
+        let key = |user: &[u8], sequence| VersionKey {
+            user: Bytes::copy_from_slice(user),
+            sequence,
+        };
+        // The newest version of a key sorts first, so a bound lies before all versions or behind all.
+        let from = match from {
+            Bound::Included(user) => Bound::Included(key(user, u64::MAX)),
+            Bound::Excluded(user) => Bound::Excluded(key(user, 0)),
+            Bound::Unbounded => Bound::Unbounded,
+        };
+        let to = match to {
+            Bound::Included(user) => Bound::Included(key(user, 0)),
+            Bound::Excluded(user) => Bound::Excluded(key(user, u64::MAX)),
+            Bound::Unbounded => Bound::Unbounded,
+        };
+        self.entries
+            .range((from, to))
+            .filter(move |entry| entry.key().sequence < at)
+            .map(|entry| internal(entry.key(), entry.value()))
+    }
+
+    /// The newest version of each key, removals included, in order: what a flush writes.
+    pub(super) fn newest(&self) -> impl Iterator<Item = InternalValue> + '_ {
+        let mut last: Option<Bytes> = None;
+        self.entries.iter().filter_map(move |entry| {
+            let key = entry.key();
+            if last.as_ref() == Some(&key.user) {
+                return None;
+            }
+            last = Some(key.user.clone());
+            Some(internal(key, entry.value()))
+        })
+    }
+}
+
+fn internal(key: &VersionKey, value: &Option<Bytes>) -> InternalValue {
+    let kind = match value {
+        Some(_) => ValueType::Value,
+        None => ValueType::Tombstone,
+    };
+    let value = value.clone().unwrap_or_default();
+    InternalValue::from_components(key.user.clone(), value, key.sequence, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(memtable: &Memtable, key: &str, sequence: u64, value: Option<&str>) {
+        let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        memtable.insert(bytes(key), sequence, value.map(bytes));
+    }
+
+    fn get(memtable: &Memtable, key: &str, at: u64) -> Option<Option<Bytes>> {
+        memtable.get(&VersionKey::newest_below(key.as_bytes(), at))
+    }
+
+    #[test]
+    fn get_between_versions_finds_the_newest_older_one() {
+        let memtable = Memtable::new();
+        put(&memtable, "a", 3, Some("3"));
+        put(&memtable, "a", 7, None);
+        put(&memtable, "ab", 5, Some("5"));
+        assert_eq!(get(&memtable, "a", 3), None);
+        assert_eq!(get(&memtable, "a", 4), Some(Some("3".into())));
+        assert_eq!(get(&memtable, "a", 8), Some(None));
+        assert_eq!(get(&memtable, "ab", 9), Some(Some("5".into())));
+        assert_eq!(get(&memtable, "b", 9), None);
+    }
+
+    #[test]
+    fn newest_of_many_versions_keeps_one_per_key() {
+        let memtable = Memtable::new();
+        for sequence in 1..10 {
+            put(&memtable, "a", sequence, Some("a"));
+            put(&memtable, "b", sequence, (sequence < 9).then_some("b"));
+        }
+        let kept: Vec<(u64, bool)> = memtable
+            .newest()
+            .map(|item| (item.key.seqno, item.is_tombstone()))
+            .collect();
+        assert_eq!(kept, [(9, false), (9, true)]);
+        assert_eq!(memtable.bytes(), 9 * (2 + 128) + 8 * (2 + 128) + 129);
+    }
+}

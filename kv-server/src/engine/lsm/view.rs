@@ -1,0 +1,186 @@
+//! What a reader holds: the memtables and tables of one moment, and how they are read as one ordered map.
+//!
+//! A view is immutable but for its first memtable, which only grows. Whoever holds one keeps everything that it
+//! names, so no version of a key that a reader may need is ever taken from under it, whatever flushes and compactions
+//! do meanwhile. The order in which a reader takes its view and its sequence number matters; see [`super::shared`].
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lsm_tree::merge::{BoxedIterator, Merger};
+use lsm_tree::mvcc_stream::MvccStream;
+use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
+use lsm_tree::{AbstractTree, InternalValue, Slice, Table, Tree};
+
+use super::memtable::{Memtable, VersionKey};
+use crate::engine::{EngineError, PairIter, Snapshot, is_empty_range};
+
+/// Keys of users start at this or above; what is below is the engine's own.
+pub(super) const FIRST_USER_KEY: &[u8] = &[1];
+
+/// Tables with disjoint key ranges, in key order.
+type Run = Arc<[Table]>;
+
+/// The tables of one version of the tree, in the order in which a key is looked for.
+#[derive(Default)]
+pub(super) struct Tables {
+    runs: Vec<Run>,
+    /// Their size on disk.
+    pub(super) bytes: u64,
+}
+
+impl Tables {
+    /// Those of the tree's newest version.
+    pub(super) fn newest(tree: &Tree) -> Self {
+        let version = tree.current_version();
+        let runs: Vec<Run> = version
+            .iter_levels()
+            .flat_map(|level| level.iter())
+            .map(|run| run.iter().cloned().collect())
+            .collect();
+        let size = |table: &Table| table.path.metadata().map_or(0, |file| file.len());
+        let bytes = runs.iter().flat_map(|run| run.iter()).map(size).sum();
+        Self { runs, bytes }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Table> {
+        self.runs.iter().flat_map(|run| run.iter())
+    }
+
+    fn get(&self, key: &[u8], at: u64) -> Result<Option<Bytes>, EngineError> {
+        let hash = Bloom::get_hash(key);
+        for run in &self.runs {
+            let index = run.partition_point(|table| **table.metadata.key_range.max() < *key);
+            let Some(table) = run.get(index) else {
+                continue;
+            };
+            if **table.metadata.key_range.min() > *key {
+                continue;
+            }
+            let found = table.get(key, at, hash).map_err(|error| {
+                EngineError::new(format!("read table {}", table.path.display()), error)
+            })?;
+            if let Some(found) = found {
+                return Ok((!found.is_tombstone()).then(|| found.value.into()));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The pairs of a run between two bounds; a table is opened when the walk reaches it.
+fn walk(
+    run: &Run,
+    from: Bound<Slice>,
+    to: Bound<Slice>,
+    at: u64,
+) -> Option<BoxedIterator<'static>> {
+    let first = match &from {
+        Bound::Included(key) => {
+            run.partition_point(|table| **table.metadata.key_range.max() < **key)
+        }
+        Bound::Excluded(key) => {
+            run.partition_point(|table| **table.metadata.key_range.max() <= **key)
+        }
+        Bound::Unbounded => 0,
+    };
+    let end = match &to {
+        Bound::Included(key) => {
+            run.partition_point(|table| **table.metadata.key_range.min() <= **key)
+        }
+        Bound::Excluded(key) => {
+            run.partition_point(|table| **table.metadata.key_range.min() < **key)
+        }
+        Bound::Unbounded => run.len(),
+    };
+    if first >= end {
+        return None;
+    }
+    let run = Arc::clone(run);
+    let tables = (first..end).flat_map(move |index| {
+        let table = &run[index];
+        let path = Arc::clone(&table.path);
+        let named = move |error: lsm_tree::Error| {
+            let text = format!("table {}: {error}", path.display());
+            lsm_tree::Error::Io(std::io::Error::other(text))
+        };
+        table
+            .range((from.clone(), to.clone()))
+            .map(move |item| item.map_err(&named))
+    });
+    let visible = move |item: &lsm_tree::Result<InternalValue>| match item {
+        Ok(item) => item.key.seqno < at,
+        Err(_) => true,
+    };
+    Some(Box::new(tables.filter(visible)))
+}
+
+/// The state of one moment.
+pub(super) struct View {
+    /// The newest first.
+    pub(super) memtables: Vec<Arc<Memtable>>,
+    pub(super) tables: Arc<Tables>,
+}
+
+impl View {
+    /// The newest version of a key below `at`.
+    pub(super) fn get(&self, key: &[u8], at: u64) -> Result<Option<Bytes>, EngineError> {
+        if key < FIRST_USER_KEY {
+            return Ok(None);
+        }
+        let probe = VersionKey::newest_below(key, at);
+        for memtable in &self.memtables {
+            if let Some(value) = memtable.get(&probe) {
+                return Ok(value);
+            }
+        }
+        self.tables.get(key, at)
+    }
+
+    /// The pairs between two bounds, among them the engine's own.
+    pub(super) fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>, at: u64) -> PairIter<'_> {
+        if is_empty_range(from, to) {
+            return Box::new(std::iter::empty());
+        }
+        let mut sources: Vec<BoxedIterator<'_>> = Vec::new();
+        for memtable in &self.memtables {
+            sources.push(Box::new(memtable.range(from, to, at).map(Ok)));
+        }
+        let (low, high) = (from.map(Slice::from), to.map(Slice::from));
+        for run in &self.tables.runs {
+            sources.extend(walk(run, low.clone(), high.clone(), at));
+        }
+        let pairs = MvccStream::new(Merger::new(sources)).filter_map(|item| match item {
+            Ok(item) if item.is_tombstone() => None,
+            Ok(item) => Some(Ok((item.key.user_key.into(), item.value.into()))),
+            Err(error) => Some(Err(EngineError::new("read a range", error))),
+        });
+        Box::new(pairs)
+    }
+}
+
+/// A view, and the sequence number below which its holder reads.
+pub(super) struct LsmSnapshot {
+    pub(super) view: Arc<View>,
+    pub(super) at: u64,
+}
+
+impl Snapshot for LsmSnapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        self.view.get(key, self.at)
+    }
+
+    fn range(&self, from: Bound<&[u8]>, to: Bound<&[u8]>) -> PairIter<'_> {
+        let below = match from {
+            Bound::Included(key) | Bound::Excluded(key) => key < FIRST_USER_KEY,
+            Bound::Unbounded => true,
+        };
+        let from = if below {
+            Bound::Included(FIRST_USER_KEY)
+        } else {
+            from
+        };
+        self.view.range(from, to, self.at)
+    }
+}

@@ -294,7 +294,11 @@ impl StateMachine for KvStateMachine {
 
     fn tick(&mut self, context: TickContext, proposals: &mut Vec<Bytes>) {
         self.last_tick = context.tick;
-        self.sinks.leases.tick(context, proposals);
+        // A commit is known before it is applied: until an entry of its own term is, there may be renewals and
+        // expiries of earlier leaders that the lessor has not heard of.
+        let leading = context.leading.filter(|term| *term == self.meta.term);
+        let for_leases = TickContext { leading, ..context };
+        self.sinks.leases.tick(for_leases, proposals);
         if let Err(error) = self.compact_step() {
             // History that stays only costs space; the walk starts again at the next compaction or open.
             tracing::error!(%error, "history compaction stopped");

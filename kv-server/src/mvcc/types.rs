@@ -74,7 +74,9 @@ pub trait LeaseSink: Send + Sync {
     /// A checkpoint was recorded, or cleared when `remaining_ttl` is none.
     fn checkpointed(&self, id: i64, remaining_ttl: Option<i64>);
 
-    /// Time passed. Pushes encoded [`crate::pb::command::Command`]s that the leader should propose.
+    /// Time passed. Pushes encoded [`crate::pb::command::Command`]s that the leader should propose. `leading` is set
+    /// from the time on at which an entry of that term is applied. What other threads propose after they saw an effect
+    /// of this call comes later in the log.
     fn tick(&self, context: TickContext, proposals: &mut Vec<Bytes>);
 
     /// The next tick at which [`LeaseSink::tick`] has something to do.

@@ -4,6 +4,8 @@
 //! (for a sole voter it always is) and reads there; ranges run on the scan pool, points on the caller's thread. What
 //! happened to a write that got no answer in time is unknown, and the error says so.
 
+mod keep_alive;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,6 +36,9 @@ pub const STORAGE_VERSION: &str = "3.6.0";
 const LEASE_TTL_MAX: i64 = 9_000_000_000;
 /// How often a physical compaction looks whether it is done.
 const COMPACT_POLL: Duration = Duration::from_millis(10);
+
+/// Looks for a leader in a row that find none until it counts as lost.
+const LEADER_LOST_LOOKS: u32 = 3;
 
 /// What does not change while the server runs.
 #[derive(Clone, Debug)]
@@ -281,6 +286,13 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         )
     }
 
+    async fn lease_keep_alive(
+        &self,
+        request: pb::LeaseKeepAliveRequest,
+    ) -> Result<pb::LeaseKeepAliveResponse, ApiError> {
+        self.keep_alive(request.id).await
+    }
+
     async fn lease_time_to_live(
         &self,
         request: pb::LeaseTimeToLiveRequest,
@@ -406,6 +418,14 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     fn has_leader(&self) -> bool {
         self.replica.status().leader.is_some()
+    }
+
+    async fn leader_lost(&self) {
+        let mut looks = 0;
+        while looks < LEADER_LOST_LOOKS {
+            sleep(Duration::from_millis(self.options.election_ms)).await;
+            looks = if self.has_leader() { 0 } else { looks + 1 };
+        }
     }
 
     fn gauges(&self) -> Gauges {

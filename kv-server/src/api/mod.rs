@@ -1,8 +1,8 @@
 //! What a front end can ask, as a trait, and etcd's rules for requests in front of one replicated store.
 //!
 //! Front ends (`server`) are generic over [`Api`]; [`EtcdApi`] implements it over a [`Replica`], which orders writes, and
-//! a [`View`], which reads applied state. It opens no socket, and it streams nothing: watches and keepalives have their
-//! own ways.
+//! a [`View`], which reads applied state. It opens no socket, and it streams nothing: watches have their own way, and a
+//! stream of keepalives is a call for each of its messages.
 
 mod etcd;
 mod ids;
@@ -16,6 +16,7 @@ use bytes::Bytes;
 use multiraft::{GroupStatus, Reply};
 
 use crate::ApiError;
+use crate::lease::Renewal;
 use crate::mvcc::{CommandOutput, LeaseInfo};
 use crate::pb::etcdserverpb as pb;
 
@@ -78,6 +79,9 @@ pub trait View: Send + Sync + 'static {
     /// The seconds that a lease has left; none when its deadline is not known here.
     fn lease_remaining(&self, id: i64) -> Option<i64>;
 
+    /// Gives a lease its full time again, by the rules of [`crate::lease::Lessor::renew`].
+    fn lease_renew(&self, id: i64, settled: u64) -> Renewal;
+
     /// The ids of all leases.
     fn leases(&self) -> Vec<i64>;
 
@@ -93,7 +97,7 @@ pub trait View: Send + Sync + 'static {
 
 macro_rules! unary_calls {
     ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
-        /// The unary calls of etcd v3. Each answer's header is complete.
+        /// The calls of etcd v3 that give one answer. Each answer's header is complete.
         pub trait Api: Send + Sync + 'static {
             $($(#[$doc])*
             fn $name(
@@ -103,6 +107,10 @@ macro_rules! unary_calls {
 
             /// True when a leader is known: calls that carry `hasleader` are refused otherwise.
             fn has_leader(&self) -> bool;
+
+            /// Ends once no leader was known for about three election timeouts: streams that carry `hasleader` are
+            /// ended then.
+            fn leader_lost(&self) -> impl Future<Output = ()> + Send;
 
             /// What `/metrics` shows.
             fn gauges(&self) -> Gauges;
@@ -125,6 +133,8 @@ unary_calls! {
     lease_grant: LeaseGrantRequest -> LeaseGrantResponse;
     /// Ends a lease and its keys.
     lease_revoke: LeaseRevokeRequest -> LeaseRevokeResponse;
+    /// Renews a lease, at the leader; the answer's TTL is 0 when there is no such lease.
+    lease_keep_alive: LeaseKeepAliveRequest -> LeaseKeepAliveResponse;
     /// What a lease has left; -1 for one that does not exist.
     lease_time_to_live: LeaseTimeToLiveRequest -> LeaseTimeToLiveResponse;
     /// All leases.

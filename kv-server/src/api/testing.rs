@@ -1,4 +1,5 @@
-//! A replica and a view without log and engine: a map behind a lock, applied inline.
+//! A replica and a view without log and engine: a map behind a lock, applied inline, and a real lessor that the test
+//! ticks.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -8,10 +9,12 @@ use bytes::Bytes;
 use multiraft::{GroupStatus, HostError, Reply};
 use prost::Message;
 use raft_log::{Index, NodeId, Term};
+use raft_node::TickContext;
 
 use super::{ApiOptions, EtcdApi, Replica, ScanPool, View};
 use crate::ApiError;
-use crate::mvcc::{CommandOutput, CommandResult, LeaseInfo};
+use crate::lease::{Lessor, Renewal};
+use crate::mvcc::{CommandOutput, CommandResult, LeaseInfo, LeaseSink};
 use crate::pb::command::{Command, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -20,6 +23,10 @@ use crate::pb::mvccpb::KeyValue;
 #[derive(Default)]
 pub(crate) struct FakeState {
     kvs: Mutex<BTreeMap<Bytes, KeyValue>>,
+    leases: Mutex<BTreeMap<i64, LeaseInfo>>,
+    lessor: Lessor,
+    /// What the lessor proposed; applied before the next proposal.
+    queue: Mutex<Vec<Bytes>>,
     revision: AtomicI64,
     pub(crate) no_leader: AtomicBool,
     pub(crate) full: AtomicBool,
@@ -48,10 +55,11 @@ impl FakeState {
         match op {
             Op::Put(put) => {
                 let revision = self.revision.fetch_add(1, Ordering::SeqCst) + 1;
-                let (key, value) = (put.key, put.value);
+                let (key, value, lease) = (put.key, put.value, put.lease);
                 let kv = KeyValue {
                     key: key.clone(),
                     value,
+                    lease,
                     mod_revision: revision,
                     ..Default::default()
                 };
@@ -63,6 +71,18 @@ impl FakeState {
             }
             Op::LeaseGrant(grant) => {
                 let (id, ttl) = (grant.id, grant.ttl);
+                let mut leases = self.leases.lock().unwrap();
+                if leases.contains_key(&id) {
+                    return Err(ApiError::LeaseExists);
+                }
+                let lease = LeaseInfo {
+                    id,
+                    ttl,
+                    remaining_ttl: None,
+                    granted: Index(leases.len() as u64 + 1),
+                };
+                leases.insert(id, lease);
+                self.lessor.granted(lease);
                 let header = at(self.revision());
                 let error = String::new();
                 Ok(CommandResult::LeaseGrant(pb::LeaseGrantResponse {
@@ -72,10 +92,57 @@ impl FakeState {
                     error,
                 }))
             }
-            Op::LeaseRevoke(_) => Err(ApiError::LeaseNotFound),
+            Op::LeaseRevoke(revoke) => {
+                self.revoke(revoke.id).ok_or(ApiError::LeaseNotFound)?;
+                let header = at(self.revision());
+                Ok(CommandResult::LeaseRevoke(pb::LeaseRevokeResponse {
+                    header,
+                }))
+            }
+            Op::LeaseExpire(expire) => {
+                for item in expire.items {
+                    self.revoke(item.id);
+                }
+                Ok(CommandResult::None)
+            }
+            Op::LeaseCheckpoint(checkpoint) => {
+                for item in checkpoint.items {
+                    let rest = (item.remaining_ttl > 0).then_some(item.remaining_ttl);
+                    self.lessor.checkpointed(item.id, rest);
+                }
+                Ok(CommandResult::None)
+            }
             Op::Compact(_) => Err(ApiError::FutureRevision),
             other => panic!("the fake does not apply {other:?}"),
         }
+    }
+}
+
+impl FakeState {
+    fn revoke(&self, id: i64) -> Option<()> {
+        self.leases.lock().unwrap().remove(&id)?;
+        let mut kvs = self.kvs.lock().unwrap();
+        let before = kvs.len();
+        kvs.retain(|_, kv| kv.lease != id);
+        if kvs.len() < before {
+            self.revision.fetch_add(1, Ordering::SeqCst);
+        }
+        self.lessor.revoked(id);
+        Some(())
+    }
+
+    /// Ticks the lessor of the leader.
+    pub(crate) fn tick(&self, tick: u64) {
+        let leading = (!self.no_leader.load(Ordering::SeqCst)).then_some(Term(3));
+        self.lessor.tick(
+            TickContext { tick, leading },
+            &mut self.queue.lock().unwrap(),
+        );
+    }
+
+    /// Lets ticks pass as the host makes them, with what the lessor proposes still under way.
+    pub(crate) fn ticks(&self, range: std::ops::Range<u64>) {
+        range.step_by(10).for_each(|tick| self.tick(tick));
     }
 }
 
@@ -86,6 +153,11 @@ impl Replica for FakeReplica {
         }
         if let Some(error) = self.0.refuse.lock().unwrap().clone() {
             return reply(Err(error));
+        }
+        for earlier in self.0.queue.lock().unwrap().drain(..) {
+            self.0
+                .apply(&earlier)
+                .expect("the lessor's commands succeed");
         }
         reply(Ok(self.0.apply(&payload)));
     }
@@ -191,20 +263,26 @@ impl View for FakeState {
         -1
     }
 
-    fn lease(&self, _id: i64) -> Option<LeaseInfo> {
-        None
+    fn lease(&self, id: i64) -> Option<LeaseInfo> {
+        self.leases.lock().unwrap().get(&id).copied()
     }
 
-    fn lease_remaining(&self, _id: i64) -> Option<i64> {
-        None
+    fn lease_remaining(&self, id: i64) -> Option<i64> {
+        Some(self.lessor.time_to_live(id)?.1)
+    }
+
+    fn lease_renew(&self, id: i64, settled: u64) -> Renewal {
+        self.lessor.renew(id, settled)
     }
 
     fn leases(&self) -> Vec<i64> {
-        Vec::new()
+        self.leases.lock().unwrap().keys().copied().collect()
     }
 
-    fn lease_keys(&self, _id: i64) -> Result<Vec<Bytes>, ApiError> {
-        Ok(Vec::new())
+    fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
+        let kvs = self.kvs.lock().unwrap();
+        let attached = kvs.values().filter(|kv| kv.lease == id);
+        Ok(attached.map(|kv| kv.key.clone()).collect())
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -220,16 +298,23 @@ pub(crate) type FakeApi = EtcdApi<FakeReplica, FakeState>;
 
 /// An api whose first write is revision 2, and the state behind it.
 pub(crate) fn fake_api() -> (Arc<FakeApi>, Arc<FakeState>) {
+    fake_api_with(1_000)
+}
+
+/// The same, with an election timeout of the test's.
+pub(crate) fn fake_api_with(election_ms: u64) -> (Arc<FakeApi>, Arc<FakeState>) {
     let state = Arc::new(FakeState {
         revision: AtomicI64::new(1),
         ..Default::default()
     });
+    state.tick(1);
     let member = pb::Member {
         id: 7,
         name: "default".into(),
         ..Default::default()
     };
-    let options = ApiOptions::new(5, 7, vec![member]);
+    let mut options = ApiOptions::new(5, 7, vec![member]);
+    options.election_ms = election_ms;
     let scans = ScanPool::start(1, 4).expect("threads can be started");
     let api = EtcdApi::new(FakeReplica(state.clone()), state.clone(), scans, options);
     (Arc::new(api), state)

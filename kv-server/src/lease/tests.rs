@@ -330,6 +330,11 @@ enum Step {
     },
     /// Real time passes.
     Wait(u64),
+    /// The leader's host makes so many calls in time; what it proposes is committed or stays under way.
+    Run {
+        calls: u64,
+        commit: bool,
+    },
     /// The host of a member makes a call, with a tick that may be as old as its last call.
     Tick {
         member: usize,
@@ -350,15 +355,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let id = 1..4_i64;
     let step = prop_oneof![
         2 => (id.clone(), 2..40_i64).prop_map(|(id, ttl)| Step::Grant { id, ttl }),
-        6 => id.prop_map(|id| Step::KeepAlive { id }),
-        4 => (1..1_500_u64).prop_map(Step::Wait),
-        8 => (1..60_u64).prop_map(Step::Wait),
+        5 => id.prop_map(|id| Step::KeepAlive { id }),
+        2 => (1..1_500_u64).prop_map(Step::Wait),
+        4 => (1..400_u64, any::<bool>()).prop_map(|(calls, commit)| Step::Run { calls, commit }),
+        6 => (1..60_u64).prop_map(Step::Wait),
         12 => (0..2_usize, 0..80_u64).prop_map(|(member, stale)| Step::Tick { member, stale }),
-        8 => (1..4_usize).prop_map(Step::Commit),
+        6 => (1..4_usize).prop_map(Step::Commit),
         1 => (0..2_usize, 0..3_usize).prop_map(|(member, survive)| Step::Elect { member, survive }),
         1 => (0..2_usize).prop_map(Step::Restart),
     ];
-    prop::collection::vec(step, 1..400)
+    prop::collection::vec(step, 1..150)
 }
 
 struct Member {
@@ -550,6 +556,15 @@ impl Model {
                 self.keep_alive(pending);
             }
             Step::Wait(ticks) => self.now += ticks,
+            Step::Run { calls, commit } => {
+                for _ in 0..calls {
+                    self.now += PERIOD;
+                    self.tick(self.leader, 0);
+                    if commit {
+                        self.commit(usize::MAX);
+                    }
+                }
+            }
             Step::Tick { member, stale } => self.tick(member, stale),
             Step::Commit(entries) => self.commit(entries),
             Step::Elect { member, survive } => self.elect(member, survive.min(self.log.len())),
@@ -573,7 +588,7 @@ impl Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     /// Whatever clients, hosts and elections do, no lease ends before its client had its whole time, and in the end
     /// each one ends.

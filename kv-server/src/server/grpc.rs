@@ -1,11 +1,12 @@
-//! The gRPC services over an [`Api`]: KV, Cluster, Maintenance and health. They translate and count, nothing else.
+//! The gRPC services over an [`Api`]: KV, Cluster, Maintenance and health. They translate and count, nothing else. The
+//! Lease service, which streams, has a file of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec};
 use tokio_stream::{Empty, Stream, StreamExt};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Metrics;
 use crate::ApiError;
@@ -15,28 +16,38 @@ use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::health_server::Health;
 use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
 
-type Answer<T> = Result<Response<T>, Status>;
+pub(super) type Answer<T> = Result<Response<T>, Status>;
 
-/// Service and method of each counted call; [`Call`] is the index.
-const METHODS: [(&str, &str); 9] = [
-    ("etcdserverpb.KV", "Range"),
-    ("etcdserverpb.KV", "Put"),
-    ("etcdserverpb.KV", "DeleteRange"),
-    ("etcdserverpb.KV", "Txn"),
-    ("etcdserverpb.KV", "Compact"),
-    ("etcdserverpb.Cluster", "MemberList"),
-    ("etcdserverpb.Maintenance", "Alarm"),
-    ("etcdserverpb.Maintenance", "Status"),
-    ("etcdserverpb.Maintenance", "Defragment"),
+/// Type, service and method of each counted call; [`Call`] is the index.
+const METHODS: [(&str, &str, &str); 14] = [
+    ("unary", "etcdserverpb.KV", "Range"),
+    ("unary", "etcdserverpb.KV", "Put"),
+    ("unary", "etcdserverpb.KV", "DeleteRange"),
+    ("unary", "etcdserverpb.KV", "Txn"),
+    ("unary", "etcdserverpb.KV", "Compact"),
+    ("unary", "etcdserverpb.Lease", "LeaseGrant"),
+    ("unary", "etcdserverpb.Lease", "LeaseRevoke"),
+    ("bidi_stream", "etcdserverpb.Lease", "LeaseKeepAlive"),
+    ("unary", "etcdserverpb.Lease", "LeaseTimeToLive"),
+    ("unary", "etcdserverpb.Lease", "LeaseLeases"),
+    ("unary", "etcdserverpb.Cluster", "MemberList"),
+    ("unary", "etcdserverpb.Maintenance", "Alarm"),
+    ("unary", "etcdserverpb.Maintenance", "Status"),
+    ("unary", "etcdserverpb.Maintenance", "Defragment"),
 ];
 
 #[derive(Clone, Copy)]
-enum Call {
+pub(super) enum Call {
     Range,
     Put,
     DeleteRange,
     Txn,
     Compact,
+    LeaseGrant,
+    LeaseRevoke,
+    LeaseKeepAlive,
+    LeaseTimeToLive,
+    LeaseLeases,
     MemberList,
     Alarm,
     Status,
@@ -52,36 +63,55 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn new(metrics: &Metrics) -> Self {
         let handled = metrics.handled.clone();
-        let counter = |(service, method): &(&str, &str)| {
-            handled.with_label_values(&["unary", *service, *method, "OK"])
+        let counter = |(kind, service, method): &(&str, &str, &str)| {
+            handled.with_label_values(&[*kind, *service, *method, "OK"])
         };
         let ok = METHODS.iter().map(counter).collect();
         Self { handled, ok }
     }
 
-    fn done<T>(&self, call: Call, result: Result<T, ApiError>) -> Answer<T> {
-        let at = call as usize;
+    pub(super) fn done<T>(&self, call: Call, result: Result<T, ApiError>) -> Answer<T> {
         match result {
             Ok(response) => {
-                self.ok[at].inc();
+                self.count(call, Code::Ok);
                 Ok(Response::new(response))
             }
             Err(error) => {
-                let (service, method) = METHODS[at];
-                let code = format!("{:?}", error.code());
-                self.handled
-                    .with_label_values(&["unary", service, method, &code])
-                    .inc();
+                self.count(call, error.code());
                 Err(error.into())
             }
         }
+    }
+
+    pub(super) fn count(&self, call: Call, code: Code) {
+        let at = call as usize;
+        if code == Code::Ok {
+            return self.ok[at].inc();
+        }
+        let (kind, service, method) = METHODS[at];
+        let code = match code {
+            // As Go spells it, for the sake of existing dashboards.
+            Code::Cancelled => "Canceled".to_owned(),
+            other => format!("{other:?}"),
+        };
+        self.handled
+            .with_label_values(&[kind, service, method, &code])
+            .inc();
     }
 }
 
 /// One api as gRPC services.
 pub(super) struct Front<A> {
-    api: Arc<A>,
-    calls: Arc<Calls>,
+    pub(super) api: Arc<A>,
+    pub(super) calls: Arc<Calls>,
+}
+
+/// True when the caller asks for a leader.
+pub(super) fn wants_leader<T>(request: &Request<T>) -> bool {
+    request
+        .metadata()
+        .get("hasleader")
+        .is_some_and(|value| value == "true")
 }
 
 impl<A: Api> Front<A> {
@@ -90,12 +120,8 @@ impl<A: Api> Front<A> {
     }
 
     /// A caller that asks for a leader is refused without one, rather than kept waiting.
-    fn admit<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
-        let wants_leader = request
-            .metadata()
-            .get("hasleader")
-            .is_some_and(|value| value == "true");
-        if wants_leader && !self.api.has_leader() {
+    pub(super) fn admit<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+        if wants_leader(&request) && !self.api.has_leader() {
             return self
                 .calls
                 .done(call, Err(ApiError::NoLeader))

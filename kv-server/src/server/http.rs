@@ -27,6 +27,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_server::HealthServer;
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
+use pb::lease_server::LeaseServer;
 use pb::maintenance_server::MaintenanceServer;
 
 /// gRPC's number of that status.
@@ -61,6 +62,7 @@ impl Dispatch {
         let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
         let rest = parts
             .services
+            .add_service(LeaseServer::new(front()).max_decoding_message_size(limit))
             .add_service(ClusterServer::new(front()).max_decoding_message_size(limit))
             .add_service(MaintenanceServer::new(front()).max_decoding_message_size(limit))
             .add_service(HealthServer::new(HealthService))

@@ -5,6 +5,7 @@
 
 mod grpc;
 mod http;
+mod lease;
 mod metrics;
 #[cfg(test)]
 mod tests;
@@ -27,11 +28,11 @@ const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 
 /// What is served.
 pub struct ServerParts<A> {
-    /// The unary calls.
+    /// The calls of all services but those in `services`.
     pub api: Arc<A>,
     /// Counts calls, and answers `/metrics`.
     pub metrics: Arc<Metrics>,
-    /// Further gRPC services: watches, leases.
+    /// Further gRPC services: watches.
     pub services: Routes,
     /// Limits.
     pub options: ServerOptions,
@@ -44,7 +45,7 @@ pub struct ServerOptions {
     pub rpc_threads: usize,
     /// The longest command in bytes, as the api has it; default 1.5 MiB. A message may be 512 KiB longer.
     pub max_request_bytes: usize,
-    /// How long calls under way may take after a stop was asked for; default 2 s. Open watches are cut then.
+    /// How long calls under way may take after a stop was asked for; default 2 s. Open streams are cut then.
     pub drain: Duration,
 }
 

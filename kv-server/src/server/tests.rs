@@ -1,5 +1,7 @@
 //! Over real loopback sockets, with a fake replica behind the api.
 
+mod lease;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
@@ -8,7 +10,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request};
 
 use super::*;
-use crate::api::testing::{FakeState, fake_api};
+use crate::api::testing::{FakeState, fake_api_with};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::health::HealthCheckRequest;
 use crate::pb::health::health_client::HealthClient;
@@ -17,7 +19,11 @@ use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
 
 fn start() -> (ServerHandle, Arc<FakeState>) {
-    let (api, state) = fake_api();
+    start_with(1_000)
+}
+
+fn start_with(election_ms: u64) -> (ServerHandle, Arc<FakeState>) {
+    let (api, state) = fake_api_with(election_ms);
     let parts = ServerParts {
         api,
         metrics: Arc::new(Metrics::new()),

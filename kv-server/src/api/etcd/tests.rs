@@ -1,5 +1,5 @@
 use super::*;
-use crate::api::testing::fake_api;
+use crate::api::testing::{FakeApi, FakeState, fake_api, fake_api_with};
 
 fn block<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -194,4 +194,93 @@ fn read_only_txn_needs_no_proposal() {
         ..Default::default()
     };
     assert!(block(api.txn(txn)).unwrap().succeeded);
+}
+
+fn lease(state: &FakeState, api: &FakeApi, id: i64, ttl: i64) {
+    let granted = block(api.lease_grant(pb::LeaseGrantRequest { ttl, id })).unwrap();
+    assert_eq!((granted.id, granted.ttl), (id, ttl));
+    state.tick(1);
+}
+
+fn keep_alive(api: &FakeApi, id: i64) -> Result<i64, ApiError> {
+    block(api.lease_keep_alive(pb::LeaseKeepAliveRequest { id })).map(|answer| answer.ttl)
+}
+
+#[test]
+fn keep_alive_of_a_running_lease_needs_no_proposal() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 60);
+    *state.refuse.lock().unwrap() = Some(HostError::Busy);
+    let request = pb::LeaseKeepAliveRequest { id: 5 };
+    let answer = block(api.lease_keep_alive(request)).unwrap();
+    assert_eq!((answer.id, answer.ttl), (5, 60));
+    let header = answer.header.unwrap();
+    assert_eq!((header.cluster_id, header.member_id), (5, 7));
+    assert_eq!((header.revision, header.raft_term), (1, 3));
+    assert_eq!(keep_alive(&api, 6), Ok(0), "no such lease");
+}
+
+#[test]
+fn keep_alive_of_a_checkpointed_lease_commits_an_entry_first() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 60);
+    state.ticks(1..3_200);
+    *state.refuse.lock().unwrap() = Some(HostError::Busy);
+    assert_eq!(keep_alive(&api, 5), Err(ApiError::TooManyRequests));
+    *state.refuse.lock().unwrap() = None;
+    assert_eq!(keep_alive(&api, 5), Ok(60));
+    *state.refuse.lock().unwrap() = Some(HostError::Busy);
+    assert_eq!(keep_alive(&api, 5), Ok(60), "cleared once is enough");
+}
+
+#[test]
+fn keep_alive_of_an_expiring_lease_waits_for_its_end() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 2);
+    state.ticks(1..400);
+    let asked = pb::LeaseTimeToLiveRequest { id: 5, keys: false };
+    let left = block(api.lease_time_to_live(asked)).unwrap();
+    assert_eq!((left.ttl, left.granted_ttl), (0, 2), "it is still there");
+    assert_eq!(keep_alive(&api, 5), Ok(0));
+    assert_eq!(block(api.lease_time_to_live(asked)).unwrap().ttl, -1);
+}
+
+#[test]
+fn keep_alive_without_leader_fails_and_of_a_new_leader_waits_for_its_lessor() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 60);
+    state.no_leader.store(true, Ordering::SeqCst);
+    state.tick(2);
+    assert_eq!(keep_alive(&api, 5), Err(ApiError::NoLeader));
+    state.no_leader.store(false, Ordering::SeqCst);
+    let request = pb::LeaseKeepAliveRequest { id: 5 };
+    let answer = block(async {
+        let tick = async {
+            tokio::task::yield_now().await;
+            state.tick(3);
+        };
+        tokio::join!(api.lease_keep_alive(request), tick).0
+    });
+    assert_eq!(answer.unwrap().ttl, 60);
+}
+
+#[test]
+fn lease_grant_of_odd_numbers_follows_etcd() {
+    let (api, _) = fake_api();
+    let grant = |ttl, id| block(api.lease_grant(pb::LeaseGrantRequest { ttl, id }));
+    assert_eq!(grant(-5, 3).unwrap().ttl, 2);
+    assert_eq!(grant(0, -4).unwrap().id, -4);
+    assert_eq!(grant(9, 3).unwrap_err(), ApiError::LeaseExists);
+    assert_eq!(grant(LEASE_TTL_MAX, 8).unwrap().ttl, LEASE_TTL_MAX);
+}
+
+#[test]
+fn leader_lost_ends_without_a_leader_only() {
+    let (api, state) = fake_api_with(1);
+    block(async {
+        let patience = Duration::from_millis(20);
+        assert!(timeout(patience, api.leader_lost()).await.is_err());
+        state.no_leader.store(true, Ordering::SeqCst);
+        api.leader_lost().await;
+    });
 }

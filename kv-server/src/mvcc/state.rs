@@ -203,7 +203,7 @@ impl KvStateMachine {
         self.write(changes)
             .map_err(|error| ApplyError(Box::new(error)))?;
         if !lease_news.is_empty() {
-            self.store.publish_leases(&self.leases);
+            self.store.publish_leases(&lease_news);
         }
         self.store.publish(&self.meta);
         if !revisions.is_empty() {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::codec::{self, Change, Keys, Meta, REVISION, VERSION, Version, damaged};
 use super::read::{Fail, Read, View, check_revision, header, key_value};
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
-use super::write::{branch, lease_keys, plan_txn};
+use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::engine::{Engine, EngineError, Snapshot};
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::{
@@ -71,9 +71,24 @@ impl Store {
         self.revision.store(meta.revision, Ordering::Release);
     }
 
-    pub(super) fn publish_leases(&self, leases: &BTreeMap<i64, LeaseInfo>) {
-        let mut published = self.leases.write().unwrap_or_else(PoisonError::into_inner);
-        published.clone_from(leases);
+    /// Called by the writer with what a batch did to leases, in order.
+    pub(super) fn publish_leases(&self, news: &[LeaseNews]) {
+        let mut leases = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        for news in news {
+            match news {
+                LeaseNews::Granted(lease) => {
+                    leases.insert(lease.id, *lease);
+                }
+                LeaseNews::Revoked(id) => {
+                    leases.remove(id);
+                }
+                LeaseNews::Checkpointed(id, rest) => {
+                    if let Some(lease) = leases.get_mut(id) {
+                        lease.remaining_ttl = *rest;
+                    }
+                }
+            }
+        }
     }
 
     /// The newest revision whose changes are visible.

@@ -9,7 +9,7 @@
 //! that earlier leaders did is known here. At that tick each lease gets what its checkpoint says is left, or its full
 //! TTL.
 //!
-//! Deadlines lie on a clock that goes on by at most a quarter of a second per tick call ([`deadlines`] has the
+//! Deadlines lie on a clock that goes on by at most a quarter of a second per tick call (`deadlines.rs` has the
 //! constants), and a lease that is granted or renewed gets two such steps on top. So it cannot end early, however stale
 //! the ticks are: the host may have read its tick before the renewal but called afterwards, yet the tick of the call
 //! after that is newer than the renewal; up to there the clock goes on by two steps at most, and from there on the

@@ -52,6 +52,8 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
                         return Err(ApiError::LeaderChanged);
                     }
                     sleep(LEADING_POLL).await;
+                    // It may lead in another term by then.
+                    self.linearizable().await?;
                 }
             }
         }

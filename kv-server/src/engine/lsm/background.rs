@@ -24,6 +24,10 @@ use crate::engine::EngineError;
 /// All versions but the newest of a key may go, as may all versions of the tree but the newest: readers hold what they
 /// need themselves; see [`super::shared`].
 const KEEP_NEWEST: SeqNo = SeqNo::MAX;
+/// Overlapping runs of flushed tables above which compactions go before flushes: each run makes every read slower.
+const FLUSHED_RUNS_MAX: usize = 12;
+/// Runs past which a flush is refused. The tree writes their number into one byte, and does not look at the rest.
+const FLUSHED_RUNS_LIMIT: usize = 200;
 /// How long to wait for space on the disk: at first, and at most.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -159,7 +163,8 @@ impl Background {
                 return None;
             }
             let Some(retry) = retry else {
-                if !state.sealed.is_empty() {
+                let crowded = compact && self.shared.tree.l0_run_count() >= FLUSHED_RUNS_MAX;
+                if !state.sealed.is_empty() && !crowded {
                     return Some(Job::Flush);
                 }
                 if let Some(range) = state.drops.front() {
@@ -167,6 +172,11 @@ impl Background {
                 }
                 if compact {
                     return Some(Job::Compact);
+                }
+                #[cfg(test)]
+                {
+                    state.idle = true;
+                    self.shared.progress.notify_all();
                 }
                 let woken = self.shared.work.wait(state);
                 state = woken.unwrap_or_else(PoisonError::into_inner);
@@ -223,6 +233,11 @@ impl Background {
     fn try_flush(&self, sealed: &Sealed) -> lsm_tree::Result<()> {
         let shared = &self.shared;
         let tree = &shared.tree;
+        let runs = tree.l0_run_count();
+        if runs >= FLUSHED_RUNS_LIMIT {
+            let text = format!("{runs} runs of tables wait for a compaction");
+            return Err(std::io::Error::other(text).into());
+        }
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         if written.is_none() {
             let first = tree.next_table_id();
@@ -245,15 +260,19 @@ impl Background {
     fn write_tables(&self, sealed: &Sealed) -> lsm_tree::Result<Vec<Table>> {
         let shared = &self.shared;
         #[cfg(test)]
-        if let Some(kind) = shared.next_fault() {
-            return Err(lsm_tree::Error::Io(kind.into()));
-        }
+        let mut fault = shared.next_fault();
         let applied = sealed
             .applied
             .iter()
             .map(|(group, index)| applied_record(*group, *index, sealed.sequence));
         let entries = applied.chain(sealed.memtable.newest());
         let unless_over = entries.enumerate().map(|(count, entry)| {
+            #[cfg(test)]
+            if count > 0
+                && let Some(fault) = fault.take()
+            {
+                return Err(fault.strike());
+            }
             if count % 1024 == 1023 && shared.lock().is_over() {
                 return Err(stopped());
             }
@@ -335,7 +354,9 @@ impl Background {
             if shared.lock().is_over() {
                 return Err(stopped());
             }
-            if shared.out_of_space.load(Ordering::Acquire) {
+            // Too many runs are what this compaction is there for.
+            let crowded = shared.tree.l0_run_count() >= FLUSHED_RUNS_MAX;
+            if crowded || shared.out_of_space.load(Ordering::Acquire) {
                 return Ok(());
             }
             match self.flush_oldest() {

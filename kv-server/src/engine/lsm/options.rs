@@ -34,7 +34,7 @@ pub struct LsmOptions {
     pub restart_interval: u8,
     /// Bytes of a table; default 16 MiB, at least 1 KiB. Larger ones make each compaction longer.
     pub table_bytes: u64,
-    /// Flushed tables that start a compaction; default 4, at least 2.
+    /// Flushed tables that start a compaction; default 4, 2 to 12.
     pub flushed_tables_max: u8,
     /// Bits per key of the filters that answer most gets of missing keys; default 10.
     pub filter_bits: f32,
@@ -80,8 +80,8 @@ impl LsmOptions {
             (self.restart_interval >= 1, "restart_interval is zero"),
             (self.table_bytes >= 1024, "table_bytes is under 1 KiB"),
             (
-                self.flushed_tables_max >= 2,
-                "flushed_tables_max is under 2",
+                (2..=12).contains(&self.flushed_tables_max),
+                "flushed_tables_max is not within 2 and 12",
             ),
             (
                 (0.0..=64.0).contains(&self.filter_bits),

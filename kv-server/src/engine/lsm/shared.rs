@@ -51,6 +51,23 @@ pub(super) enum Phase {
     Stopped,
 }
 
+/// What a test lets happen in the middle of a flush.
+#[cfg(test)]
+pub(super) enum Fault {
+    Error(std::io::ErrorKind),
+    Panic,
+}
+
+#[cfg(test)]
+impl Fault {
+    pub(super) fn strike(self) -> lsm_tree::Error {
+        match self {
+            Self::Error(kind) => lsm_tree::Error::Io(kind.into()),
+            Self::Panic => panic!("a test's panic in a flush"),
+        }
+    }
+}
+
 /// A range whose tables are to be dropped.
 pub(super) type DropRange = (Bytes, Bytes);
 
@@ -74,6 +91,9 @@ pub(super) struct State {
     /// Why nothing works any more.
     failure: Option<Arc<str>>,
     pub(super) phase: Phase,
+    /// The background thread found nothing to do since the last memtable was sealed.
+    #[cfg(test)]
+    pub(super) idle: bool,
 }
 
 pub(super) struct Shared {
@@ -96,7 +116,7 @@ pub(super) struct Shared {
     /// Takes the views that were replaced, so that no reader or writer pays for dropping one.
     retired: Sender<Option<Arc<View>>>,
     #[cfg(test)]
-    pub(super) faults: Mutex<VecDeque<std::io::ErrorKind>>,
+    pub(super) faults: Mutex<VecDeque<Fault>>,
 }
 
 impl State {
@@ -156,6 +176,8 @@ impl Shared {
             persist_wanted: false,
             failure: None,
             phase: Phase::Open,
+            #[cfg(test)]
+            idle: false,
         };
         Self {
             dir,
@@ -220,7 +242,7 @@ impl Shared {
     }
 
     #[cfg(test)]
-    pub(super) fn next_fault(&self) -> Option<std::io::ErrorKind> {
+    pub(super) fn next_fault(&self) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
         faults.pop_front()
     }
@@ -234,6 +256,10 @@ impl Shared {
             sequence: self.published.load(Ordering::Acquire).saturating_sub(1),
         }));
         state.sealed_count += 1;
+        #[cfg(test)]
+        {
+            state.idle = false;
+        }
         self.install(state);
         self.interrupt.store(true, Ordering::Release);
         self.work.notify_all();

@@ -3,3 +3,4 @@
 //! Used by the tests of this package and of `tools`. Nothing here is part of the product.
 
 pub mod process;
+pub mod sim;

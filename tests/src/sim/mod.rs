@@ -10,6 +10,7 @@
 //! Everything random is drawn from the seed; nothing reads a clock or starts a thread.
 
 mod check;
+pub mod cluster;
 
 pub mod model;
 pub mod node;

@@ -390,6 +390,12 @@ impl Oracle {
         }
     }
 
+    /// The newest term that somebody was seen to lead in.
+    #[must_use]
+    pub fn newest_term(&self) -> Term {
+        self.leaders.keys().next_back().copied().unwrap_or_default()
+    }
+
     /// A number that differs between runs that differ in any entry.
     #[must_use]
     pub fn digest(&self) -> u64 {

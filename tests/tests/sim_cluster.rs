@@ -31,7 +31,7 @@ fn three_members_elect_replicate_and_agree() {
 
 #[test]
 fn bad_network_and_slow_disks_lose_nothing_acknowledged() {
-    each_seed(1_000, 10, |seed| {
+    each_seed(1_000, 30, |seed| {
         let mut cluster = Cluster::new(seed, 0, 3);
         {
             let mut network = cluster.network.get();
@@ -51,7 +51,7 @@ fn bad_network_and_slow_disks_lose_nothing_acknowledged() {
 #[test]
 fn crashes_of_any_member_lose_nothing_acknowledged() {
     let mut total = Coverage::new();
-    each_seed(2_000, 12, |seed| {
+    each_seed(2_000, 36, |seed| {
         let mut cluster = Cluster::new(seed, 0, 3);
         {
             let mut network = cluster.network.get();
@@ -73,7 +73,7 @@ fn crashes_of_any_member_lose_nothing_acknowledged() {
 
 #[test]
 fn crash_of_one_member_at_every_operation_loses_nothing_acknowledged() {
-    let runs = each_point(3_000, 3, |seed, point| {
+    let runs = each_point(3_000, 9, |seed, point| {
         let mut cluster = Cluster::new(seed, point, 3);
         let at = (seed % 3) as usize;
         cluster.slow_disk_percent = 20;

@@ -2,6 +2,7 @@
 
 use flotilla_tests::sim::run::{each_point, each_seed, is_narrowed};
 use flotilla_tests::sim::solo::{Coverage, Crash, POWER, PROCESS, PROCESS_THEN_POWER, Solo};
+use raft_log::vfs::sim::CrashKind;
 
 const ANY: &[Crash] = &[PROCESS, POWER, POWER, PROCESS_THEN_POWER];
 
@@ -50,7 +51,7 @@ const AFTER_CRASHES: &[&str] = &[
 #[test]
 fn process_crash_at_every_operation_keeps_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_point(1, 2, |seed, point| {
+    each_point(1, 6, |seed, point| {
         crash_after(seed, point, &[PROCESS], &mut total)
     });
     reached(&total, AFTER_CRASHES);
@@ -59,7 +60,7 @@ fn process_crash_at_every_operation_keeps_what_was_acknowledged() {
 #[test]
 fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_point(1_000, 4, |seed, point| {
+    each_point(1_000, 12, |seed, point| {
         crash_after(seed, point, &[POWER], &mut total)
     });
     reached(&total, AFTER_CRASHES);
@@ -68,7 +69,7 @@ fn power_loss_at_every_operation_keeps_what_was_acknowledged() {
 #[test]
 fn process_crash_then_power_loss_keeps_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_point(2_000, 2, |seed, point| {
+    each_point(2_000, 6, |seed, point| {
         crash_after(seed, point, &[PROCESS_THEN_POWER], &mut total)
     });
     reached(&total, AFTER_CRASHES);
@@ -77,7 +78,7 @@ fn process_crash_then_power_loss_keeps_what_was_acknowledged() {
 #[test]
 fn crash_at_every_operation_of_a_start_keeps_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_seed(3_000, 12, |seed| {
+    each_seed(3_000, 24, |seed| {
         for start_point in 0.. {
             let mut solo = Solo::new(seed, start_point, ANY);
             solo.node.fs.fail_after(30 + 7 * (seed % 12));
@@ -104,7 +105,7 @@ fn crash_at_every_operation_of_a_start_keeps_what_was_acknowledged() {
 #[test]
 fn crashes_in_a_long_run_keep_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_seed(10_000, 24, |seed| {
+    each_seed(10_000, 48, |seed| {
         let mut solo = Solo::new(seed, 0, ANY);
         solo.arm_crash(300);
         solo.run(30);
@@ -125,7 +126,7 @@ fn crashes_in_a_long_run_keep_what_was_acknowledged() {
 #[test]
 fn failing_disk_stops_the_store_and_keeps_what_was_acknowledged() {
     let mut total = Coverage::new();
-    each_seed(20_000, 40, |seed| {
+    each_seed(20_000, 160, |seed| {
         let mut solo = Solo::new(seed, 0, ANY);
         solo.arm_fault();
         solo.run(10);
@@ -146,7 +147,7 @@ fn failing_disk_stops_the_store_and_keeps_what_was_acknowledged() {
 #[test]
 fn full_disk_refuses_and_goes_on_when_it_has_room_again() {
     let mut total = Coverage::new();
-    each_seed(30_000, 24, |seed| {
+    each_seed(30_000, 72, |seed| {
         let mut solo = Solo::new(seed, 0, ANY);
         solo.run(6);
         for _ in 0..8 {
@@ -167,6 +168,24 @@ fn full_disk_refuses_and_goes_on_when_it_has_room_again() {
         &total,
         &["refusals of a full disk", "starts that a full disk refused"],
     );
+}
+
+#[test]
+fn read_while_a_long_log_is_replayed_sees_what_was_acknowledged() {
+    each_seed(50_000, 3, |seed| {
+        let mut solo = Solo::new(seed, 0, ANY);
+        assert!(solo.run(1));
+        // More than two slices of the host.
+        for _ in 0..13 {
+            solo.burst(100);
+        }
+        let applied = solo.node.applied();
+        solo.node.crash(CrashKind::Power, 0);
+        let served = solo.read_while_replaying();
+        assert!(served > 0, "reads are served in the end");
+        assert!(solo.node.applied() > applied, "all is replayed");
+        solo.finish();
+    });
 }
 
 #[test]

@@ -82,6 +82,7 @@ pub struct Node {
     up: Option<Up>,
     /// The newest term in which it led.
     term_seen: Term,
+    reads_served: u64,
 }
 
 /// What ends with the process.
@@ -120,6 +121,7 @@ impl Node {
             outbox,
             up: None,
             term_seen: Term::ZERO,
+            reads_served: 0,
         }
     }
 
@@ -345,6 +347,12 @@ impl Node {
         up.handle.read_barrier(GROUP, done);
     }
 
+    /// Linearizable reads that were answered.
+    #[must_use]
+    pub fn reads_served(&self) -> u64 {
+        self.reads_served
+    }
+
     /// The process stops by itself after a failure, and answers everybody. If `of_the_log`, that is what failed.
     ///
     /// # Panics
@@ -381,6 +389,7 @@ impl Node {
         for read in &reads {
             oracle.read(read);
         }
+        self.reads_served += reads.len() as u64;
     }
 
     /// What is cheap enough to be looked at after each turn.

@@ -117,6 +117,38 @@ impl Solo {
         true
     }
 
+    /// Sends commands and waits for them, without letting time pass: nothing asks the engine to persist.
+    ///
+    /// # Panics
+    /// When the store stops.
+    pub fn burst(&mut self, commands: u32) {
+        for _ in 0..commands {
+            self.send();
+        }
+        let settled = self.node.settle(self.now);
+        assert!(settled.is_ok_and(|settled| settled), "it runs and answers");
+    }
+
+    /// Starts after a crash and reads in each turn until everything is replayed. Returns the turns in which a read was
+    /// served; that they saw what was acknowledged is checked by the oracle.
+    ///
+    /// # Panics
+    /// When the store stops.
+    pub fn read_while_replaying(&mut self) -> u64 {
+        assert!(self.attempt(), "nothing keeps it from starting");
+        let last = self.oracle.get().last();
+        let mut served = 0;
+        while self.node.applied() < last {
+            self.node.read(everything());
+            let before = self.node.reads_served();
+            self.node.turn(self.now).expect("the disk works");
+            self.node.read(everything());
+            self.node.drive().expect("the disk works");
+            served += u64::from(self.node.reads_served() > before);
+        }
+        served
+    }
+
     /// Cuts the run short within the next operations of the disk.
     pub fn arm_crash(&mut self, ops_max: u64) {
         self.node.fs.fail_after(self.chaos.below(ops_max));

@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use multiraft::Outbox;
+use kv_server::engine::Engine;
+use multiraft::{GroupStatus, Outbox};
 use raft_log::vfs::sim::{CrashKind, Rng};
 use raft_log::{GroupId, NodeId};
 use raft_node::core::Message;
@@ -162,7 +163,7 @@ impl Cluster {
             .max_by_key(|at| self.status(*at).term)
     }
 
-    fn status(&self, at: usize) -> multiraft::GroupStatus {
+    fn status(&self, at: usize) -> GroupStatus {
         let status = self.nodes[at].up().handle.status(GROUP);
         status.expect("the host has the group")
     }
@@ -392,15 +393,16 @@ impl Cluster {
                 self.propose(to, &mut Rng::new(drawn));
             }
         }
-        if self.clients.chance(1, 3) && self.nodes[anybody].is_up() {
-            self.nodes[anybody].read(everything());
-            self.nodes[to]
-                .is_up()
-                .then(|| self.nodes[to].read(everything()));
+        if self.clients.chance(1, 3) {
+            for node in [&self.nodes[anybody], &self.nodes[to]] {
+                if node.is_up() {
+                    node.read(everything());
+                }
+            }
         }
         if self.clients.chance(1, 10) && self.nodes[anybody].is_up() {
             let engine = &self.nodes[anybody].engine;
-            kv_server::engine::Engine::persist(engine).expect("an engine in memory persists");
+            engine.persist().expect("an engine in memory persists");
         }
     }
 

@@ -163,6 +163,7 @@ impl Background {
                 return None;
             }
             let Some(retry) = retry else {
+                // The tree's lock is free: this thread alone holds it for long.
                 let crowded = compact && self.shared.tree.l0_run_count() >= FLUSHED_RUNS_MAX;
                 if !state.sealed.is_empty() && !crowded {
                     return Some(Job::Flush);

@@ -3,7 +3,7 @@
 //! Batches go into a memtable; a background thread writes whole memtables as tables. The log is the journal: after a
 //! crash the engine is at the end of some earlier memtable, which is a batch boundary, and the log is replayed from
 //! there. The tables, their blocks, filters and indexes, the versions of the tree and the levels are the `lsm-tree`
-//! crate's. The memtables and the readers' view are ours ([`shared`](self), `view`), because the crate keeps its own
+//! crate's. The memtables and the readers' view are ours (`shared`, `view`), because the crate keeps its own
 //! behind a lock that it holds over up to six syncs and the removal of files, and every insert and get waits for it.
 //!
 //! # What a crash leaves
@@ -34,8 +34,16 @@
 //! A flush that fails for want of space loses nothing: the memtable stays, what was written of it is removed, and the
 //! flush starts again with new files after 100 ms, then later and later up to 5 s. Meanwhile
 //! [`Engine::out_of_space`] is true, and the front end refuses proposals. Writes go on into memory, without waiting,
-//! up to [`LsmOptions::full_disk_bytes_max`]; past that they fail. Every other error of a flush or compaction stops
+//! up to [`LsmOptions::full_disk_bytes_max`]; past that they fail. [`Engine::persist`] waits for space, and
+//! [`Engine::close`] gives up. A compaction that finds no space is undone, and tried again after the next flush. Every other error of a flush or compaction stops
 //! the engine at once, as does a panic of its thread: a sync that failed is not asked for again.
+//!
+//! # Who waits for whom
+//!
+//! Readers wait for nothing but the disk. A write waits only when memtables fill faster than they are flushed: for 5 ms
+//! at most while less than [`LsmOptions::unpersisted_bytes_max`] is unpersisted, past that until a flush ends. Flushes
+//! come before compactions, unless so many flushed tables overlap that reads would suffer. What is large to free, and
+//! the files of dropped tables, go on a thread of their own.
 //!
 //! # What it deliberately does not do
 //!

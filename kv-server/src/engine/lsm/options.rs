@@ -30,7 +30,7 @@ pub struct LsmOptions {
     pub cache_bytes: u64,
     /// Bytes of a data block; default 4 KiB, 512 bytes to 1 MiB. Larger ones make scans faster and point gets slower.
     pub block_bytes: u32,
-    /// Entries of a data block after which a key is written in full; default 16, at least 1.
+    /// Entries of a data block after which a key is written in full; default 8, at least 1.
     pub restart_interval: u8,
     /// Bytes of a table; default 16 MiB, at least 1 KiB. Larger ones make each compaction longer.
     pub table_bytes: u64,
@@ -51,7 +51,7 @@ impl Default for LsmOptions {
             full_disk_bytes_max: 128 * MIB,
             cache_bytes: 32 * MIB,
             block_bytes: 4096,
-            restart_interval: 16,
+            restart_interval: 8,
             table_bytes: 16 * MIB,
             flushed_tables_max: 4,
             filter_bits: 10.0,

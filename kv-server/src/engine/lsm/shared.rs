@@ -273,6 +273,9 @@ impl Shared {
         let options = &self.options;
         loop {
             state.check()?;
+            if state.phase != Phase::Open {
+                return Err(EngineError::new("write a batch", "the engine closes"));
+            }
             if state.active.bytes() < options.memtable_bytes {
                 return Ok(state);
             }

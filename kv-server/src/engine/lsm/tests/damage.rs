@@ -1,4 +1,8 @@
 //! Files that were changed, cut or lost: an error, or what was written; never a panic, never something else.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the files of the tree are not behind the log's vfs"
+)]
 
 use std::fs;
 use std::path::PathBuf;

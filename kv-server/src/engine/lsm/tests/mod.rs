@@ -165,6 +165,23 @@ fn superseded_values_leave_the_disk() {
     assert_eq!(contents(engine.snapshot().as_ref()).len(), 1);
 }
 
+/// The tree counts the runs of a level in one byte.
+#[test]
+fn flushes_that_outpace_compactions_keep_the_runs_few() {
+    let setup = with(small());
+    let engine = setup.open();
+    let mut most = 0;
+    for index in 1..=1_500_u64 {
+        let ends = [put("a", "1"), put("z", &"v".repeat(200))];
+        engine.write(batch(index, ends)).unwrap();
+        most = most.max(engine.shared.tree.l0_run_count());
+    }
+    assert!((2..=16).contains(&most), "{most} runs");
+    drop(engine);
+    let engine = setup.open();
+    assert!(engine.durable_index(GROUP) > Index(1_400));
+}
+
 #[test]
 fn snapshot_outlives_compactions_of_all_that_it_reads() {
     let setup = with(small());

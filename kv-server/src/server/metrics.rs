@@ -14,6 +14,7 @@ use prometheus::{
     TextEncoder, exponential_buckets,
 };
 
+use super::watch::WatchGauges;
 use crate::api::Gauges;
 
 /// Clock ticks per second in `/proc`: fixed at 100 on Linux for programs, whatever the kernel uses.
@@ -23,6 +24,7 @@ const PROC_TICKS_PER_SECOND: f64 = 100.0;
 pub struct Metrics {
     registry: Registry,
     pub(super) handled: IntCounterVec,
+    pub(super) watch: WatchGauges,
     wal_fsync: Histogram,
     has_leader: IntGauge,
     is_leader: IntGauge,
@@ -69,6 +71,9 @@ impl Metrics {
         let failed = IntCounter::new("etcd_server_proposals_failed_total", failed).expect(VALID);
         let cpu = "Processor time used, in seconds.";
         let cpu = Gauge::new("process_cpu_seconds_total", cpu).expect(VALID);
+        let events = "Events sent to watchers.";
+        let events = IntCounter::new("etcd_debugging_mvcc_events_total", events).expect(VALID);
+        registry.register(Box::new(events.clone())).expect(VALID);
         registry.register(Box::new(handled.clone())).expect(VALID);
         registry.register(Box::new(wal_fsync.clone())).expect(VALID);
         registry.register(Box::new(failed.clone())).expect(VALID);
@@ -96,6 +101,11 @@ impl Metrics {
             ),
             resident: gauge("process_resident_memory_bytes", "Memory in use, in bytes."),
             open_fds: gauge("process_open_fds", "Open file descriptors."),
+            watch: WatchGauges {
+                watchers: gauge("etcd_debugging_mvcc_watcher_total", "Watchers."),
+                streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams."),
+                events,
+            },
             registry,
             handled,
             wal_fsync,

@@ -10,6 +10,9 @@ mod metrics;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod watch;
+#[cfg(test)]
+mod watch_tests;
 
 use std::io;
 use std::net::TcpListener;
@@ -22,6 +25,7 @@ use crate::api::Api;
 
 pub use metrics::Metrics;
 pub use threads::ServerHandle;
+pub use watch::{WatchOptions, WatchService};
 
 /// What a gRPC message may be longer than the longest command, in bytes: above it the transport refuses.
 const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
@@ -45,7 +49,8 @@ pub struct ServerOptions {
     pub rpc_threads: usize,
     /// The longest command in bytes, as the api has it; default 1.5 MiB. A message may be 512 KiB longer.
     pub max_request_bytes: usize,
-    /// How long calls under way may take after a stop was asked for; default 2 s. Open streams are cut then.
+    /// How long calls under way may take after a stop was asked for; default 2 s. Open streams are cut then; close the
+    /// watch hub first, and watches end with a status.
     pub drain: Duration,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! All watchers that are up to date share one cursor. Those created in the past catch up together under a second one,
 //! and join the first where it stands; the rest wait for the next round. Nothing moves while a message waits to be
-//! taken, and everything that a client gets leaves through [`Feed::next`]: a progress answer cannot overtake an event.
+//! taken, and everything that a client gets leaves through [`Feed::step`]: a progress answer cannot overtake an event.
 //!
 //! No IO and no clock: the driver reads history and previous values when asked, and says when the time for progress
 //! reports has come.
@@ -246,7 +246,7 @@ impl Feed {
     }
 
     /// What is to be done now.
-    pub fn next(&mut self) -> Step {
+    pub fn step(&mut self) -> Step {
         loop {
             if let Some(error) = self.failed.take() {
                 return Step::Fail(error);

@@ -215,7 +215,7 @@ impl<'a> Client<'a> {
     /// The next message without doing any reads.
     pub(crate) fn poll(&mut self) -> Option<pb::WatchResponse> {
         loop {
-            match self.feed.next() {
+            match self.feed.step() {
                 Step::Send(response) => return Some(response),
                 Step::Read(from) => self.read = Some(from),
                 Step::Lookup(lookups) => self.lookup = Some(lookups),

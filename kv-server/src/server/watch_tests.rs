@@ -301,11 +301,21 @@ fn trap_31_future_start_gets_neither_progress_nor_older_events() {
     });
 }
 
+/// Ends a writer also when the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn trap_32_watches_created_while_writing_lose_nothing() {
     let rig = start_with(WatchHub::with_bounds(4_000, 100), |_| {});
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
         scope.spawn(|| {
             for n in 0.. {
                 if stop.load(Ordering::SeqCst) {
@@ -343,9 +353,7 @@ fn trap_32_watches_created_while_writing_lose_nothing() {
                 }
             }
             asking.await.unwrap();
-            stop.store(true, Ordering::SeqCst);
         });
-        stop.store(true, Ordering::SeqCst);
     });
 }
 

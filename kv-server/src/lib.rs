@@ -4,6 +4,7 @@ pub mod engine;
 pub mod error;
 pub mod lease;
 pub mod mvcc;
+pub mod node;
 pub mod pb;
 pub mod server;
 pub mod watch;

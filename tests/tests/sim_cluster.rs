@@ -11,8 +11,9 @@ use flotilla_tests::sim::run::{each_point, each_seed, is_narrowed};
 use flotilla_tests::sim::sinks::Observed;
 use flotilla_tests::sim::solo::Coverage;
 use kv_server::ApiError;
-use kv_server::api::{Api, ApiOptions, EtcdApi, Replica, ScanPool, View};
-use kv_server::mvcc::{self, CommandOutput, LeaseInfo, Store};
+use kv_server::api::{Api, ApiOptions, EtcdApi, Replica, ScanPool};
+use kv_server::mvcc::CommandOutput;
+use kv_server::node::NodeView;
 use kv_server::pb::etcdserverpb as pb;
 use multiraft::{GroupStatus, HostHandle, Reply};
 use raft_log::vfs::sim::CrashKind;
@@ -120,76 +121,17 @@ impl Replica for Handle {
     }
 }
 
-struct Local(Arc<Store>);
-
-impl View for Local {
-    fn check_range(&self, request: &pb::RangeRequest) -> Result<(), ApiError> {
-        mvcc::check_range(request)
-    }
-
-    fn check_put(&self, request: &pb::PutRequest) -> Result<(), ApiError> {
-        mvcc::check_put(request)
-    }
-
-    fn check_delete(&self, request: &pb::DeleteRangeRequest) -> Result<(), ApiError> {
-        mvcc::check_delete(request)
-    }
-
-    fn check_txn(&self, request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), ApiError> {
-        mvcc::check_txn(request, max_txn_ops)
-    }
-
-    fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
-        self.0.range(request)
-    }
-
-    fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
-        self.0.read_txn(request)
-    }
-
-    fn revision(&self) -> i64 {
-        self.0.revision()
-    }
-
-    fn compact_revision(&self) -> i64 {
-        self.0.compact_revision()
-    }
-
-    fn finished_compact_revision(&self) -> i64 {
-        self.0.finished_compact_revision()
-    }
-
-    fn lease(&self, id: i64) -> Option<LeaseInfo> {
-        self.0.lease(id)
-    }
-
-    fn lease_remaining(&self, _: i64) -> Option<i64> {
-        None
-    }
-
-    fn leases(&self) -> Vec<i64> {
-        self.0.leases().into_iter().map(|lease| lease.id).collect()
-    }
-
-    fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
-        self.0.lease_keys(id)
-    }
-
-    fn disk_bytes(&self) -> u64 {
-        0
-    }
-
-    fn out_of_space(&self) -> bool {
-        false
-    }
-}
-
-fn api(node: &Node) -> EtcdApi<Handle, Local> {
+fn api(node: &Node) -> EtcdApi<Handle, NodeView> {
     let up = node.up();
     EtcdApi::new(
         Handle(up.handle.clone()),
-        Arc::new(Local(Arc::clone(&up.store))),
-        ScanPool::start(1, 1).expect("a thread starts"),
+        Arc::new(NodeView::new(
+            Arc::clone(&up.store),
+            Arc::default(),
+            Arc::new(node.engine.clone()),
+            up.log.clone(),
+        )),
+        Arc::new(ScanPool::start(1, 1).expect("a thread starts")),
         ApiOptions::new(1, node.id.0, Vec::new()),
     )
 }

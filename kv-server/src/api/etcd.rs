@@ -86,7 +86,7 @@ impl ApiOptions {
 pub struct EtcdApi<R, V> {
     replica: R,
     view: Arc<V>,
-    scans: ScanPool,
+    scans: Arc<ScanPool>,
     options: ApiOptions,
     pending: AtomicU64,
     failed: AtomicU64,
@@ -103,7 +103,7 @@ impl Drop for Pending<'_> {
 
 impl<R: Replica, V: View> EtcdApi<R, V> {
     /// Joins the parts.
-    pub fn new(replica: R, view: Arc<V>, scans: ScanPool, options: ApiOptions) -> Self {
+    pub fn new(replica: R, view: Arc<V>, scans: Arc<ScanPool>, options: ApiOptions) -> Self {
         let (pending, failed) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             replica,

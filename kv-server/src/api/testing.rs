@@ -315,7 +315,7 @@ pub(crate) fn fake_api_with(election_ms: u64) -> (Arc<FakeApi>, Arc<FakeState>) 
     };
     let mut options = ApiOptions::new(5, 7, vec![member]);
     options.election_ms = election_ms;
-    let scans = ScanPool::start(1, 4).expect("threads can be started");
+    let scans = Arc::new(ScanPool::start(1, 4).expect("threads can be started"));
     let api = EtcdApi::new(FakeReplica(state.clone()), state.clone(), scans, options);
     (Arc::new(api), state)
 }

@@ -64,9 +64,12 @@ impl Default for ServerOptions {
     }
 }
 
-/// Serves a listener until the handle is shut down.
-pub fn serve<A: Api>(listener: TcpListener, parts: ServerParts<A>) -> io::Result<ServerHandle> {
+/// Serves all listeners until the handle is shut down.
+pub fn serve<A: Api>(
+    listeners: Vec<TcpListener>,
+    parts: ServerParts<A>,
+) -> io::Result<ServerHandle> {
     let options = parts.options;
     let dispatch = http::Dispatch::new(parts);
-    threads::start(listener, dispatch, options)
+    threads::start(listeners, dispatch, options)
 }

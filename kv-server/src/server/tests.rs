@@ -31,7 +31,7 @@ fn start_with(election_ms: u64) -> (ServerHandle, Arc<FakeState>) {
         options: ServerOptions::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    (serve(listener, parts).unwrap(), state)
+    (serve(vec![listener], parts).unwrap(), state)
 }
 
 fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
@@ -72,7 +72,7 @@ fn put_of(bytes: usize) -> pb::PutRequest {
 #[test]
 fn sizes_above_limits_are_refused_by_api_then_by_transport() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut kv = KvClient::new(channel);
         let written = kv.put(put_of(1 << 20)).await.unwrap().into_inner();
         assert_eq!(written.header.unwrap().revision, 2);
@@ -93,7 +93,7 @@ fn sizes_above_limits_are_refused_by_api_then_by_transport() {
 #[test]
 fn health_pages_follow_leader_and_alarms() {
     let (server, state) = start();
-    let at = server.local_addr();
+    let at = server.local_addrs()[0];
     assert_eq!(
         http(at, "GET", "/health"),
         (200, r#"{"health":"true","reason":""}"#.into())
@@ -131,21 +131,21 @@ fn health_pages_follow_leader_and_alarms() {
 fn pages_answer_get_only() {
     let (server, _) = start();
     for path in ["/health", "/livez", "/readyz", "/version", "/metrics"] {
-        assert_eq!(http(server.local_addr(), "POST", path).0, 405, "{path}");
-        assert_eq!(http(server.local_addr(), "GET", path).0, 200, "{path}");
+        assert_eq!(http(server.local_addrs()[0], "POST", path).0, 405, "{path}");
+        assert_eq!(http(server.local_addrs()[0], "GET", path).0, 200, "{path}");
     }
-    assert_eq!(http(server.local_addr(), "GET", "/elsewhere").0, 404);
+    assert_eq!(http(server.local_addrs()[0], "GET", "/elsewhere").0, 404);
 }
 
 #[test]
 fn metrics_after_calls_show_them() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut kv = KvClient::new(channel);
         kv.put(put_of(1)).await.unwrap();
         kv.put(pb::PutRequest::default()).await.unwrap_err();
     });
-    let (_, page) = http(server.local_addr(), "GET", "/metrics");
+    let (_, page) = http(server.local_addrs()[0], "GET", "/metrics");
     let put = |code: &str| {
         let labels = "grpc_method=\"Put\",grpc_service=\"etcdserverpb.KV\",grpc_type=\"unary\"";
         format!("grpc_server_handled_total{{grpc_code=\"{code}\",{labels}}} 1\n")
@@ -164,7 +164,7 @@ fn metrics_after_calls_show_them() {
 fn status_and_hasleader_without_leader() {
     let (server, state) = start();
     state.no_leader.store(true, Ordering::SeqCst);
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut maintenance = MaintenanceClient::new(channel.clone());
         let status = maintenance
             .status(pb::StatusRequest {})
@@ -185,7 +185,7 @@ fn status_and_hasleader_without_leader() {
 #[test]
 fn missing_parts_say_so_and_health_service_serves() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut health = HealthClient::new(channel.clone());
         let whole = HealthCheckRequest {
             service: String::new(),
@@ -230,7 +230,7 @@ fn missing_parts_say_so_and_health_service_serves() {
 #[test]
 fn shutdown_with_idle_connection_stops_listening() {
     let (server, _) = start();
-    let address = server.local_addr();
+    let address = server.local_addrs()[0];
     with_channel(address, async |channel| {
         KvClient::new(channel).put(put_of(1)).await.unwrap();
         server.shutdown();
@@ -241,7 +241,7 @@ fn shutdown_with_idle_connection_stops_listening() {
 #[test]
 fn five_hundred_streams_on_one_connection_are_served() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut open = Vec::new();
         for _ in 0..500 {
             let whole = HealthCheckRequest {

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use super::ServerOptions;
 use super::http::Dispatch;
@@ -28,6 +28,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const STREAMS_MAX: u32 = 1_000_000;
 /// Streams that a client may reset before we look at them; cancelled calls in bulk are normal.
 const RESETS_MAX: usize = 10_000;
+/// Each call has a deadline. A timer that ends before all others interrupts the thread's wait for IO, at the price of two
+/// system calls; one that always ends sooner spares every call that price.
+const TIMER_STEP: Duration = Duration::from_secs(1);
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// As etcd's server: a ping after two idle hours, twenty seconds to answer it.
@@ -36,16 +39,16 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server that runs.
 pub struct ServerHandle {
-    local_addr: SocketAddr,
+    local_addrs: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl ServerHandle {
-    /// The address that it listens on.
+    /// The addresses that it listens on, in the order of the listeners.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.local_addrs
     }
 
     /// Stops accepting, lets calls under way finish within the bound, and waits for the threads.
@@ -70,7 +73,7 @@ impl Drop for ServerHandle {
 }
 
 pub(super) fn start(
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     dispatch: Dispatch,
     options: ServerOptions,
 ) -> io::Result<ServerHandle> {
@@ -78,12 +81,15 @@ pub(super) fn start(
         options.rpc_threads > 0,
         "a server without RPC threads serves nobody"
     );
-    listener.set_nonblocking(true)?;
-    let local_addr = listener.local_addr()?;
+    let mut local_addrs = Vec::new();
+    for listener in &listeners {
+        listener.set_nonblocking(true)?;
+        local_addrs.push(listener.local_addr()?);
+    }
     let (stop, stopped) = watch::channel(false);
     // From here on a failure drops the handle, which stops the threads that run already.
     let mut handle = ServerHandle {
-        local_addr,
+        local_addrs,
         stop,
         threads: Vec::new(),
     };
@@ -96,7 +102,7 @@ pub(super) fn start(
             .push(spawn(format!("flotilla-rpc-{n}"), work)?);
         lanes.push(lane);
     }
-    let work = accept_loop(listener, lanes, stopped);
+    let work = accept_all(listeners, lanes, stopped);
     handle
         .threads
         .push(spawn("flotilla-accept".to_owned(), work)?);
@@ -111,6 +117,18 @@ fn spawn(
     ThreadBuilder::new()
         .name(name)
         .spawn(move || runtime.block_on(work))
+}
+
+async fn accept_all(
+    listeners: Vec<TcpListener>,
+    lanes: Vec<mpsc::Sender<StdStream>>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        loops.spawn(accept_loop(listener, lanes.clone(), stopped.clone()));
+    }
+    loops.join_all().await;
 }
 
 async fn accept_loop(
@@ -153,8 +171,10 @@ async fn lane_loop(
 ) {
     let builder = connection_builder();
     let mut connections = JoinSet::new();
+    let mut ticker = interval(TIMER_STEP);
     loop {
         tokio::select! {
+            _ = ticker.tick() => {}
             socket = sockets.recv() => {
                 let Some(socket) = socket else { break };
                 let work = connection(socket, builder.clone(), dispatch.clone(), stopped.clone());

@@ -54,7 +54,7 @@ fn start_with(hub: WatchHub, adjust: impl FnOnce(&mut WatchOptions)) -> Rig {
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     Rig {
-        server: serve(listener, parts).unwrap(),
+        server: serve(vec![listener], parts).unwrap(),
         keyspace,
         state,
         metrics,
@@ -105,7 +105,7 @@ fn run(rig: &Rig, test: impl AsyncFnOnce(Channel)) {
         .enable_all()
         .build()
         .unwrap();
-    let address = rig.server.local_addr();
+    let address = rig.server.local_addrs()[0];
     runtime.block_on(async {
         let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
         let test = test(endpoint.connect().await.unwrap());

@@ -71,7 +71,7 @@ fn wait_for_outcome(address: SocketAddr, code: &str) {
 #[test]
 fn keepalive_of_a_dead_lease_is_ttl_zero_and_the_stream_goes_on() {
     let (server, state) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut lease = Lease::new(channel);
         lease.lease_grant(grant(5, 2)).await.unwrap();
         lease.lease_grant(grant(6, 60)).await.unwrap();
@@ -91,13 +91,13 @@ fn keepalive_of_a_dead_lease_is_ttl_zero_and_the_stream_goes_on() {
         drop(stream.requests);
         assert!(stream.answers.message().await.unwrap().is_none());
     });
-    wait_for_outcome(server.local_addr(), "OK");
+    wait_for_outcome(server.local_addrs()[0], "OK");
 }
 
 #[test]
 fn lease_calls_have_etcd_answers() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut lease = Lease::new(channel.clone());
         let missing = lease.lease_time_to_live(time_to_live(5)).await.unwrap();
         let missing = missing.into_inner();
@@ -153,7 +153,7 @@ fn lease_calls_have_etcd_answers() {
 #[test]
 fn keepalive_without_leader_ends_the_stream() {
     let (server, state) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut lease = Lease::new(channel);
         lease.lease_grant(grant(5, 60)).await.unwrap();
         let mut stream = KeepAlive::open(&mut lease, false).await.unwrap();
@@ -166,13 +166,13 @@ fn keepalive_without_leader_ends_the_stream() {
         assert_eq!(ended.message(), "etcdserver: no leader");
         assert!(stream.answers.message().await.unwrap().is_none());
     });
-    wait_for_outcome(server.local_addr(), "Unavailable");
+    wait_for_outcome(server.local_addrs()[0], "Unavailable");
 }
 
 #[test]
 fn idle_stream_that_wants_a_leader_ends_without_one() {
     let (server, state) = start_with(1);
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut lease = Lease::new(channel);
         let mut stream = KeepAlive::open(&mut lease, true).await.unwrap();
         state.no_leader.store(true, Ordering::SeqCst);
@@ -189,11 +189,11 @@ fn idle_stream_that_wants_a_leader_ends_without_one() {
 #[test]
 fn dropped_stream_is_counted_as_cancelled() {
     let (server, _) = start();
-    with_channel(server.local_addr(), async |channel| {
+    with_channel(server.local_addrs()[0], async |channel| {
         let mut lease = Lease::new(channel);
         let mut stream = KeepAlive::open(&mut lease, false).await.unwrap();
         stream.send(5).await;
         assert_eq!(stream.answer().await, (5, 0));
     });
-    wait_for_outcome(server.local_addr(), "Canceled");
+    wait_for_outcome(server.local_addrs()[0], "Canceled");
 }

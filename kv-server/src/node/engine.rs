@@ -1,0 +1,70 @@
+//! Opens the engine, or rebuilds one that cannot be opened.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "the engine directory is the engine's own and is moved aside as a whole"
+)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use raft_log::{Index, Log};
+use tracing::warn;
+
+use super::{DATA_GROUP, NodeConfig, NodeError};
+use crate::engine::lsm::{LsmEngine, LsmOptions};
+use crate::engine::{Engine, EngineError};
+
+/// Damaged engine directories that are kept for inspection.
+const ASIDE_MAX: u32 = 8;
+
+/// Opens the engine. One that does not open is moved aside, and the empty one that takes its place is filled from the
+/// log, when the log begins with the first entry; else nothing is touched.
+pub(super) fn open(config: &NodeConfig, log: &Log) -> Result<Arc<dyn Engine>, NodeError> {
+    let dir = config.data_dir.join("engine");
+    let error = match LsmEngine::open(&dir, LsmOptions::default()) {
+        Ok(engine) => return Ok(Arc::new(engine)),
+        Err(error) => error,
+    };
+    let complete = log
+        .group(DATA_GROUP)
+        .is_none_or(|info| info.base.index == Index::ZERO);
+    if !complete || is_passing(&error) {
+        return Err(NodeError::EngineLost { dir, cause: error });
+    }
+    let aside = move_aside(&config.data_dir, &dir)?;
+    warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log");
+    Ok(Arc::new(LsmEngine::open(&dir, LsmOptions::default())?))
+}
+
+/// Not damage, but a state of the machine that a new engine would meet as well.
+fn is_passing(error: &EngineError) -> bool {
+    use std::io::ErrorKind;
+    let io = error
+        .source
+        .downcast_ref::<std::io::Error>()
+        .map(std::io::Error::kind);
+    matches!(
+        io,
+        Some(ErrorKind::StorageFull | ErrorKind::PermissionDenied | ErrorKind::OutOfMemory)
+    )
+}
+
+fn move_aside(data_dir: &Path, dir: &Path) -> Result<String, NodeError> {
+    for number in 1..=ASIDE_MAX {
+        let aside = data_dir.join(format!("engine.damaged-{number}"));
+        if aside.exists() {
+            continue;
+        }
+        fs::rename(dir, &aside).map_err(|error| NodeError::io("cannot move aside", dir, error))?;
+        fs::File::open(data_dir)
+            .and_then(|parent| parent.sync_all())
+            .map_err(|error| NodeError::io("cannot sync", data_dir, error))?;
+        return Ok(aside.display().to_string());
+    }
+    Err(NodeError::io(
+        "there are already eight engine.damaged directories; remove them from",
+        data_dir,
+        std::io::ErrorKind::AlreadyExists.into(),
+    ))
+}

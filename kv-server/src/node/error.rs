@@ -1,0 +1,138 @@
+//! Why a node does not start or stop.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use raft_log::{ErrorKind, LogError};
+use raft_node::core::ConfigError;
+use raft_node::driver::OpenError;
+
+use super::IdentityError;
+use crate::engine::EngineError;
+
+/// Why a node does not start or stop.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// A file operation failed.
+    Io {
+        /// What was being done to which file.
+        context: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Another process holds the data directory.
+    InUse(PathBuf),
+    /// There is a log, but no identity.
+    NoIdentity {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// The identity cannot be used.
+    Identity(IdentityError),
+    /// The log cannot be opened.
+    Log(LogError),
+    /// The engine cannot be opened.
+    Engine(EngineError),
+    /// The engine cannot be opened, and the log does not hold everything that it held.
+    EngineLost {
+        /// The engine's directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        cause: EngineError,
+    },
+    /// Log and engine do not fit together.
+    Open(OpenError),
+    /// A setting out of its bounds.
+    Config(ConfigError),
+    /// The operating system gives no random numbers.
+    Random(String),
+    /// The host failed.
+    Host(String),
+}
+
+impl NodeError {
+    /// True when data is damaged or missing, as opposed to a wrong setting or a passing failure.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Identity(error) => matches!(error, IdentityError::Damaged { .. }),
+            Self::Log(error) | Self::Open(OpenError::Log(error)) => matches!(
+                error.kind(),
+                ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore
+            ),
+            Self::NoIdentity { .. } | Self::EngineLost { .. } | Self::Open(_) => true,
+            _ => false,
+        }
+    }
+
+    pub(super) fn io(what: &str, path: &Path, source: io::Error) -> Self {
+        Self::Io {
+            context: format!("{what} {}", path.display()),
+            source,
+        }
+    }
+
+    pub(super) fn lock(dir: &Path, source: io::Error) -> Self {
+        if source.kind() == io::ErrorKind::WouldBlock {
+            Self::InUse(dir.to_owned())
+        } else {
+            Self::io("cannot lock", dir, source)
+        }
+    }
+}
+
+impl fmt::Display for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { context, source } => write!(f, "{context}: {source}"),
+            Self::InUse(dir) => write!(
+                f,
+                "the data directory {} is in use by another process: stop that one, or choose another with --data-dir",
+                dir.display()
+            ),
+            Self::NoIdentity { dir } => write!(
+                f,
+                "{} holds a log but no IDENTITY file: restore the file from a backup, or move the directory away to \
+                 start with an empty store",
+                dir.display()
+            ),
+            Self::Identity(error) => error.fmt(f),
+            Self::Log(error) => error.fmt(f),
+            Self::Engine(error) => error.fmt(f),
+            Self::EngineLost { dir, cause } => write!(
+                f,
+                "{cause}; the log does not reach back to the first entry, so {} cannot be rebuilt from it: restore the \
+                 data directory from a backup",
+                dir.display()
+            ),
+            Self::Open(error) => error.fmt(f),
+            Self::Config(error) => error.fmt(f),
+            Self::Random(error) => {
+                write!(f, "the operating system gives no random numbers: {error}")
+            }
+            Self::Host(error) => write!(f, "the host stopped with an error: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for NodeError {}
+
+macro_rules! from {
+    ($($source:ty => $variant:ident),* $(,)?) => {
+        $(impl From<$source> for NodeError {
+            fn from(error: $source) -> Self {
+                Self::$variant(error)
+            }
+        })*
+    };
+}
+
+from! {
+    IdentityError => Identity,
+    LogError => Log,
+    EngineError => Engine,
+    OpenError => Open,
+    ConfigError => Config,
+}

@@ -1,0 +1,242 @@
+//! Who a data directory is: the file `IDENTITY`.
+//!
+//! A short text with a checksum, so that a person can read it and a flipped bit is seen. It is written to a temporary
+//! file, synced, renamed and its directory synced; every start writes it again after verifying it, because what was
+//! merely readable may not be on disk.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use raft_log::vfs::{OpenMode, Vfs};
+use raft_log::{NodeId, StoreId};
+
+/// The newest layout of a data directory that this version reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+const FILE_NAME: &str = "IDENTITY";
+const TEMPORARY_NAME: &str = "IDENTITY.tmp";
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// What a data directory is, and to which member of which cluster it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Drawn at random when the directory was created.
+    pub store: StoreId,
+    /// The cluster.
+    pub cluster: u64,
+    /// The member.
+    pub member: NodeId,
+    /// The member's name at its first start; for people.
+    pub name: String,
+}
+
+/// Why an identity cannot be used.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum IdentityError {
+    /// Reading or writing failed.
+    Io {
+        /// What was being done to which file.
+        context: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The file does not hold what was written.
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The directory was written by a newer version.
+    Newer {
+        /// The file.
+        file: PathBuf,
+        /// The version found in it.
+        found: u32,
+    },
+}
+
+impl fmt::Display for IdentityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { context, source } => write!(f, "{context}: {source}"),
+            Self::Damaged { file, detail } => write!(
+                f,
+                "{}: {detail}; the file is damaged: restore it from a backup of this data directory",
+                file.display()
+            ),
+            Self::Newer { file, found } => write!(
+                f,
+                "{}: format version {found}, but this version of flotilla reads up to {FORMAT_VERSION}: start the \
+                 version that wrote it, or a newer one",
+                file.display()
+            ),
+        }
+    }
+}
+
+impl std::error::Error for IdentityError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            Self::Damaged { .. } | Self::Newer { .. } => None,
+        }
+    }
+}
+
+impl Identity {
+    /// Reads the identity of a data directory; none when it has none.
+    pub fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>, IdentityError> {
+        let path = dir.join(FILE_NAME);
+        let io = |source| IdentityError::Io {
+            context: format!("cannot read {}", path.display()),
+            source,
+        };
+        let file = match vfs.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(error)),
+        };
+        let len = file.len().map_err(io)?;
+        if len > FILE_BYTES_MAX {
+            let detail = format!("expected at most {FILE_BYTES_MAX} bytes, found {len}");
+            return Err(IdentityError::Damaged { file: path, detail });
+        }
+        let mut content = vec![0; usize::try_from(len).expect("checked against the maximum")];
+        file.read_exact_at(&mut content, 0).map_err(io)?;
+        Self::decode(&content, &path).map(Some)
+    }
+
+    /// Writes the identity, durably. A crash leaves the old file or the new one.
+    pub fn write(&self, vfs: &dyn Vfs, dir: &Path) -> Result<(), IdentityError> {
+        let (path, temporary) = (dir.join(FILE_NAME), dir.join(TEMPORARY_NAME));
+        let result = (|| {
+            match vfs.remove(&temporary) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let file = vfs.open(&temporary, OpenMode::CreateNew)?;
+            file.write_all_at(self.encode().as_bytes(), 0)?;
+            file.sync_data()?;
+            vfs.rename(&temporary, &path)?;
+            vfs.sync_dir(dir)
+        })();
+        result.map_err(|source| IdentityError::Io {
+            context: format!("cannot write {}", path.display()),
+            source,
+        })
+    }
+
+    fn encode(&self) -> String {
+        let body = format!(
+            "flotilla-identity {FORMAT_VERSION}\nstore {:016x}\ncluster {:016x}\nmember {:016x}\nname {}\n",
+            self.store.0,
+            self.cluster,
+            self.member.0,
+            self.name.escape_default()
+        );
+        let crc = crc32fast::hash(body.as_bytes());
+        format!("{body}crc32 {crc:08x}\n")
+    }
+
+    fn decode(content: &[u8], path: &Path) -> Result<Self, IdentityError> {
+        let damaged = |detail: String| IdentityError::Damaged {
+            file: path.to_owned(),
+            detail,
+        };
+        let text = std::str::from_utf8(content)
+            .map_err(|error| damaged(format!("offset {}: not text", error.valid_up_to())))?;
+        // The version comes before the checksum: a newer format may checksum itself in another way.
+        let version = text
+            .strip_prefix("flotilla-identity ")
+            .and_then(|rest| rest.split('\n').next())
+            .and_then(|version| version.parse::<u32>().ok())
+            .ok_or_else(|| {
+                damaged("offset 0: expected `flotilla-identity <version>`".to_owned())
+            })?;
+        if version > FORMAT_VERSION {
+            return Err(IdentityError::Newer {
+                file: path.to_owned(),
+                found: version,
+            });
+        }
+        let body_len = text
+            .rfind("crc32 ")
+            .ok_or_else(|| damaged("expected a last line `crc32 <8 hex digits>`".to_owned()))?;
+        let (body, crc_line) = text.split_at(body_len);
+        let expected = format!("crc32 {:08x}\n", crc32fast::hash(body.as_bytes()));
+        if crc_line != expected {
+            return Err(damaged(format!(
+                "offset {body_len}: expected `{}`, found `{}`",
+                expected.trim_end(),
+                crc_line.trim_end().escape_default()
+            )));
+        }
+        let field = |name: &str| {
+            body.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+                .ok_or_else(|| damaged(format!("the field `{name}` is missing")))
+        };
+        let id = |name: &str| {
+            u64::from_str_radix(field(name)?, 16)
+                .map_err(|_| damaged(format!("the field `{name}` is not a hexadecimal number")))
+        };
+        Ok(Self {
+            store: StoreId(id("store")?),
+            cluster: id("cluster")?,
+            member: NodeId(id("member")?),
+            name: field("name")?.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_log::vfs::RealFs;
+
+    fn sample() -> Identity {
+        Identity {
+            store: StoreId(7),
+            cluster: 0xabc,
+            member: NodeId(9),
+            name: "default".to_owned(),
+        }
+    }
+
+    #[test]
+    fn written_identity_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let vfs = RealFs::default();
+        assert_eq!(Identity::read(&vfs, dir.path()).unwrap(), None);
+        sample().write(&vfs, dir.path()).unwrap();
+        sample().write(&vfs, dir.path()).unwrap();
+        assert_eq!(Identity::read(&vfs, dir.path()).unwrap(), Some(sample()));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_refused() {
+        let good = sample().encode().into_bytes();
+        for at in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[at / 8] ^= 1 << (at % 8);
+            if let Ok(read) = Identity::decode(&bad, Path::new("IDENTITY")) {
+                panic!("bit {at} flipped, yet read as {read:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn newer_format_is_named() {
+        let text = sample()
+            .encode()
+            .replace("flotilla-identity 1", "flotilla-identity 2");
+        let error = Identity::decode(text.as_bytes(), Path::new("IDENTITY")).unwrap_err();
+        assert!(
+            matches!(error, IdentityError::Newer { found: 2, .. }),
+            "{error}"
+        );
+    }
+}

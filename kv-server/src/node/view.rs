@@ -1,0 +1,136 @@
+//! What the front end asks of a node: the group's handle as a [`Replica`], the applied state as a [`View`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use multiraft::{GroupStatus, HostHandle, Reply};
+use raft_log::{GroupId, Log, Space};
+
+use crate::ApiError;
+use crate::api::{Replica, View};
+use crate::engine::Engine;
+use crate::lease::{Lessor, Renewal};
+use crate::mvcc::{self, CommandOutput, KvStateMachine, LeaseInfo, Store};
+use crate::pb::etcdserverpb as pb;
+
+/// One group of a host.
+#[derive(Clone)]
+pub struct GroupReplica {
+    /// The host.
+    pub handle: HostHandle<KvStateMachine>,
+    /// The group.
+    pub group: GroupId,
+}
+
+impl Replica for GroupReplica {
+    fn propose(&self, payload: Bytes, reply: Reply<CommandOutput>) {
+        self.handle.propose(self.group, payload, reply);
+    }
+
+    fn read_barrier(&self, done: Reply<()>) {
+        self.handle.read_barrier(self.group, done);
+    }
+
+    fn read_now(&self) -> bool {
+        self.handle.read_now(self.group)
+    }
+
+    fn status(&self) -> GroupStatus {
+        self.handle.status(self.group).unwrap_or_default()
+    }
+
+    fn term(&self) -> u64 {
+        self.handle.term(self.group).unwrap_or_default().0
+    }
+}
+
+/// The applied state of a node's keyspace.
+pub struct NodeView {
+    store: Arc<Store>,
+    lessor: Arc<Lessor>,
+    engine: Arc<dyn Engine>,
+    log: Log,
+}
+
+impl NodeView {
+    /// Joins the parts of a node that answers depend on.
+    #[must_use]
+    pub fn new(store: Arc<Store>, lessor: Arc<Lessor>, engine: Arc<dyn Engine>, log: Log) -> Self {
+        Self {
+            store,
+            lessor,
+            engine,
+            log,
+        }
+    }
+}
+
+impl View for NodeView {
+    fn check_range(&self, request: &pb::RangeRequest) -> Result<(), ApiError> {
+        mvcc::check_range(request)
+    }
+
+    fn check_put(&self, request: &pb::PutRequest) -> Result<(), ApiError> {
+        mvcc::check_put(request)
+    }
+
+    fn check_delete(&self, request: &pb::DeleteRangeRequest) -> Result<(), ApiError> {
+        mvcc::check_delete(request)
+    }
+
+    fn check_txn(&self, request: &pb::TxnRequest, max_txn_ops: usize) -> Result<(), ApiError> {
+        mvcc::check_txn(request, max_txn_ops)
+    }
+
+    fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
+        self.store.range(request)
+    }
+
+    fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
+        self.store.read_txn(request)
+    }
+
+    fn revision(&self) -> i64 {
+        self.store.revision()
+    }
+
+    fn compact_revision(&self) -> i64 {
+        self.store.compact_revision()
+    }
+
+    fn finished_compact_revision(&self) -> i64 {
+        self.store.finished_compact_revision()
+    }
+
+    fn lease(&self, id: i64) -> Option<LeaseInfo> {
+        self.store.lease(id)
+    }
+
+    fn lease_remaining(&self, id: i64) -> Option<i64> {
+        self.lessor.time_to_live(id).map(|(_, remaining)| remaining)
+    }
+
+    fn lease_renew(&self, id: i64, settled: u64) -> Renewal {
+        self.lessor.renew(id, settled)
+    }
+
+    fn leases(&self) -> Vec<i64> {
+        self.store
+            .leases()
+            .into_iter()
+            .map(|lease| lease.id)
+            .collect()
+    }
+
+    fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
+        self.store.lease_keys(id)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.engine.disk_bytes()
+    }
+
+    fn out_of_space(&self) -> bool {
+        self.engine.out_of_space() || self.log.space() == Space::Full
+    }
+}

@@ -14,6 +14,8 @@ pub(crate) enum Failure {
     Failed(String),
     /// Flags, environment or configuration file are wrong. Exit code 2.
     Usage(String),
+    /// Data is damaged or missing; nothing was changed. Exit code 3.
+    Damaged(String),
 }
 
 impl Failure {
@@ -27,6 +29,7 @@ impl Failure {
         let (code, text) = match self {
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (2, text),
+            Self::Damaged(text) => (3, text),
         };
         // A closed standard error leaves nobody to tell; the exit code still does.
         let _ = writeln!(std::io::stderr(), "error: {text}");

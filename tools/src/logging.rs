@@ -1,15 +1,36 @@
 //! Where log lines of the server go: to standard error, as text or JSON.
 
+use tracing::Level;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
 use crate::config::{LogFormat, ServerConfig};
+
+/// Crates whose everyday lines mean nothing to an operator; their warnings do.
+const CHATTY: &[&str] = &["lsm_tree"];
 
 /// Installs the subscriber. Called once, before anything is logged.
 pub(crate) fn init(config: &ServerConfig) {
-    let builder = tracing_subscriber::fmt()
-        .with_max_level(config.log_level)
+    let level = config.log_level;
+    // At debug and trace whoever asked wants all of it.
+    let chatty = if level > Level::INFO {
+        level
+    } else {
+        level.min(Level::WARN)
+    };
+    let filter = Targets::new()
+        .with_default(level)
+        .with_targets(CHATTY.iter().map(|name| (*name, chatty)));
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false);
-    match config.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = match config.log_format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .init();
 }

@@ -4,6 +4,7 @@
 mod bench;
 mod config;
 mod failure;
+mod log;
 mod logging;
 mod server;
 
@@ -13,6 +14,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 
 use crate::bench::BenchArgs;
 use crate::failure::{Failure, print};
+use crate::log::LogArgs;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +30,9 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(config::server_command())
         .subcommand(config::config_command())
+        .subcommand(LogArgs::augment_args(
+            Command::new("log").about("Look at the log of a data directory"),
+        ))
         .subcommand(BenchArgs::augment_args(
             Command::new("bench").about("Measure an etcd v3 endpoint, or compare two"),
         ))
@@ -48,6 +53,11 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             }
             _ => unreachable!("clap requires one of the subcommands of config"),
         },
+        Some(("log", flags)) => {
+            let args = LogArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            log::run(&args)
+        }
         Some(("bench", flags)) => {
             let args = BenchArgs::from_arg_matches(flags)
                 .map_err(|error| Failure::Usage(error.to_string()))?;

@@ -1,10 +1,36 @@
 //! `flotilla server`: from flags to a running server, and its exit code.
+//!
+//! Sockets are bound first: a port in use must not touch the data directory. They are served last: whoever connects
+//! meanwhile waits in the backlog until the node has replayed its log.
+
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ArgMatches;
+use kv_server::api::{ApiOptions, EtcdApi, ScanPool, cluster_id, member_id};
+use kv_server::node::{DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, NodeView};
+use kv_server::pb::etcdserverpb::Member;
+use kv_server::pb::etcdserverpb::watch_server::WatchServer;
+use kv_server::server::{
+    Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
+};
+use raft_log::NodeId;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tonic::service::Routes;
+use tracing::{info, warn};
 
 use crate::config::{self, ServerConfig};
 use crate::failure::Failure;
 use crate::logging;
+
+/// Threads for reads of ranges.
+const SCAN_THREADS: usize = 2;
+/// Reads of ranges that wait for one of them; more are refused.
+const SCANS_QUEUED_MAX: usize = 1_024;
 
 /// Reads the configuration and serves until told to stop.
 pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
@@ -12,12 +38,208 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let config = ServerConfig::new(&settings).map_err(Failure::Usage)?;
     logging::init(&config);
     for name in config::unknown_variables(std::env::vars_os().map(|(name, _)| name)) {
-        tracing::warn!(
+        warn!(
             name,
             "a variable of the environment looks like an option, but is none"
         );
     }
-    Err(Failure::Failed(
-        "the configuration is valid, but this version cannot serve yet".into(),
-    ))
+    raise_file_limit();
+    info!(version = crate::VERSION, data_dir = %config.data_dir.display(), "starting");
+
+    let listeners = bind(&config.listen_client)?;
+    let metrics = Arc::new(Metrics::new());
+    let (failed, failure) = oneshot::channel();
+    // Nobody is left to tell when the process ends anyway.
+    let on_failure = Box::new(move |error: &str| drop(failed.send(error.to_owned())));
+    let for_syncs = Arc::clone(&metrics);
+    let observe_sync = Arc::new(move |took| for_syncs.observe_wal_fsync(took));
+    let node = Node::start(&node_config(&config), on_failure, observe_sync).map_err(failure_of)?;
+    let outcome = match start(&config, &node, listeners, metrics) {
+        Ok(server) => {
+            let outcome = wait(failure);
+            // Watches end with a status of their own before connections are drained.
+            node.hub.close();
+            server.shutdown();
+            outcome
+        }
+        Err(failure) => Err(failure),
+    };
+    let stopped = node.stop().map_err(failure_of);
+    // What made the server stop says more than what then failed while it stopped.
+    outcome.and(stopped)?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Listens on all addresses, or on none.
+fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Failure> {
+    let bind = |address: &SocketAddr| {
+        TcpListener::bind(address).map_err(|error| {
+            let hint = match error.kind() {
+                ErrorKind::AddrInUse => {
+                    "; stop what listens there, or choose another with --listen-client-urls"
+                }
+                _ => "; see --listen-client-urls",
+            };
+            Failure::Failed(format!("cannot listen on {address}: {error}{hint}"))
+        })
+    };
+    addresses.iter().map(bind).collect()
+}
+
+fn node_config(config: &ServerConfig) -> NodeConfig {
+    let member = member_id(&config.peer_urls, &config.cluster_token);
+    NodeConfig {
+        data_dir: config.data_dir.clone(),
+        name: config.name.clone(),
+        cluster: cluster_id(&[member]),
+        member: NodeId(member),
+        heartbeat_ms: config.heartbeat_ms,
+        election_ms: config.election_ms,
+        snapshot_entries: config.snapshot_entries,
+        accept_suspect_tail: config.accept_suspect_tail,
+    }
+}
+
+/// Waits until the node has caught up with its log, then serves.
+fn start(
+    config: &ServerConfig,
+    node: &Node,
+    listeners: Vec<TcpListener>,
+    metrics: Arc<Metrics>,
+) -> Result<ServerHandle, Failure> {
+    if !node.wait_until_serving().map_err(failure_of)? {
+        warn!("there is no leader yet; writes and linearizable reads will fail until there is one");
+    }
+    let addresses: Vec<SocketAddr> = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::failed("asking for the address of a socket", error))?;
+    let (cluster, member) = (node.identity.cluster, node.identity.member.0);
+    let members = vec![Member {
+        id: member,
+        name: config.name.clone(),
+        peer_ur_ls: config.peer_urls.clone(),
+        client_ur_ls: advertised(config, &addresses),
+        is_learner: false,
+    }];
+    let options = ApiOptions {
+        max_request_bytes: config.request_bytes_max,
+        max_txn_ops: config.txn_ops_max,
+        election_ms: config.election_ms,
+        ..ApiOptions::new(cluster, member, members)
+    };
+    let replica = GroupReplica {
+        handle: node.handle.clone(),
+        group: DATA_GROUP,
+    };
+    let view = Arc::new(NodeView::new(
+        Arc::clone(&node.store),
+        Arc::clone(&node.lessor),
+        Arc::clone(&node.engine),
+        node.log.clone(),
+    ));
+    let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
+        .map_err(|error| Failure::failed("starting the threads that scan", error))?;
+    let scans = Arc::new(scans);
+    let watches = WatchService::new(
+        Arc::clone(&node.hub),
+        Arc::clone(&node.store),
+        Arc::new(replica.clone()),
+        Arc::clone(&scans),
+        &metrics,
+        WatchOptions {
+            election: Duration::from_millis(config.election_ms),
+            ..WatchOptions::new(cluster, member)
+        },
+    );
+    let api = Arc::new(EtcdApi::new(replica, view, scans, options));
+    let parts = ServerParts {
+        api,
+        metrics,
+        services: Routes::new(WatchServer::new(watches)),
+        options: ServerOptions {
+            max_request_bytes: config.request_bytes_max,
+            ..ServerOptions::default()
+        },
+    };
+    let server = serve(listeners, parts)
+        .map_err(|error| Failure::failed("starting the threads that serve", error))?;
+    for address in server.local_addrs() {
+        info!(
+            %address,
+            cluster_id = format!("{cluster:x}"),
+            member_id = format!("{member:x}"),
+            revision = node.store.revision(),
+            "ready to serve client requests"
+        );
+    }
+    Ok(server)
+}
+
+/// The URLs that clients are told, with the port that the system chose where none was given.
+fn advertised(config: &ServerConfig, addresses: &[SocketAddr]) -> Vec<String> {
+    let with_port = |(at, url): (usize, &String)| match (url.strip_suffix(":0"), addresses.get(at))
+    {
+        (Some(host), Some(address)) => format!("{host}:{}", address.port()),
+        _ => url.clone(),
+    };
+    config
+        .advertise_client_urls
+        .iter()
+        .enumerate()
+        .map(with_port)
+        .collect()
+}
+
+/// Blocks until a signal asks for a stop, or the node fails.
+fn wait(failure: oneshot::Receiver<String>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed("starting the runtime that waits for signals", error))?;
+    runtime.block_on(async {
+        let signal = |kind| {
+            signal(kind).map_err(|error| Failure::failed("installing a signal handler", error))
+        };
+        let (mut term, mut int) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
+        let name = tokio::select! {
+            _ = term.recv() => "SIGTERM",
+            _ = int.recv() => "SIGINT",
+            Ok(error) = failure => return Err(Failure::failed("the server cannot go on", error)),
+        };
+        info!(
+            signal = name,
+            "stopping: finishing what is under way, refusing what is new"
+        );
+        Ok(())
+    })
+}
+
+/// Connections and watches each take a file descriptor; the soft limit is low for the sake of programs that use
+/// `select`.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none() || limit.current == limit.maximum {
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        warn!(%error, limit = limit.current, "cannot raise the limit of open files");
+    }
+}
+
+fn failure_of(error: NodeError) -> Failure {
+    match error {
+        NodeError::Config(_) => Failure::Usage(error.to_string()),
+        _ if error.is_damage() => Failure::Damaged(error.to_string()),
+        _ => Failure::Failed(error.to_string()),
+    }
 }

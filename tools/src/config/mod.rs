@@ -45,6 +45,11 @@ pub(crate) struct ServerConfig {
     pub(crate) heartbeat_ms: u64,
     /// Milliseconds without a leader before an election. Default 1,000; 5 heartbeats to 50,000.
     pub(crate) election_ms: u64,
+    /// Applied entries after which the engine is made durable, so that the log can be purged. Default 10,000, from 1 on.
+    pub(crate) snapshot_entries: u64,
+    /// Go on without a last batch of the log that is damaged and may have been acknowledged. Danger: it may lose that
+    /// batch. Default false.
+    pub(crate) accept_suspect_tail: bool,
     /// Operations in one transaction. Default 128, from 1 on.
     pub(crate) txn_ops_max: usize,
     /// Bytes of one request. Default 1.5 MiB, at most 1 GiB: a request is held in memory several times over.
@@ -84,6 +89,8 @@ impl ServerConfig {
             cluster_token: read.nonempty("initial-cluster-token")?,
             heartbeat_ms,
             election_ms,
+            snapshot_entries: read.number("snapshot-count", 1, u64::MAX)?,
+            accept_suspect_tail: read.flag("accept-suspect-tail")?,
             txn_ops_max: read.size("max-txn-ops", 1, 1 << 20)?,
             request_bytes_max: read.size("max-request-bytes", 1024, 1 << 30)?,
             log_level: read.level("log-level")?,
@@ -134,6 +141,11 @@ impl Reader<'_> {
         let number = self.number(name, min, max)?;
         usize::try_from(number)
             .map_err(|_| self.wrong(name, "a size that this machine can address"))
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, String> {
+        let flag = self.settings.get(name).value.parse();
+        flag.map_err(|_| self.wrong(name, "true or false"))
     }
 
     fn level(&self, name: &str) -> Result<Level, String> {

@@ -1,0 +1,109 @@
+//! `flotilla log ls|show`: what is in a data directory's log, also beside a running server and on a damaged log.
+//!
+//! `show` prints records, `ls` sums them up per segment and per group. Neither takes a lock nor writes a byte. Bytes
+//! that do not verify are named with file and offset, and make the exit code 3.
+
+mod ls;
+mod show;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use raft_log::log::inspect::{self, SegmentInfo, Tail};
+use raft_log::vfs::RealFs;
+use raft_log::{ErrorKind, LogError};
+
+use crate::failure::Failure;
+
+/// Flags of `flotilla log`.
+#[derive(Args, Debug)]
+pub(crate) struct LogArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand, Debug)]
+enum What {
+    /// Sum up the segments and groups of a log
+    Ls(ls::LsArgs),
+    /// Print the records of a log, one per line
+    Show(show::ShowArgs),
+}
+
+/// Which directory.
+#[derive(Args, Clone, Debug)]
+struct Dir {
+    /// The data directory
+    #[arg(default_value = "flotilla.data")]
+    data_dir: PathBuf,
+}
+
+impl Dir {
+    fn log(&self) -> PathBuf {
+        self.data_dir.join("log")
+    }
+}
+
+/// Runs the subcommand.
+pub(crate) fn run(args: &LogArgs) -> Result<(), Failure> {
+    match &args.what {
+        What::Ls(args) => ls::run(args),
+        What::Show(args) => show::run(args),
+    }
+}
+
+/// The segments of a data directory, ascending.
+fn segments(dir: &Dir) -> Result<Vec<u64>, Failure> {
+    let log = dir.log();
+    let ids = inspect::segment_ids(&RealFs::new(), &log).map_err(|error| {
+        Failure::Failed(format!(
+            "{error}; is {} a data directory?",
+            dir.data_dir.display()
+        ))
+    })?;
+    if ids.is_empty() {
+        return Err(Failure::Failed(format!(
+            "{}: there is no segment",
+            log.display()
+        )));
+    }
+    Ok(ids)
+}
+
+/// Reads one segment; one that a running server removed meanwhile is none.
+fn segment(
+    log: &Path,
+    id: u64,
+    visit: &mut dyn FnMut(inspect::BatchInfo),
+) -> Result<Option<SegmentInfo>, LogError> {
+    match inspect::segment(&RealFs::new(), log, id, visit) {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn failure_of(error: &LogError) -> Failure {
+    match error.kind() {
+        ErrorKind::Corruption => Failure::Damaged(error.to_string()),
+        _ => Failure::Failed(error.to_string()),
+    }
+}
+
+/// What is wrong behind the last batch of a segment, if anything is. What a later segment supersedes is not.
+fn damage(info: &SegmentInfo, next_first_seq: Option<u64>) -> Option<String> {
+    let covered = next_first_seq.is_some_and(|next| info.last_seq + 1 >= next);
+    let what = match info.tail {
+        Tail::Clean if next_first_seq.is_none() || covered => return None,
+        _ if covered => return None,
+        Tail::Clean => "nothing",
+        Tail::Unverified => "bytes that do not verify",
+        Tail::Unreadable => "bytes that cannot be read",
+    };
+    Some(format!(
+        "{} at offset {}: expected batch {}, found {what}",
+        info.path.display(),
+        info.end,
+        info.last_seq + 1
+    ))
+}

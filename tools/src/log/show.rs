@@ -1,0 +1,342 @@
+//! `flotilla log show`: every record, with its place in the files and what it means.
+
+use std::fmt::Write as _;
+use std::io::{BufWriter, ErrorKind, Write};
+
+use clap::Args;
+use kv_server::pb::command::{Command, command::Op};
+use prost::Message;
+use raft_log::log::inspect::{BatchInfo, DiskRecord};
+use raft_log::{Entry, EntryKind, GroupId, HardState, Record};
+use serde_json::{Value, json};
+
+use super::Dir;
+use crate::failure::Failure;
+
+/// Bytes of a key or a value that are printed; the length always is.
+const SHOWN_BYTES_MAX: usize = 64;
+
+/// Flags of `flotilla log show`.
+#[derive(Args, Debug)]
+pub(super) struct ShowArgs {
+    #[command(flatten)]
+    dir: Dir,
+    /// Only this segment, as `log ls` names it
+    #[arg(long, value_parser = parse_hex)]
+    segment: Option<u64>,
+    /// Only this group
+    #[arg(long)]
+    group: Option<u64>,
+    /// Only entries from this index on
+    #[arg(long)]
+    from: Option<u64>,
+    /// Only entries up to this index
+    #[arg(long)]
+    to: Option<u64>,
+    /// Print JSON, one object per line
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_hex(text: &str) -> Result<u64, String> {
+    u64::from_str_radix(text, 16)
+        .map_err(|_| format!("expected a segment such as 000000000000000a, found {text:?}"))
+}
+
+impl ShowArgs {
+    fn wants(&self, group: GroupId, record: &DiskRecord) -> bool {
+        if self.group.is_some_and(|wanted| wanted != group.0) {
+            return false;
+        }
+        match record {
+            DiskRecord::Entry(entry) => {
+                self.from.is_none_or(|from| entry.index.0 >= from)
+                    && self.to.is_none_or(|to| entry.index.0 <= to)
+            }
+            // Who asks for some entries wants those alone.
+            _ => self.from.is_none() && self.to.is_none(),
+        }
+    }
+}
+
+pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
+    let (log, mut out) = (args.dir.log(), BufWriter::new(std::io::stdout().lock()));
+    let ids = super::segments(&args.dir)?;
+    if let Some(id) = args.segment.filter(|id| !ids.contains(id)) {
+        return Err(Failure::Failed(format!(
+            "{}: there is no segment {id:016x}",
+            log.display()
+        )));
+    }
+    let (mut written, mut infos) = (Ok(()), Vec::new());
+    for id in ids
+        .iter()
+        .filter(|id| args.segment.is_none_or(|wanted| wanted == **id))
+    {
+        let mut visit = |batch: BatchInfo| {
+            if written.is_ok() {
+                written = show(args, *id, &batch, &mut out);
+            }
+        };
+        let info =
+            super::segment(&log, *id, &mut visit).map_err(|error| super::failure_of(&error))?;
+        infos.extend(info);
+        match written {
+            Ok(()) => {}
+            // A reader that has gone away (`| head`) is not an error.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(Failure::failed("writing to standard output", error)),
+        }
+    }
+    match out.flush() {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            return Err(Failure::failed("writing to standard output", error));
+        }
+        _ => {}
+    }
+    // A later segment may supersede what does not verify, also one that was not asked for.
+    if let Some(next) = ids
+        .iter()
+        .find(|id| infos.last().is_some_and(|last| **id > last.id))
+    {
+        infos.extend(
+            super::segment(&log, *next, &mut |_| ()).map_err(|error| super::failure_of(&error))?,
+        );
+    }
+    let damage = infos
+        .iter()
+        .enumerate()
+        .find_map(|(at, info)| super::damage(info, infos.get(at + 1).map(|next| next.first_seq)));
+    damage.map_or(Ok(()), |text| Err(Failure::Damaged(text)))
+}
+
+fn show(
+    args: &ShowArgs,
+    segment: u64,
+    batch: &BatchInfo,
+    out: &mut impl Write,
+) -> std::io::Result<()> {
+    for (group, record) in &batch.records {
+        if !args.wants(*group, record) {
+            continue;
+        }
+        if args.json {
+            let mut value = json!({
+                "segment": segment,
+                "offset": batch.offset,
+                "seq": batch.seq,
+                "group": group.0,
+            });
+            let fields = describe_json(record);
+            if let (Some(value), Value::Object(fields)) = (value.as_object_mut(), fields) {
+                value.extend(fields);
+            }
+            writeln!(out, "{value}")?;
+        } else {
+            writeln!(
+                out,
+                "{segment:016x} {:>9} batch {} {group} {}",
+                batch.offset,
+                batch.seq,
+                describe(record)
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn vote(state: &HardState) -> String {
+    state
+        .vote
+        .map_or_else(|| "none".to_owned(), |vote| vote.to_string())
+}
+
+fn describe(record: &DiskRecord) -> String {
+    match record {
+        DiskRecord::Entry(entry) => {
+            format!(
+                "entry {} term {} {}",
+                entry.index,
+                entry.term,
+                payload(entry)
+            )
+        }
+        DiskRecord::Other(Record::HardState(state)) => {
+            format!(
+                "hard-state term {} vote {} commit {}",
+                state.term,
+                vote(state),
+                state.commit
+            )
+        }
+        DiskRecord::Other(Record::Truncate(from)) => format!("truncate from {from}"),
+        DiskRecord::Other(Record::Compact(base)) => {
+            format!(
+                "compact to {} term {} creation {:x}",
+                base.index, base.term, base.creation
+            )
+        }
+        DiskRecord::Other(Record::SnapshotRef(snapshot)) => format!(
+            "snapshot {} at {} term {} {} bytes",
+            snapshot.number, snapshot.index, snapshot.term, snapshot.content_len
+        ),
+        DiskRecord::Other(Record::Destroy) => "destroy".to_owned(),
+        DiskRecord::Other(Record::Entries(entries)) => format!("{} entries", entries.len()),
+        DiskRecord::Checkpoint(state) => format!(
+            "checkpoint base {} last {} term {} vote {} commit {}",
+            state.base.index,
+            state.last_index,
+            state.hard_state.term,
+            vote(&state.hard_state),
+            state.hard_state.commit
+        ),
+    }
+}
+
+fn describe_json(record: &DiskRecord) -> Value {
+    match record {
+        DiskRecord::Entry(entry) => json!({
+            "kind": "entry",
+            "index": entry.index.0,
+            "term": entry.term.0,
+            "bytes": entry.payload.len(),
+            "payload": payload(entry),
+        }),
+        DiskRecord::Other(Record::HardState(state)) => json!({
+            "kind": "hard-state",
+            "term": state.term.0,
+            "vote": state.vote.map(|vote| vote.to_string()),
+            "commit": state.commit.0,
+        }),
+        DiskRecord::Other(Record::Truncate(from)) => json!({"kind": "truncate", "from": from.0}),
+        DiskRecord::Other(Record::Compact(base)) => json!({
+            "kind": "compact",
+            "index": base.index.0,
+            "term": base.term.0,
+            "creation": format!("{:x}", base.creation),
+        }),
+        DiskRecord::Other(Record::SnapshotRef(snapshot)) => json!({
+            "kind": "snapshot",
+            "number": snapshot.number,
+            "index": snapshot.index.0,
+            "term": snapshot.term.0,
+            "bytes": snapshot.content_len,
+        }),
+        DiskRecord::Other(Record::Destroy) => json!({"kind": "destroy"}),
+        DiskRecord::Other(Record::Entries(entries)) => {
+            json!({"kind": "entries", "count": entries.len()})
+        }
+        DiskRecord::Checkpoint(state) => json!({
+            "kind": "checkpoint",
+            "base_index": state.base.index.0,
+            "last_index": state.last_index.0,
+            "term": state.hard_state.term.0,
+            "vote": state.hard_state.vote.map(|vote| vote.to_string()),
+            "commit": state.hard_state.commit.0,
+        }),
+    }
+}
+
+/// What an entry proposes, in words.
+fn payload(entry: &Entry) -> String {
+    if entry.kind == EntryKind::Config {
+        return format!("membership ({} bytes)", entry.payload.len());
+    }
+    if entry.payload.is_empty() {
+        return "empty (a leader's first)".to_owned();
+    }
+    match Command::decode(entry.payload.clone()).map(|command| command.op) {
+        Ok(Some(op)) => describe_op(&op),
+        Ok(None) | Err(_) => format!(
+            "{} bytes that are no command of this version",
+            entry.payload.len()
+        ),
+    }
+}
+
+fn describe_op(op: &Op) -> String {
+    match op {
+        Op::Put(put) => {
+            let mut text = format!("put {} = {}", shown(&put.key), shown(&put.value));
+            if put.lease != 0 {
+                write!(text, " lease {:x}", put.lease).expect("writing to a string does not fail");
+            }
+            text
+        }
+        Op::DeleteRange(delete) if delete.range_end.is_empty() => {
+            format!("delete {}", shown(&delete.key))
+        }
+        Op::DeleteRange(delete) => {
+            format!(
+                "delete {} to {}",
+                shown(&delete.key),
+                shown(&delete.range_end)
+            )
+        }
+        Op::Txn(txn) => format!(
+            "txn of {} compares, {} operations, else {}",
+            txn.compare.len(),
+            txn.success.len(),
+            txn.failure.len()
+        ),
+        Op::Compact(compact) => format!("compact history to revision {}", compact.revision),
+        Op::LeaseGrant(grant) => format!("grant lease {:x} for {} s", grant.id, grant.ttl),
+        Op::LeaseRevoke(revoke) => format!("revoke lease {:x}", revoke.id),
+        Op::LeaseExpire(expire) => format!("expire {} leases", expire.items.len()),
+        Op::LeaseCheckpoint(checkpoint) => format!("checkpoint {} leases", checkpoint.items.len()),
+    }
+}
+
+/// Bytes in quotes, escaped, cut to a bound with the length behind.
+fn shown(bytes: &[u8]) -> String {
+    let head = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
+    let mut text = format!("\"{}\"", head.escape_ascii());
+    if head.len() < bytes.len() {
+        write!(text, "... ({} bytes)", bytes.len()).expect("writing to a string does not fail");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv_server::pb::etcdserverpb::PutRequest;
+    use raft_log::{Index, Term};
+
+    fn entry(payload: Vec<u8>) -> DiskRecord {
+        DiskRecord::Entry(Entry {
+            index: Index(7),
+            term: Term(2),
+            kind: EntryKind::Normal,
+            payload: payload.into(),
+        })
+    }
+
+    #[test]
+    fn describe_entry_of_a_put_names_key_value_and_lease() {
+        let put = PutRequest {
+            key: "a\n".into(),
+            value: vec![b'x'; 100].into(),
+            lease: 0xab,
+            ..Default::default()
+        };
+        let command = Command {
+            op: Some(Op::Put(put)),
+        };
+        let text = describe(&entry(command.encode_to_vec()));
+        let value = "x".repeat(64);
+        assert_eq!(
+            text,
+            format!("entry 7 term 2 put \"a\\n\" = \"{value}\"... (100 bytes) lease ab")
+        );
+    }
+
+    #[test]
+    fn describe_entry_that_is_no_command_says_so() {
+        let text = describe(&entry(vec![0xff; 3]));
+        assert_eq!(
+            text,
+            "entry 7 term 2 3 bytes that are no command of this version"
+        );
+    }
+}

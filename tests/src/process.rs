@@ -28,6 +28,8 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// Where it listens, on 127.0.0.1.
     pub port: u16,
+    /// Where it would listen for peers.
+    pub peer_port: u16,
     /// More flags.
     pub flags: Vec<String>,
 }
@@ -45,6 +47,7 @@ impl Setup {
             program,
             data_dir: data_dir.to_owned(),
             port: free_port(),
+            peer_port: free_port(),
             flags: Vec::new(),
         }
     }
@@ -62,6 +65,7 @@ impl Setup {
     #[must_use]
     pub fn spawn(&self) -> Server {
         let url = self.url();
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let mut child = Command::new(&self.program[0])
             .args(&self.program[1..])
             .arg("--data-dir")
@@ -71,6 +75,12 @@ impl Setup {
                 &url,
                 "--advertise-client-urls",
                 &url,
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+                "--initial-cluster",
+                &format!("default={peer}"),
             ])
             .args(&self.flags)
             .stdin(Stdio::null())

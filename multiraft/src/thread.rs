@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
-use raft_log::Log;
+use raft_log::{ErrorKind, Log};
 use raft_node::StateMachine;
 use raft_node::driver::{Group, GroupError};
 use tracing::error;
@@ -24,6 +24,8 @@ const DRAIN_MS: u64 = 5_000;
 /// How long an idle host sleeps at most; nothing depends on it.
 const SLEEP_MS_MAX: u64 = 1_000;
 
+/// The pause of a host whose log waits for space.
+const FULL_PAUSE: Duration = Duration::from_millis(TICK_MS);
 /// How long the host stays awake for the next request when requests come that close to each other. Waking a thread, and
 /// the core that went to sleep with it, takes 30 to 60 us, twice per write that is alone; past this gap it would be paid
 /// for with a core that does nothing else.
@@ -158,8 +160,14 @@ fn rest(
     {
         // A turn follows in any case, so nobody needs to wake this thread.
         waker.asleep.store(false, Ordering::SeqCst);
-        log.wait(ticket)?;
-        return Ok(spin);
+        match log.wait(ticket) {
+            // The log tries again by itself. Turns go on, so that new work is refused rather than left waiting.
+            Err(error) if error.kind() == ErrorKind::Full => {
+                std::thread::park_timeout(FULL_PAUSE);
+                return Ok(false);
+            }
+            result => return result.map(|()| spin).map_err(Into::into),
+        }
     }
     log.wake();
     let resting = Instant::now();

@@ -30,6 +30,9 @@ use index::{Groups, Position};
 use votes::Slot;
 use writer::{Item, Next, Writer};
 
+/// How often the log's thread looks whether a full disk has space again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+
 /// Names a submitted batch. Tickets complete in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(u64);
@@ -63,11 +66,14 @@ struct Core {
     size: u64,
     error: Option<LogError>,
     busy: bool,
+    /// The next segment cannot be prepared: no new work should be taken.
+    full: bool,
+    /// What is queued does not fit the segment at hand, and there is no space for another.
+    stuck: bool,
     /// Threads that wait for a sync of somebody else.
     waiters: usize,
     /// The log's thread waits for work; whoever wakes it clears this, so that nobody else does.
     asleep: bool,
-    full: bool,
     closed: bool,
     progress: Option<Progress>,
     stats: LogStats,
@@ -142,6 +148,7 @@ impl Log {
             waiters: 0,
             asleep: false,
             full: false,
+            stuck: false,
             closed: false,
             progress: None,
             stats: LogStats::default(),
@@ -213,7 +220,8 @@ impl Log {
     /// Blocks until the batch is synced.
     ///
     /// # Errors
-    /// The latched failure; [`ErrorKind::Full`] without a thread that would try again.
+    /// The latched failure; [`ErrorKind::Full`] while there is no space for the batch. It is kept, and written once there
+    /// is: wait again, or poll.
     pub fn wait(&self, ticket: Ticket) -> Result<(), LogError> {
         let mut core = self.0.core();
         loop {
@@ -221,17 +229,19 @@ impl Log {
                 return Ok(());
             }
             core.healthy()?;
-            let waits_for_space = core.full && self.0.options.io == IoMode::Thread;
-            if core.busy || waits_for_space {
+            if core.busy {
                 core = self.0.wait_for_sync(core);
                 continue;
             }
-            drop(core);
-            match self.0.flush() {
-                Err(error)
-                    if error.kind() == ErrorKind::Full && self.0.options.io == IoMode::Thread => {}
-                other => drop(other?),
+            if core.stuck && self.0.options.io == IoMode::Thread {
+                // The log's thread tries again; everybody else would only repeat the failure.
+                return Err(LogError::new(
+                    ErrorKind::Full,
+                    "the disk is full; the batch is kept and written once there is space",
+                ));
             }
+            drop(core);
+            self.0.flush()?;
             core = self.0.core();
         }
     }
@@ -530,10 +540,8 @@ impl Shared {
             core.durable = writer.synced_seq;
             core.stats.syncs = writer.syncs;
             core.stats.bytes_written = writer.bytes;
-            core.full = match &stepped {
-                Ok(_) => core.full && !more,
-                Err(error) => error.kind() == ErrorKind::Full,
-            };
+            core.stuck = matches!(&stepped, Err(error) if error.kind() == ErrorKind::Full);
+            core.full |= core.stuck;
             let segment = writer.segment;
             if core
                 .files
@@ -634,6 +642,8 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if ready.is_some() {
+            let mut core = self.core();
+            core.full = core.stuck;
             return;
         }
         let size = segment_size(&self.options, self.core().size * 2, 0, 0);
@@ -642,7 +652,7 @@ impl Shared {
         match made {
             Ok(prepared) => {
                 *ready = Some(prepared);
-                core.full = false;
+                core.full = core.stuck;
             }
             Err(error) if error.kind() == ErrorKind::Full => core.full = true,
             Err(error) => drop(core.error.get_or_insert(error)),
@@ -661,13 +671,18 @@ impl Shared {
                 .ready
                 .try_lock()
                 .is_ok_and(|ready| ready.is_none());
-            if core.full {
-                core = self
+            let idle = core.busy || core.queue.is_empty();
+            let mut prepare = !core.full;
+            if core.stuck || (core.full && idle) {
+                // Space comes back without anybody saying so.
+                core.asleep = !core.stuck;
+                let (woken, waited) = self
                     .work
-                    .wait_timeout(core, Duration::from_secs(1))
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-            } else if (core.busy || core.queue.is_empty()) && !rotated {
+                    .wait_timeout(core, FULL_RETRY)
+                    .unwrap_or_else(PoisonError::into_inner);
+                (core, prepare) = (woken, waited.timed_out());
+                core.asleep = false;
+            } else if idle && !rotated {
                 core.asleep = true;
                 core = self.work.wait(core).unwrap_or_else(PoisonError::into_inner);
                 core.asleep = false;
@@ -676,8 +691,11 @@ impl Shared {
                 return;
             }
             drop(core);
+            // Whoever waits learns of a failure by the state that it leaves.
             let _ = self.flush();
-            self.prepare_next();
+            if prepare {
+                self.prepare_next();
+            }
         }
     }
 
@@ -715,7 +733,7 @@ impl Drop for Role<'_> {
             self.0.done.notify_all();
         }
         // A full disk is its thread's to watch; a failure ends it.
-        if !core.queue.is_empty() || core.full || core.error.is_some() {
+        if !core.queue.is_empty() || core.stuck || core.error.is_some() {
             core.wake(&self.0.work);
         }
     }

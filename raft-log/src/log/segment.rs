@@ -40,7 +40,12 @@ pub(super) fn prepare(vfs: &dyn Vfs, path: &Path, size: u64) -> Result<Prepared,
     let file = vfs
         .open(path, OpenMode::CreateNew)
         .map_err(|error| LogError::io("cannot create a segment", path, error))?;
-    fill(&*file, path, 0, size)?;
+    if let Err(error) = fill(&*file, path, 0, size) {
+        drop(file);
+        // What was filled would keep space from others; the next attempt removes it if this fails.
+        let _ = vfs.remove(path);
+        return Err(error);
+    }
     Ok(Prepared {
         path: path.to_owned(),
         file,

@@ -1,0 +1,73 @@
+//! A disk without space for the next segment: new work is refused early, what was taken is kept, and it ends by itself.
+#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
+use std::sync::Arc;
+
+use raft_log::vfs::{SharedVfs, SimFs};
+use raft_log::{
+    Base, Entry, EntryKind, ErrorKind, GroupId, Index, IoMode, Log, LogOptions, Record, Space,
+    StoreId, Term, WriteBatch,
+};
+
+const GROUP: GroupId = GroupId(1);
+const PAYLOAD: usize = 1_000;
+
+fn batch(index: u64) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    let entry = Entry {
+        index: Index(index),
+        term: Term(1),
+        kind: EntryKind::Normal,
+        payload: vec![index as u8; PAYLOAD].into(),
+    };
+    batch.push(GROUP, Record::Entries(vec![entry]));
+    batch
+}
+
+fn open(fs: &SimFs) -> Log {
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    options.io = IoMode::Inline;
+    let vfs: SharedVfs = Arc::new(fs.clone());
+    Log::open(vfs, options).unwrap().0
+}
+
+#[test]
+fn disk_without_room_for_a_segment_says_full_until_there_is_room_and_loses_nothing() {
+    let fs = SimFs::new(1);
+    let log = open(&fs);
+    let mut first = WriteBatch::new();
+    first.push(GROUP, Record::Compact(Base::default()));
+    log.write(first).unwrap();
+    // Room for the segment at hand and the one that is ready.
+    fs.set_capacity(Some(48 << 10));
+    let (mut index, mut said_full) = (0, false);
+    let ticket = loop {
+        index += 1;
+        let ticket = log.enqueue(batch(index)).unwrap();
+        log.drive().unwrap();
+        if !log.is_durable(ticket).unwrap() {
+            break ticket;
+        }
+        // Once said, it stays said, although what still fits goes on being written.
+        assert!(!said_full || log.space() == Space::Full, "entry {index}");
+        said_full |= log.space() == Space::Full;
+    };
+    assert!(said_full, "it was said before something did not fit");
+    assert_eq!(log.wait(ticket).unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(log.group(GROUP).unwrap().durable_index, Index(index - 1));
+
+    fs.set_capacity(None);
+    assert!(log.drive().unwrap());
+    assert!(log.is_durable(ticket).unwrap());
+    assert_eq!(log.space(), Space::Available);
+    log.write(batch(index + 1)).unwrap();
+    log.close().unwrap();
+    drop(log);
+    let entries = open(&fs)
+        .entries(GROUP, Index(1)..Index(index + 2), usize::MAX)
+        .unwrap();
+    assert_eq!(entries.len() as u64, index + 1);
+    assert!(entries.iter().all(|entry| entry.payload.len() == PAYLOAD));
+}

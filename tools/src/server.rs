@@ -18,7 +18,8 @@ use kv_server::server::{
 };
 use raft_log::NodeId;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 use tracing::{info, warn};
@@ -46,6 +47,8 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     raise_file_limit();
     info!(version = crate::VERSION, data_dir = %config.data_dir.display(), "starting");
 
+    // Before anything can take long: a signal that comes during the start is not lost, and not deadly.
+    let signals = Signals::new()?;
     let listeners = bind(&config.listen_client)?;
     let metrics = Arc::new(Metrics::new());
     let (failed, failure) = oneshot::channel();
@@ -56,7 +59,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let node = Node::start(&node_config(&config), on_failure, observe_sync).map_err(failure_of)?;
     let outcome = match start(&config, &node, listeners, metrics) {
         Ok(server) => {
-            let outcome = wait(failure);
+            let outcome = signals.wait(failure);
             // Watches end with a status of their own before connections are drained.
             node.hub.close();
             server.shutdown();
@@ -193,31 +196,52 @@ fn advertised(config: &ServerConfig, addresses: &[SocketAddr]) -> Vec<String> {
         .collect()
 }
 
-/// Blocks until a signal asks for a stop, or the node fails.
-fn wait(failure: oneshot::Receiver<String>) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed("starting the runtime that waits for signals", error))?;
-    runtime.block_on(async {
-        let signal = |kind| {
+/// SIGTERM and SIGINT, caught from its creation on.
+struct Signals {
+    runtime: Runtime,
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| {
+                Failure::failed("starting the runtime that waits for signals", error)
+            })?;
+        let catch = |kind| {
+            let _inside = runtime.enter();
             signal(kind).map_err(|error| Failure::failed("installing a signal handler", error))
         };
-        let (mut term, mut int) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
+        let (term, int) = (
+            catch(SignalKind::terminate())?,
+            catch(SignalKind::interrupt())?,
         );
-        let name = tokio::select! {
-            _ = term.recv() => "SIGTERM",
-            _ = int.recv() => "SIGINT",
-            Ok(error) = failure => return Err(Failure::failed("the server cannot go on", error)),
-        };
+        Ok(Self { runtime, term, int })
+    }
+
+    /// Blocks until a signal asks for a stop, or the node fails.
+    fn wait(self, failure: oneshot::Receiver<String>) -> Result<(), Failure> {
+        let Self {
+            runtime,
+            mut term,
+            mut int,
+        } = self;
+        let name = runtime.block_on(async {
+            tokio::select! {
+                _ = term.recv() => Ok("SIGTERM"),
+                _ = int.recv() => Ok("SIGINT"),
+                Ok(error) = failure => Err(Failure::failed("the server cannot go on", error)),
+            }
+        })?;
         info!(
             signal = name,
             "stopping: finishing what is under way, refusing what is new"
         );
         Ok(())
-    })
+    }
 }
 
 /// Connections and watches each take a file descriptor; the soft limit is low for the sake of programs that use

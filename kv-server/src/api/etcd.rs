@@ -143,6 +143,14 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
         Err(error)
     }
 
+    /// Without space only what shrinks the store, or leaves it as it is, is proposed.
+    fn check_space(&self) -> Result<(), ApiError> {
+        if self.view.out_of_space() {
+            return Err(ApiError::NoSpace);
+        }
+        Ok(())
+    }
+
     /// Waits until local state holds all that was acknowledged before this call.
     async fn linearizable(&self) -> Result<(), ApiError> {
         if self.replica.read_now() {
@@ -212,6 +220,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, ApiError> {
         self.view.check_put(&request)?;
+        self.check_space()?;
         expect_output!(self, self.propose(Op::Put(request)).await?, Put)
     }
 
@@ -230,6 +239,9 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
         self.view.check_txn(&request, self.options.max_txn_ops)?;
         let Some(serializable) = read_only(&request)? else {
+            if may_put(&request) {
+                self.check_space()?;
+            }
             return expect_output!(self, self.propose(Op::Txn(request)).await?, Txn);
         };
         if !serializable {
@@ -265,6 +277,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.ttl > LEASE_TTL_MAX {
             return Err(ApiError::LeaseTtlTooLarge);
         }
+        self.check_space()?;
         let id = if request.id == 0 {
             random_lease_id()?
         } else {
@@ -488,6 +501,16 @@ fn read_only(request: &pb::TxnRequest) -> Result<Option<bool>, ApiError> {
         }
     }
     Ok(reads.then_some(serializable))
+}
+
+/// Whether either branch, at any depth, may write a key.
+fn may_put(request: &pb::TxnRequest) -> bool {
+    let mut ops = request.success.iter().chain(&request.failure);
+    ops.any(|op| match &op.request {
+        Some(OpKind::RequestPut(_)) => true,
+        Some(OpKind::RequestTxn(txn)) => may_put(txn),
+        _ => false,
+    })
 }
 
 fn points_only(request: &pb::TxnRequest) -> bool {

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use tonic::Code;
 
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::request_op::Request;
@@ -31,13 +32,22 @@ pub fn check_range(request: &RangeRequest) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// The longest key in bytes. etcd bounds the request only; the engine takes keys of at most 65,535 bytes, in which a zero
+/// byte of a user's key takes two, next to what names table and revision.
+pub const KEY_BYTES_MAX: usize = 32_000;
+
 /// Checks a put.
 ///
 /// # Errors
-/// A missing key, a value beside `ignore_value`, a lease beside `ignore_lease`.
+/// A missing key, one above [`KEY_BYTES_MAX`], a value beside `ignore_value`, a lease beside `ignore_lease`.
 pub fn check_put(request: &PutRequest) -> Result<(), ApiError> {
     if request.key.is_empty() {
         Err(ApiError::EmptyKey)
+    } else if request.key.len() > KEY_BYTES_MAX {
+        let found = request.key.len();
+        let text =
+            format!("flotilla: the key has {found} bytes, at most {KEY_BYTES_MAX} are allowed");
+        Err(ApiError::Other(Code::InvalidArgument, text))
     } else if request.ignore_value && !request.value.is_empty() {
         Err(ApiError::ValueProvided)
     } else if request.ignore_lease && request.lease != 0 {

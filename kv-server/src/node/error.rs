@@ -99,6 +99,11 @@ impl fmt::Display for NodeError {
                 dir.display()
             ),
             Self::Identity(error) => error.fmt(f),
+            Self::Log(error) if error.kind() == ErrorKind::SuspectTail => write!(
+                f,
+                "{error}; `flotilla log show` prints what is before it, and the server drops it when started once with \
+                 --accept-suspect-tail"
+            ),
             Self::Log(error) => error.fmt(f),
             Self::Engine(error) => error.fmt(f),
             Self::EngineLost { dir, cause } => write!(

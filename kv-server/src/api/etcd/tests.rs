@@ -284,3 +284,35 @@ fn leader_lost_ends_without_a_leader_only() {
         api.leader_lost().await;
     });
 }
+
+#[test]
+fn without_space_what_grows_is_refused_and_what_shrinks_is_proposed() {
+    let (api, state) = fake_api();
+    state.full.store(true, Ordering::SeqCst);
+    let refused = |result: Result<(), ApiError>| assert_eq!(result, Err(ApiError::NoSpace));
+    refused(block(api.put(put("a", Bytes::new()))).map(drop));
+    refused(block(api.lease_grant(pb::LeaseGrantRequest { ttl: 60, id: 0 })).map(drop));
+    let op = |request| pb::RequestOp {
+        request: Some(request),
+    };
+    let nested = pb::TxnRequest {
+        failure: vec![op(OpKind::RequestPut(put("a", Bytes::new())))],
+        ..Default::default()
+    };
+    let txn = pb::TxnRequest {
+        success: vec![op(OpKind::RequestTxn(nested))],
+        ..Default::default()
+    };
+    refused(block(api.txn(txn)).map(drop));
+    // What the fake answers shows that these were proposed.
+    let revoke = block(api.lease_revoke(pb::LeaseRevokeRequest { id: 9 }));
+    assert_eq!(revoke.map(drop), Err(ApiError::LeaseNotFound));
+    let compact = pb::CompactionRequest {
+        revision: 9,
+        physical: false,
+    };
+    assert_eq!(
+        block(api.compact(compact)).map(drop),
+        Err(ApiError::FutureRevision)
+    );
+}

@@ -1,0 +1,422 @@
+//! What an operator sees of `flotilla server`: starts, stops, refusals, damage, a full disk. Whatever is refused leaves
+//! the data directory as it was.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it must be"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use flotilla_tests::process::{PATIENCE, Server, Setup};
+use kv_server::pb::etcdserverpb as pb;
+use pb::kv_client::KvClient;
+use tempfile::TempDir;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+
+fn setup() -> (TempDir, Setup) {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    (dir, setup)
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(future)
+}
+
+async fn kv(server: &Server) -> KvClient<Channel> {
+    let endpoint = Endpoint::from_shared(server.url().to_owned()).unwrap();
+    KvClient::new(endpoint.connect().await.unwrap())
+}
+
+fn put_request(key: Vec<u8>, value: Vec<u8>) -> pb::PutRequest {
+    pb::PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    }
+}
+
+/// Writes some keys and stops the server.
+fn written(setup: &Setup) {
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        for number in 0..20 {
+            let key = format!("key-{number}").into_bytes();
+            kv.put(put_request(key, vec![b'x'; 100])).await.unwrap();
+        }
+    });
+    stop(server);
+}
+
+fn stop(mut server: Server) {
+    server.terminate();
+    assert_eq!(server.wait_exit().code(), Some(0), "{server}");
+}
+
+/// Every file of a data directory with its content.
+fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(files(&path));
+        } else {
+            all.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    all
+}
+
+/// A start that must be refused, with this exit code, naming each of these, and changing nothing.
+fn refused(setup: &Setup, code: i32, parts: &[&str]) {
+    let before = files(&setup.data_dir);
+    let mut server = setup.spawn();
+    let status = server.wait_exit();
+    let log = server.log();
+    assert_eq!(status.code(), Some(code), "{log}");
+    for part in parts {
+        assert!(log.contains(part), "no {part:?} in:\n{log}");
+    }
+    assert!(
+        before == files(&setup.data_dir),
+        "the data directory was changed"
+    );
+}
+
+/// The segments of a log, oldest first.
+fn segments(setup: &Setup) -> Vec<PathBuf> {
+    let names = fs::read_dir(setup.data_dir.join("log")).unwrap();
+    let mut paths: Vec<PathBuf> = names.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "seg"));
+    paths.sort();
+    paths
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], offset).unwrap();
+}
+
+fn log_ls(setup: &Setup) -> serde_json::Value {
+    let output = Command::new(FLOTILLA)
+        .args(["log", "ls", "--json"])
+        .arg(&setup.data_dir)
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn terminated_server_exits_0_and_starts_again_with_its_data() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let server = setup.start();
+    block_on(async {
+        let request = pb::RangeRequest {
+            key: "key-".into(),
+            range_end: "key.".into(),
+            ..Default::default()
+        };
+        let response = kv(&server).await.range(request).await.unwrap().into_inner();
+        assert_eq!(
+            (response.count, response.header.unwrap().revision),
+            (20, 21)
+        );
+    });
+    stop(server);
+}
+
+#[test]
+fn json_log_has_one_object_per_line_and_the_ready_line() {
+    let (_dir, mut setup) = setup();
+    setup.flags = vec!["--log-format".into(), "json".into()];
+    let server = setup.start();
+    let log = server.log();
+    stop(server);
+    let ready = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .find(|line| line["message"] == "ready to serve client requests");
+    assert_eq!(ready.unwrap()["level"], "INFO");
+}
+
+#[test]
+fn data_directory_in_use_is_refused_by_name() {
+    let (_dir, setup) = setup();
+    let server = setup.start();
+    let mut second = setup.clone();
+    second.port = flotilla_tests::process::free_port();
+    let mut refused = second.spawn();
+    assert_eq!(refused.wait_exit().code(), Some(1));
+    let log = refused.log();
+    assert!(log.contains("is in use by another process"), "{log}");
+    assert!(log.contains(&*setup.data_dir.to_string_lossy()), "{log}");
+    stop(server);
+}
+
+#[test]
+fn port_in_use_is_refused_before_anything_is_created() {
+    let (_dir, setup) = setup();
+    let _listener = TcpListener::bind(("127.0.0.1", setup.port)).unwrap();
+    let address = format!("127.0.0.1:{}", setup.port);
+    refused(&setup, 1, &[&address, "--listen-client-urls"]);
+    assert!(!setup.data_dir.exists());
+}
+
+#[test]
+fn identity_that_is_newer_damaged_or_missing_is_refused() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let path = setup.data_dir.join("IDENTITY");
+    let good = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        good.replacen("flotilla-identity 1", "flotilla-identity 9", 1),
+    )
+    .unwrap();
+    refused(&setup, 1, &["IDENTITY", "format version 9"]);
+    fs::write(&path, good.replacen("member ", "member 1", 1)).unwrap();
+    refused(&setup, 3, &["IDENTITY", "crc32"]);
+    fs::remove_file(&path).unwrap();
+    refused(&setup, 3, &["no IDENTITY file"]);
+    fs::write(&path, good).unwrap();
+    stop(setup.start());
+}
+
+#[test]
+fn segment_of_another_store_is_refused_by_name() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let (_other_dir, other) = self::setup();
+    written(&other);
+    let ours = segments(&setup).pop().unwrap();
+    fs::copy(segments(&other).pop().unwrap(), &ours).unwrap();
+    let name = ours.file_name().unwrap().to_string_lossy().into_owned();
+    refused(
+        &setup,
+        3,
+        &[&name, "expected store", "another data directory"],
+    );
+}
+
+#[test]
+fn damaged_batch_in_the_middle_is_refused_with_file_and_offset() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let segment = segments(&setup).pop().unwrap();
+    // Behind the segment's header and checkpoint.
+    flip(&segment, 5_000);
+    let name = segment.file_name().unwrap().to_string_lossy().into_owned();
+    refused(&setup, 3, &[&name, "at offset", "do not verify"]);
+    let listed = Command::new(FLOTILLA)
+        .args(["log", "ls"])
+        .arg(&setup.data_dir)
+        .output()
+        .unwrap();
+    assert_eq!(listed.status.code(), Some(3));
+    let text = String::from_utf8_lossy(&listed.stderr).into_owned();
+    assert!(text.contains(&name) && text.contains("at offset"), "{text}");
+}
+
+#[test]
+fn suspect_last_batch_is_refused_until_it_is_accepted() {
+    let (_dir, mut setup) = setup();
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        for key in ["a", "b"] {
+            let request = put_request(key.into(), b"x".to_vec());
+            kv.put(request).await.unwrap();
+        }
+    });
+    // A clean stop would prove the last batch to be synced.
+    server.kill_9();
+    let segment = segments(&setup).pop().unwrap();
+    let used = log_ls(&setup)["segments"]
+        .as_array()
+        .unwrap()
+        .last()
+        .unwrap()["used"]
+        .as_u64();
+    flip(&segment, used.unwrap() - 4);
+    let name = segment.file_name().unwrap().to_string_lossy().into_owned();
+    refused(
+        &setup,
+        3,
+        &[&name, "may have been acknowledged", "--accept-suspect-tail"],
+    );
+    setup.flags = vec!["--accept-suspect-tail".into()];
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        for (key, count) in [("a", 1), ("b", 0)] {
+            let request = pb::RangeRequest {
+                key: key.into(),
+                ..Default::default()
+            };
+            assert_eq!(
+                kv.range(request).await.unwrap().into_inner().count,
+                count,
+                "{key}"
+            );
+        }
+    });
+    stop(server);
+    setup.flags.clear();
+    stop(setup.start());
+}
+
+#[test]
+fn damaged_engine_is_moved_aside_and_rebuilt_from_the_log() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let engine = setup.data_dir.join("engine");
+    fs::write(engine.join("current"), b"nonsense").unwrap();
+    let server = setup.start();
+    assert!(server.log().contains("rebuilt from the log"), "{server}");
+    block_on(async {
+        let request = pb::RangeRequest {
+            key: "key-7".into(),
+            ..Default::default()
+        };
+        let response = kv(&server).await.range(request).await.unwrap().into_inner();
+        assert_eq!((response.count, response.header.unwrap().revision), (1, 21));
+    });
+    stop(server);
+    assert!(setup.data_dir.join("engine.damaged-1").exists());
+}
+
+#[test]
+fn key_above_the_limit_is_refused_and_long_ones_work() {
+    let (_dir, setup) = setup();
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        // Zeros take twice their length in the engine.
+        let longest = vec![0; 32_000];
+        kv.put(put_request(longest.clone(), b"x".to_vec()))
+            .await
+            .unwrap();
+        let status = kv
+            .put(put_request(vec![b'k'; 32_001], Vec::new()))
+            .await
+            .unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("at most 32000"), "{status}");
+        for (key, count) in [(longest.clone(), 1), (vec![0; 70_000], 0)] {
+            let request = pb::RangeRequest {
+                key: key.clone().into(),
+                ..Default::default()
+            };
+            assert_eq!(kv.range(request).await.unwrap().into_inner().count, count);
+            let request = pb::DeleteRangeRequest {
+                key: key.into(),
+                ..Default::default()
+            };
+            let deleted = kv.delete_range(request).await.unwrap().into_inner().deleted;
+            assert_eq!(deleted, count);
+        }
+    });
+    stop(server);
+}
+
+/// A file system of a few megabytes, where this process may mount one.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount(megabytes: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(dir.path())
+            .output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the server of a failed test may still be on it.
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).output());
+    }
+}
+
+/// Writes until the disk is full, then again until it is not.
+async fn put_until(
+    kv: &mut KvClient<Channel>,
+    enough: impl Fn(&Result<tonic::Response<pb::PutResponse>, Status>) -> bool,
+) -> u64 {
+    let start = Instant::now();
+    let mut acknowledged = 0;
+    loop {
+        assert!(start.elapsed() < PATIENCE, "it does not end");
+        let key = format!("fill-{acknowledged:06}").into_bytes();
+        let result = kv.put(put_request(key, vec![b'x'; 100_000])).await;
+        acknowledged += u64::from(result.is_ok());
+        if enough(&result) {
+            return acknowledged;
+        }
+    }
+}
+
+#[test]
+fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
+    let Some(disk) = SmallDisk::mount(40) else {
+        println!("skipped: this process may not mount a file system");
+        return;
+    };
+    let ballast = disk.0.path().join("ballast");
+    fs::write(&ballast, vec![0; 16 << 20]).unwrap();
+    let setup = Setup::new(FLOTILLA, &disk.0.path().join("data"));
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        let written = put_until(&mut kv, |result| match result {
+            Ok(_) => false,
+            Err(status) => {
+                let message = "etcdserver: mvcc: database space exceeded";
+                assert_eq!(
+                    (status.code(), status.message()),
+                    (Code::ResourceExhausted, message)
+                );
+                true
+            }
+        })
+        .await;
+        let count = pb::RangeRequest {
+            key: "fill-".into(),
+            range_end: "fill.".into(),
+            count_only: true,
+            ..Default::default()
+        };
+        let response = kv.range(count.clone()).await.unwrap().into_inner();
+        assert_eq!(response.count.unsigned_abs(), written, "reads go on");
+        fs::remove_file(&ballast).unwrap();
+        put_until(&mut kv, Result::is_ok).await;
+        let response = kv.range(count).await.unwrap().into_inner();
+        assert!(response.count.unsigned_abs() >= written);
+    });
+    stop(server);
+    stop(setup.start());
+}

@@ -32,6 +32,8 @@ pub struct Setup {
     pub peer_port: u16,
     /// More flags.
     pub flags: Vec<String>,
+    /// Variables of its environment.
+    pub env: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -49,6 +51,7 @@ impl Setup {
             port: free_port(),
             peer_port: free_port(),
             flags: Vec::new(),
+            env: Vec::new(),
         }
     }
 
@@ -83,6 +86,7 @@ impl Setup {
                 &format!("default={peer}"),
             ])
             .args(&self.flags)
+            .envs(self.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

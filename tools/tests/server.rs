@@ -420,3 +420,85 @@ fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
     stop(server);
     stop(setup.start());
 }
+
+/// A library that makes `fdatasync` fail once the file that `FAIL_SYNC` names exists, and then succeed again, as a
+/// kernel does that has dropped the pages.
+const FAILING_SYNC: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+int fdatasync(int fd) {
+    const char *trigger = getenv("FAIL_SYNC");
+    if (trigger && unlink(trigger) == 0) {
+        errno = EIO;
+        return -1;
+    }
+    int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, "fdatasync");
+    return real(fd);
+}
+"#;
+
+#[test]
+fn failed_sync_stops_the_process_and_loses_nothing_acknowledged() {
+    let (dir, mut setup) = setup();
+    let (source, library) = (dir.path().join("sync.c"), dir.path().join("sync.so"));
+    fs::write(&source, FAILING_SYNC).unwrap();
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .output();
+    if !compiled.is_ok_and(|output| output.status.success()) {
+        println!("skipped: there is no C compiler");
+        return;
+    }
+    let trigger = dir.path().join("trigger");
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    setup.env = vec![
+        ("LD_PRELOAD".into(), text(&library)),
+        ("FAIL_SYNC".into(), text(&trigger)),
+    ];
+    let mut server = setup.start();
+    let acknowledged = block_on(async {
+        let mut kv = kv(&server).await;
+        let mut acknowledged = 0_u64;
+        loop {
+            if acknowledged == 50 {
+                fs::write(&trigger, b"").unwrap();
+            }
+            let key = format!("key-{acknowledged:04}").into_bytes();
+            if kv.put(put_request(key, b"x".to_vec())).await.is_err() {
+                return acknowledged;
+            }
+            acknowledged += 1;
+        }
+    });
+    assert_eq!(server.wait_exit().code(), Some(1), "{server}");
+    assert!(server.log().contains("cannot sync a batch"), "{server}");
+    setup.env.clear();
+    let server = setup.start();
+    block_on(async {
+        let request = pb::RangeRequest {
+            key: "key-".into(),
+            range_end: "key.".into(),
+            count_only: true,
+            ..Default::default()
+        };
+        let found = kv(&server)
+            .await
+            .range(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .count;
+        // The write that was under way may be there as well.
+        let found = found.unsigned_abs();
+        assert!(
+            found == acknowledged || found == acknowledged + 1,
+            "{found} of {acknowledged}"
+        );
+    });
+    stop(server);
+}

@@ -39,6 +39,9 @@ pub use view::{GroupReplica, NodeView};
 /// Entries that stay in the log below the applied index, so that a member that lags needs no snapshot.
 const CATCH_UP_ENTRIES: u64 = 5_000;
 
+/// Bytes proposed and not committed. With what an inbox holds it stays below what the engine takes in memory after its
+/// disk became full, so that what was accepted can always be applied.
+const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
 /// How long a start waits for a leader, in polls: five seconds.
 const LEADER_POLLS_MAX: u32 = 5_000;
 const LEADER_POLL: Duration = Duration::from_millis(1);
@@ -135,6 +138,7 @@ impl Node {
             group: DATA_GROUP,
             seed: random_u64()?,
             heartbeat_ticks: config.heartbeat_ms.div_ceil(multiraft::TICK_MS),
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             election_ticks: config.election_ms.div_ceil(multiraft::TICK_MS),
             ..Config::default()
         };

@@ -1,10 +1,16 @@
-//! `flotilla log ls|show`: what is in a data directory's log, also beside a running server and on a damaged log.
+//! `flotilla log`: what is in a data directory's log, also beside a running server and on a damaged log.
 //!
-//! `show` prints records, `ls` sums them up per segment and per group. Neither takes a lock nor writes a byte. Bytes
-//! that do not verify are named with file and offset, and make the exit code 3.
+//! `show` prints records, `ls` sums them up per segment and group, `stat` by kind, `timeline` leaves the commands out,
+//! `diff` compares two members. None takes a lock or writes a byte. Bytes that do not verify are named with file and
+//! offset, and make the exit code 3.
 
+mod diff;
 mod ls;
 mod show;
+mod stat;
+mod table;
+mod timeline;
+mod walk;
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +20,9 @@ use raft_log::vfs::RealFs;
 use raft_log::{ErrorKind, LogError};
 
 use crate::failure::Failure;
+
+/// Why these writes do not fail.
+const INTO_STRING: &str = "writing to a string does not fail";
 
 /// Flags of `flotilla log`.
 #[derive(Args, Debug)]
@@ -28,6 +37,12 @@ enum What {
     Ls(ls::LsArgs),
     /// Print the records of a log, one per line
     Show(show::ShowArgs),
+    /// Sum up bytes by group and kind of record
+    Stat(stat::StatArgs),
+    /// Print terms, votes, cuts, compactions and segments, without commands
+    Timeline(timeline::TimelineArgs),
+    /// Say where the logs of two members part
+    Diff(diff::DiffArgs),
 }
 
 /// Which directory.
@@ -49,6 +64,9 @@ pub(crate) fn run(args: &LogArgs) -> Result<(), Failure> {
     match &args.what {
         What::Ls(args) => ls::run(args),
         What::Show(args) => show::run(args),
+        What::Stat(args) => stat::run(args),
+        What::Timeline(args) => timeline::run(args),
+        What::Diff(args) => diff::run(args),
     }
 }
 

@@ -340,6 +340,71 @@ fn key_above_the_limit_is_refused_and_long_ones_work() {
     stop(server);
 }
 
+fn log_text(what: &str, dirs: &[&Path]) -> String {
+    let output = Command::new(FLOTILLA)
+        .args(["log", what])
+        .args(dirs)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn log_of_a_running_server_can_be_looked_at_in_every_way() {
+    let (_dir, setup) = setup();
+    let server = setup.start();
+    block_on(async {
+        let mut kv = kv(&server).await;
+        for number in 0..5 {
+            let key = format!("key-{number}").into_bytes();
+            kv.put(put_request(key, vec![b'x'; 70])).await.unwrap();
+        }
+    });
+    let dir = setup.data_dir.as_path();
+    let value = format!("\"{}\"... (70 bytes)", "x".repeat(64));
+    let shown = log_text("show", &[dir]);
+    assert!(
+        shown.contains(&format!("entry 3 term 1 put \"key-1\" = {value}")),
+        "{shown}"
+    );
+    let listed = log_text("ls", &[dir]);
+    assert!(
+        listed.contains("clean") && listed.contains("name default"),
+        "{listed}"
+    );
+    let timeline = log_text("timeline", &[dir]);
+    assert!(timeline.contains("created, begins after 0"), "{timeline}");
+    assert!(
+        timeline.contains("entry 1 is the first of term 1"),
+        "{timeline}"
+    );
+    let stat = log_text("stat", &[dir]);
+    assert!(stat.contains("1      entry       6 "), "{stat}");
+    // A second store has other entries from the second on.
+    let (_other_dir, other) = self::setup();
+    written(&other);
+    let diff = log_text("diff", &[dir, &other.data_dir]);
+    assert!(diff.starts_with("g1: the same from 1 to 1, "), "{diff}");
+    assert_eq!(log_text("diff", &[dir, dir]), "g1: the same from 1 to 6\n");
+    stop(server);
+}
+
+#[test]
+fn log_of_no_data_directory_is_an_error_that_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    for what in ["ls", "show", "stat", "timeline"] {
+        let output = Command::new(FLOTILLA)
+            .args(["log", what])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("a data directory?"), "{text}");
+    }
+}
+
 /// A file system of a few megabytes, where this process may mount one.
 struct SmallDisk(TempDir);
 

@@ -11,6 +11,7 @@ use raft_log::{Entry, EntryKind, GroupId, HardState, Record};
 use serde_json::{Value, json};
 
 use super::Dir;
+use super::stat::kind;
 use crate::failure::Failure;
 
 /// Bytes of a key or a value that are printed; the length always is.
@@ -33,6 +34,9 @@ pub(super) struct ShowArgs {
     /// Only entries up to this index
     #[arg(long)]
     to: Option<u64>,
+    /// Only records of this kind: entry, hard-state, truncate, compact, snapshot, destroy or checkpoint
+    #[arg(long, value_parser = ["entry", "hard-state", "truncate", "compact", "snapshot", "destroy", "checkpoint"])]
+    kind: Option<String>,
     /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
@@ -46,6 +50,13 @@ fn parse_hex(text: &str) -> Result<u64, String> {
 impl ShowArgs {
     fn wants(&self, group: GroupId, record: &DiskRecord) -> bool {
         if self.group.is_some_and(|wanted| wanted != group.0) {
+            return false;
+        }
+        if self
+            .kind
+            .as_ref()
+            .is_some_and(|wanted| wanted != kind(record))
+        {
             return false;
         }
         match record {

@@ -3,6 +3,7 @@
 //! Started by the binary with an [`Api`] and what else is to be served. Each RPC thread is a runtime of its own, and
 //! a connection stays on the thread that got it: no work moves between threads. It opens no data directory.
 
+mod authority;
 mod grpc;
 mod http;
 mod lease;

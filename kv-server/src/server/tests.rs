@@ -1,5 +1,6 @@
 //! Over real loopback sockets, with a fake replica behind the api.
 
+mod authority;
 mod lease;
 
 use std::io::{Read, Write};

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
 use super::ServerOptions;
+use super::authority::AuthorityFilter;
 use super::http::Dispatch;
 
 /// Sockets that wait for one RPC thread at most; past it the backlog of the listener holds them.
@@ -200,7 +201,7 @@ async fn connection(
         .set_nodelay(true)
         .and_then(|()| TcpStream::from_std(socket));
     let socket = match socket {
-        Ok(socket) => TokioIo::new(socket),
+        Ok(socket) => TokioIo::new(AuthorityFilter::new(socket)),
         Err(error) => return tracing::warn!(%error, "cannot set up a connection"),
     };
     let mut serving = pin!(builder.serve_connection(socket, dispatch));

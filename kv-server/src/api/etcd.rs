@@ -420,6 +420,14 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         })
     }
 
+    async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, ApiError> {
+        let view = Arc::clone(&self.view);
+        let hash = self.scans.run(move || view.hash_kv(request.revision));
+        let mut response = hash.await?;
+        self.complete(&mut response.header);
+        Ok(response)
+    }
+
     async fn defragment(
         &self,
         _request: pb::DefragmentRequest,

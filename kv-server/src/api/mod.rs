@@ -88,6 +88,9 @@ pub trait View: Send + Sync + 'static {
     /// The keys attached to a lease, sorted.
     fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError>;
 
+    /// A hash of all versions up to a revision, 0 for the newest, with the compaction floor and that revision.
+    fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError>;
+
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 
@@ -147,6 +150,8 @@ unary_calls! {
     alarm: AlarmRequest -> AlarmResponse;
     /// Nothing to do: space is reclaimed online.
     defragment: DefragmentRequest -> DefragmentResponse;
+    /// A hash of all keys with their history, as of a revision.
+    hash_kv: HashKvRequest -> HashKvResponse;
 }
 
 /// Numbers about the group and the store at one moment.

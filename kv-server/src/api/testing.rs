@@ -285,6 +285,15 @@ impl View for FakeState {
         Ok(attached.map(|kv| kv.key.clone()).collect())
     }
 
+    fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError> {
+        Ok(pb::HashKvResponse {
+            header: at(self.revision()),
+            hash: 0,
+            compact_revision: -1,
+            hash_revision: revision,
+        })
+    }
+
     fn disk_bytes(&self) -> u64 {
         4096
     }

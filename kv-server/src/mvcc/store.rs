@@ -14,8 +14,8 @@ use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::engine::{Engine, EngineError, Snapshot};
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::{
-    RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse, request_op::Request,
-    response_op::Response,
+    HashKvResponse, RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse,
+    request_op::Request, response_op::Response,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -282,6 +282,65 @@ impl Store {
         Ok(lease_keys(&snapshot, self.keys, id).map_err(Fail::Engine)?)
     }
 
+    /// A hash of all versions up to `revision` (0: the newest) that compaction keeps, however far it has come. For
+    /// comparing members of one cluster with each other.
+    ///
+    /// # Errors
+    /// A compacted or future revision; an internal error when the engine fails.
+    pub fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, ApiError> {
+        let answer = || -> Result<HashKvResponse, Fail> {
+            let (snapshot, meta) = self.open()?;
+            check_revision(revision, meta.revision, meta.compact)?;
+            let at = if revision > 0 {
+                revision
+            } else {
+                meta.revision
+            };
+            let mut hash = crc32fast::Hasher::new();
+            self.for_each_version(&snapshot, meta.compact, at, |key, record| {
+                hash.update(key);
+                hash.update(record);
+            })?;
+            Ok(HashKvResponse {
+                header: header(meta.revision),
+                hash: hash.finalize(),
+                compact_revision: meta.compact,
+                hash_revision: at,
+            })
+        };
+        Ok(answer()?)
+    }
+
+    /// Calls `see` with each version up to `revision`. Of what lies at or below the floor only the newest version of a
+    /// key counts, and only if it is live: that is what compaction leaves.
+    fn for_each_version(
+        &self,
+        snapshot: &Arc<dyn Snapshot>,
+        floor: i64,
+        revision: i64,
+        mut see: impl FnMut(&Bytes, &Bytes),
+    ) -> Result<(), EngineError> {
+        let (mut covered, from) = (None, self.keys.first(VERSION));
+        for pair in snapshot.scan(&from, &self.keys.end(VERSION)) {
+            let (at, record) = pair?;
+            let (key, modified) = codec::split_version(&at)?;
+            if modified > revision {
+                continue;
+            }
+            if modified <= floor {
+                if covered.as_ref() == Some(&key) {
+                    continue;
+                }
+                covered = Some(key);
+                if codec::is_tombstone(&record)? {
+                    continue;
+                }
+            }
+            see(&at, &record);
+        }
+        Ok(())
+    }
+
     /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, revision.
     /// Replicas at the same applied index have the same one, however far compaction has come.
     ///
@@ -296,23 +355,10 @@ impl Store {
                 ..meta.clone()
             };
             hash.add(&logical.encode());
-            let (mut covered, from) = (None, self.keys.first(VERSION));
-            for pair in snapshot.scan(&from, &self.keys.end(VERSION)) {
-                let (at, record) = pair?;
-                let (key, modified) = codec::split_version(&at)?;
-                if modified <= meta.compact {
-                    // Of what lies at or below the floor only the newest version counts, and only if it is live.
-                    if covered.as_ref() == Some(&key) {
-                        continue;
-                    }
-                    covered = Some(key);
-                    if codec::is_tombstone(&record)? {
-                        continue;
-                    }
-                }
-                hash.add(&at);
-                hash.add(&record);
-            }
+            self.for_each_version(&snapshot, meta.compact, meta.revision, |key, record| {
+                hash.add(key);
+                hash.add(record);
+            })?;
             for table in [codec::LATEST, codec::LEASE_KEY, codec::LEASE] {
                 for pair in snapshot.scan(&self.keys.first(table), &self.keys.end(table)) {
                     let (key, record) = pair?;

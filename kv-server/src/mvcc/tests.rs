@@ -337,6 +337,39 @@ fn compact_at_current_keeps_its_reads_and_refuses_a_repeat() {
 }
 
 #[test]
+fn hash_kv_is_the_same_before_and_after_the_floor_is_reached_and_differs_with_any_value() {
+    let ops = [
+        put("a", "1"),
+        put("a", "2"),
+        put("b", "1"),
+        delete("b", ""),
+        put("c", "1"),
+    ];
+    let (mut rig, mut other) = (Rig::new(), Rig::new());
+    rig.apply(&ops);
+    other.apply(&ops);
+    let hash = |rig: &Rig, revision| rig.store.hash_kv(revision).unwrap().hash;
+    assert_eq!(hash(&rig, 0), hash(&other, 6));
+    assert_ne!(hash(&rig, 5), hash(&rig, 6));
+    rig.one(compact(5)).unwrap();
+    other.one(compact(5)).unwrap();
+    other.tick_until_compacted();
+    assert_eq!(hash(&rig, 6), hash(&other, 6));
+    let response = rig.store.hash_kv(0).unwrap();
+    assert_eq!((response.compact_revision, response.hash_revision), (5, 6));
+    assert_eq!(rig.store.hash_kv(4), Err(ApiError::Compacted));
+    assert_eq!(rig.store.hash_kv(7), Err(ApiError::FutureRevision));
+    other.one(put("c", "2")).unwrap();
+    rig.one(put("c", "3")).unwrap();
+    assert_eq!(
+        hash(&rig, 6),
+        hash(&other, 6),
+        "what came later does not count"
+    );
+    assert_ne!(hash(&rig, 7), hash(&other, 7));
+}
+
+#[test]
 fn delete_of_nothing_and_reading_txn_keep_the_revision() {
     let mut rig = Rig::new();
     rig.one(delete("a", "")).unwrap();

@@ -126,6 +126,10 @@ impl View for NodeView {
         self.store.lease_keys(id)
     }
 
+    fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError> {
+        self.store.hash_kv(revision)
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.engine.disk_bytes()
     }

@@ -19,7 +19,7 @@ use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 /// Type, service and method of each counted call; [`Call`] is the index.
-const METHODS: [(&str, &str, &str); 14] = [
+const METHODS: [(&str, &str, &str); 15] = [
     ("unary", "etcdserverpb.KV", "Range"),
     ("unary", "etcdserverpb.KV", "Put"),
     ("unary", "etcdserverpb.KV", "DeleteRange"),
@@ -34,6 +34,7 @@ const METHODS: [(&str, &str, &str); 14] = [
     ("unary", "etcdserverpb.Maintenance", "Alarm"),
     ("unary", "etcdserverpb.Maintenance", "Status"),
     ("unary", "etcdserverpb.Maintenance", "Defragment"),
+    ("unary", "etcdserverpb.Maintenance", "HashKV"),
 ];
 
 #[derive(Clone, Copy)]
@@ -52,6 +53,7 @@ pub(super) enum Call {
     Alarm,
     Status,
     Defragment,
+    HashKv,
 }
 
 /// Counts outcomes. The counters of success are looked up once: a call then costs one atomic addition.
@@ -240,8 +242,9 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
         Err(ApiError::NotImplemented("Hash").into())
     }
 
-    async fn hash_kv(&self, _request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
-        Err(ApiError::NotImplemented("HashKV").into())
+    async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
+        self.calls
+            .done(Call::HashKv, self.api.hash_kv(request.into_inner()).await)
     }
 
     async fn snapshot(

@@ -163,7 +163,7 @@ impl Scan {
         }
     }
 
-    /// Gives up: all that is held goes on as it came, and so does all that follows.
+    /// Ends the scan: what is held goes on as it is, and so does all that follows.
     fn release(&mut self) {
         self.ready.append(&mut take(&mut self.held));
         self.frame = 0;

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use flotilla_tests::process::{PATIENCE, Server, Setup};
@@ -387,6 +388,30 @@ fn log_of_a_running_server_can_be_looked_at_in_every_way() {
     let diff = log_text("diff", &[dir, &other.data_dir]);
     assert!(diff.starts_with("g1: the same from 1 to 1, "), "{diff}");
     assert_eq!(log_text("diff", &[dir, dir]), "g1: the same from 1 to 6\n");
+    stop(server);
+}
+
+#[test]
+fn log_that_is_followed_shows_what_a_server_adds() {
+    let (_dir, setup) = setup();
+    let server = setup.start();
+    let mut following = Command::new(FLOTILLA)
+        .args(["log", "show", "--follow", "--kind", "entry"])
+        .arg(&setup.data_dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.contains("entry 1 term 1 empty"), "{first}");
+    block_on(async {
+        let request = put_request(b"later".to_vec(), b"x".to_vec());
+        kv(&server).await.put(request).await.unwrap();
+    });
+    let second = lines.next().unwrap().unwrap();
+    assert!(second.contains("entry 2 term 1 put \"later\""), "{second}");
+    following.kill().unwrap();
+    following.wait().unwrap();
     stop(server);
 }
 

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 use std::io::{BufWriter, ErrorKind, Write};
+use std::time::Duration;
 
 use clap::Args;
 use kv_server::pb::command::{Command, command::Op};
 use prost::Message;
-use raft_log::log::inspect::{BatchInfo, DiskRecord};
+use raft_log::log::inspect::{BatchInfo, DiskRecord, SegmentInfo};
 use raft_log::{Entry, EntryKind, GroupId, HardState, Record};
 use serde_json::{Value, json};
 
@@ -37,6 +38,9 @@ pub(super) struct ShowArgs {
     /// Only records of this kind: entry, hard-state, truncate, compact, snapshot, destroy or checkpoint
     #[arg(long, value_parser = ["entry", "hard-state", "truncate", "compact", "snapshot", "destroy", "checkpoint"])]
     kind: Option<String>,
+    /// Go on with what a server adds, until interrupted
+    #[arg(long, short, conflicts_with_all = ["segment", "to"])]
+    follow: bool,
     /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
@@ -70,55 +74,81 @@ impl ShowArgs {
     }
 }
 
+/// How often a log that is followed is looked at.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(100);
+
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
-    let (log, mut out) = (args.dir.log(), BufWriter::new(std::io::stdout().lock()));
     let ids = super::segments(&args.dir)?;
     if let Some(id) = args.segment.filter(|id| !ids.contains(id)) {
         return Err(Failure::Failed(format!(
             "{}: there is no segment {id:016x}",
-            log.display()
+            args.dir.log().display()
         )));
     }
-    let (mut written, mut infos) = (Ok(()), Vec::new());
-    for id in ids
-        .iter()
-        .filter(|id| args.segment.is_none_or(|wanted| wanted == **id))
-    {
-        let mut visit = |batch: BatchInfo| {
-            if written.is_ok() {
-                written = show(args, *id, &batch, &mut out);
-            }
-        };
-        let info =
-            super::segment(&log, *id, &mut visit).map_err(|error| super::failure_of(&error))?;
-        infos.extend(info);
-        match written {
-            Ok(()) => {}
-            // A reader that has gone away (`| head`) is not an error.
-            Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(Failure::failed("writing to standard output", error)),
-        }
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let wanted = |id: &u64| args.segment.is_none_or(|wanted| wanted == *id);
+    let mut infos = Vec::new();
+    for id in ids.iter().copied().filter(wanted) {
+        infos.extend(segment(args, id, 0, &mut out)?);
     }
-    match out.flush() {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            return Err(Failure::failed("writing to standard output", error));
-        }
-        _ => {}
+    if args.follow {
+        return follow(args, infos.pop(), &mut out);
     }
     // A later segment may supersede what does not verify, also one that was not asked for.
-    if let Some(next) = ids
+    let next = ids
         .iter()
-        .find(|id| infos.last().is_some_and(|last| **id > last.id))
-    {
-        infos.extend(
-            super::segment(&log, *next, &mut |_| ()).map_err(|error| super::failure_of(&error))?,
-        );
+        .find(|id| infos.last().is_some_and(|last| **id > last.id));
+    if let Some(next) = next {
+        let next = super::segment(&args.dir.log(), *next, &mut |_| ());
+        infos.extend(next.map_err(|error| super::failure_of(&error))?);
     }
     let damage = infos
         .iter()
         .enumerate()
         .find_map(|(at, info)| super::damage(info, infos.get(at + 1).map(|next| next.first_seq)));
     damage.map_or(Ok(()), |text| Err(Failure::Damaged(text)))
+}
+
+/// Prints what a server adds, until interrupted or until nobody reads any more. A segment that begins meanwhile is
+/// printed from its checkpoint on.
+fn follow(args: &ShowArgs, last: Option<SegmentInfo>, out: &mut impl Write) -> Result<(), Failure> {
+    let (mut at, mut end) = last.map_or((0, 0), |info| (info.id, info.end));
+    loop {
+        std::thread::sleep(FOLLOW_PAUSE);
+        let ids = super::segments(&args.dir)?;
+        for id in ids {
+            if id < at {
+                continue;
+            }
+            let from = if id == at { end } else { 0 };
+            if let Some(info) = segment(args, id, from, out)? {
+                (at, end) = (info.id, info.end);
+            }
+        }
+    }
+}
+
+/// Prints the batches of a segment from an offset on, and sees them off.
+fn segment(
+    args: &ShowArgs,
+    id: u64,
+    from: u64,
+    out: &mut impl Write,
+) -> Result<Option<SegmentInfo>, Failure> {
+    let mut written = Ok(());
+    let mut visit = |batch: BatchInfo| {
+        if written.is_ok() && batch.offset >= from {
+            written = show(args, id, &batch, out);
+        }
+    };
+    let info = super::segment(&args.dir.log(), id, &mut visit)
+        .map_err(|error| super::failure_of(&error))?;
+    match written.and_then(|()| out.flush()) {
+        Ok(()) => Ok(info),
+        // A reader that has gone away (`| head`) is not an error, and there is nothing left to do.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Failure::failed("writing to standard output", error)),
+    }
 }
 
 fn show(

@@ -69,19 +69,23 @@ pub fn check_delete(request: &DeleteRangeRequest) -> Result<(), ApiError> {
     }
 }
 
+/// Levels of transactions inside a transaction. prost decodes messages nested up to 100 deep, two per level, and an
+/// entry wraps the request once more than the RPC did: one that arrived at the edge could not be read back from the log.
+pub const TXN_DEPTH_MAX: usize = 32;
+
 /// Checks a transaction with everything in it. `max_txn_ops` bounds the longest of its three lists; a nested
-/// transaction gets what that leaves.
+/// transaction gets what that leaves, and nests at most [`TXN_DEPTH_MAX`] deep.
 ///
 /// # Errors
 /// Those of its parts, too many operations, a key that one path would change twice.
 pub fn check_txn(request: &TxnRequest, max_txn_ops: usize) -> Result<(), ApiError> {
-    check_shape(request, max_txn_ops)?;
+    check_shape(request, max_txn_ops, TXN_DEPTH_MAX)?;
     changes(&request.success)?;
     changes(&request.failure)?;
     Ok(())
 }
 
-fn check_shape(request: &TxnRequest, budget: usize) -> Result<(), ApiError> {
+fn check_shape(request: &TxnRequest, budget: usize, depth: usize) -> Result<(), ApiError> {
     let ops = request
         .compare
         .len()
@@ -96,7 +100,10 @@ fn check_shape(request: &TxnRequest, budget: usize) -> Result<(), ApiError> {
             Request::RequestRange(range) => check_range(range)?,
             Request::RequestPut(put) => check_put(put)?,
             Request::RequestDeleteRange(delete) => check_delete(delete)?,
-            Request::RequestTxn(txn) => check_shape(txn, rest)?,
+            Request::RequestTxn(txn) => {
+                let depth = depth.checked_sub(1).ok_or(ApiError::TooManyOps)?;
+                check_shape(txn, rest, depth)?;
+            }
         }
     }
     Ok(())

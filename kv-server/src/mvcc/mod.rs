@@ -14,7 +14,7 @@ mod store;
 mod types;
 mod write;
 
-pub use check::{KEY_BYTES_MAX, check_delete, check_put, check_range, check_txn};
+pub use check::{KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn};
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use store::{History, Store};
 pub use types::{

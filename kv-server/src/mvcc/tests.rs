@@ -444,6 +444,35 @@ fn txn_that_changes_a_key_twice_is_refused() {
     assert_eq!(check_txn(&both, 128), Err(ApiError::DuplicateKey));
 }
 
+/// A transaction that the RPC layer decoded was logged inside a command, one level deeper, where it could not be decoded
+/// again: the member stopped, and at each start again.
+#[test]
+fn deepest_nested_txn_is_applied_and_a_deeper_one_refused() {
+    let nested = |depth| {
+        let innermost = op(Request::RequestPut(put_request("k", "v")));
+        let wrap = |inner: TxnRequest, _| TxnRequest {
+            success: vec![op(Request::RequestTxn(inner))],
+            ..TxnRequest::default()
+        };
+        let innermost = TxnRequest {
+            success: vec![innermost],
+            ..TxnRequest::default()
+        };
+        (0..depth).fold(innermost, wrap)
+    };
+    assert_eq!(
+        check_txn(&nested(TXN_DEPTH_MAX + 1), 128),
+        Err(ApiError::TooManyOps)
+    );
+    let deepest = nested(TXN_DEPTH_MAX);
+    assert_eq!(check_txn(&deepest, 128), Ok(()));
+    let mut rig = Rig::new();
+    assert!(matches!(
+        rig.one(Op::Txn(deepest)),
+        Ok(CommandResult::Txn(_))
+    ));
+}
+
 #[test]
 fn lease_expiry_removes_its_keys_in_one_revision() {
     let mut rig = Rig::new();

@@ -14,7 +14,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -26,7 +26,7 @@ use crate::mvcc::{History, Store};
 use crate::pb::etcdserverpb::watch_server::Watch;
 use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};
 use crate::pb::mvccpb::KeyValue;
-use crate::watch::{Feed, FeedOptions, Lookup, Step, StoreState, WatchHub};
+use crate::watch::{Feed, FeedOptions, Lookup, Signal, Step, StoreState, WatchHub};
 
 /// Looks for a leader in a row that find none before a stream that asked for one ends; one per election timeout.
 const LEADERLESS_MAX: u32 = 3;
@@ -155,7 +155,9 @@ impl Shared {
         }
         let lane = Arc::new(Lane::default());
         lanes.push((thread, Arc::downgrade(&lane)));
-        tokio::spawn(relay(Arc::clone(self), Arc::downgrade(&lane)));
+        // Subscribed here: what is published before the task first runs would else wake nobody.
+        let signal = self.hub.subscribe();
+        tokio::spawn(relay(Arc::clone(self), Arc::downgrade(&lane), signal));
         lane
     }
 }
@@ -180,8 +182,7 @@ impl Lane {
 
 /// Passes the hub's wake-up on to the streams of a thread, and looks for the leader on their behalf. Ends with the last
 /// of them.
-async fn relay(shared: Arc<Shared>, lane: Weak<Lane>) {
-    let mut signal = shared.hub.subscribe();
+async fn relay(shared: Arc<Shared>, lane: Weak<Lane>, mut signal: watch::Receiver<Signal>) {
     let mut looks: Interval = interval(shared.options.election);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leaderless = 0;
@@ -437,5 +438,47 @@ async fn in_pool<T: Send + 'static>(
             Err(ApiError::TooManyRequests) => sleep(POOL_PAUSE).await,
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use super::*;
+    use crate::api::testing::{FakeReplica, fake_api};
+    use crate::watch::testing::Keyspace;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// The first stream of a thread starts the relay, and may look at the hub before the relay runs for the first time.
+    /// What was published between the two used to wake the stream with the next publication only.
+    #[tokio::test]
+    async fn publication_before_the_relay_runs_wakes_the_stream() {
+        let keyspace = Keyspace::new(WatchHub::new());
+        let (_api, state) = fake_api();
+        let service = WatchService::new(
+            keyspace.hub.clone(),
+            keyspace.store.clone(),
+            Arc::new(FakeReplica(state)),
+            Arc::new(ScanPool::start(1, 4).unwrap()),
+            &Metrics::new(),
+            WatchOptions::new(5, 7),
+        );
+        let woken = Arc::new(Woken::default());
+        let lane = service.0.lane();
+        lane.wakers().insert(0, Waker::from(Arc::clone(&woken)));
+        keyspace.put("a", "1");
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
+        }
+        assert!(woken.0.load(Ordering::SeqCst));
     }
 }

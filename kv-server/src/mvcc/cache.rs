@@ -9,6 +9,10 @@ use bytes::Bytes;
 
 use super::codec::Latest;
 
+/// The longest key in bytes that is cached: the cache bounds keys by their number, and a full one of the longest keys
+/// that are allowed would take two gigabytes.
+const KEY_BYTES_CACHED_MAX: usize = 512;
+
 pub(super) struct Cache {
     young: HashMap<Bytes, Latest>,
     old: HashMap<Bytes, Latest>,
@@ -36,6 +40,9 @@ impl Cache {
 
     /// Copies a new key, so that the cache does not keep the buffer alive that the key arrived in.
     pub(super) fn insert(&mut self, key: &[u8], latest: Latest) {
+        if key.len() > KEY_BYTES_CACHED_MAX {
+            return;
+        }
         if let Some(slot) = self.young.get_mut(key) {
             *slot = latest;
             return;
@@ -57,5 +64,26 @@ impl Cache {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(key, latest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_key_is_not_cached() {
+        let latest = Latest {
+            modified: 2,
+            created: 2,
+            version: 1,
+            lease: 0,
+        };
+        let mut cache = Cache::new(4);
+        let (short, long) = ([1; KEY_BYTES_CACHED_MAX], [1; KEY_BYTES_CACHED_MAX + 1]);
+        cache.insert(&short, latest);
+        cache.insert(&long, latest);
+        assert_eq!(cache.get(&short), Some(latest));
+        assert_eq!(cache.get(&long), None);
     }
 }

@@ -148,6 +148,24 @@ fn open_with_a_damaged_synced_batch_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
 }
 
+/// The only segment was removed: the log came up empty, as if nothing had ever been acknowledged.
+#[test]
+fn open_of_votes_without_any_segment_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    create(&log);
+    append(&log, 1);
+    log.close().unwrap();
+    drop(log);
+    let log_dir = dir.path().join("log");
+    std::fs::remove_file(raft_log::log::segment_path(&log_dir, 1)).unwrap();
+    for _ in 0..2 {
+        let error = open(dir.path(), IoMode::Inline).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+        assert!(error.to_string().contains("votes"), "{error}");
+    }
+}
+
 #[test]
 fn submit_that_leaves_a_gap_is_refused() {
     let dir = tempfile::tempdir().unwrap();

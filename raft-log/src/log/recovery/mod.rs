@@ -607,6 +607,14 @@ fn merge_votes(
     let read = votes::read(vfs, &options.dir, options.store_id)?;
     let path = options.dir.join("votes");
     let damage = |text: String| LogError::at(ErrorKind::Corruption, &path, 0, text);
+    // The first segment is on disk before the first vote is.
+    if report.segments == 0 && read.slots.iter().any(|slot| slot.term.0 > 0) {
+        return Err(damage(
+            "votes are kept here, but the log has no segment; its segments are missing, restore them or rebuild this \
+             member"
+                .to_owned(),
+        ));
+    }
     let (mut slots, mut changed) = (Vec::new(), Vec::new());
     for (id, group) in &mut groups.map {
         let mut state = group.hard_state;

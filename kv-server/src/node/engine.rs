@@ -29,12 +29,22 @@ pub(super) fn open(config: &NodeConfig, log: &Log) -> Result<Arc<dyn Engine>, No
     let complete = log
         .group(DATA_GROUP)
         .is_none_or(|info| info.base.index == Index::ZERO);
-    if !complete || is_passing(&error) {
-        return Err(NodeError::EngineLost { dir, cause: error });
-    }
+    let error = rebuildable(error, &dir, complete)?;
     let aside = move_aside(&config.data_dir, &dir)?;
     warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log");
     Ok(Arc::new(LsmEngine::open(&dir, LsmOptions::default())?))
+}
+
+/// Gives the error back when a new engine, filled from the log, is the answer to it; else why the start ends here.
+fn rebuildable(error: EngineError, dir: &Path, complete: bool) -> Result<EngineError, NodeError> {
+    if is_passing(&error) {
+        Err(NodeError::Engine(error))
+    } else if complete {
+        Ok(error)
+    } else {
+        let dir = dir.to_owned();
+        Err(NodeError::EngineLost { dir, cause: error })
+    }
 }
 
 /// Not damage, but a state of the machine that a new engine would meet as well.
@@ -46,7 +56,12 @@ fn is_passing(error: &EngineError) -> bool {
         .map(std::io::Error::kind);
     matches!(
         io,
-        Some(ErrorKind::StorageFull | ErrorKind::PermissionDenied | ErrorKind::OutOfMemory)
+        Some(
+            ErrorKind::StorageFull
+                | ErrorKind::PermissionDenied
+                | ErrorKind::ReadOnlyFilesystem
+                | ErrorKind::OutOfMemory
+        )
     )
 }
 
@@ -67,4 +82,33 @@ fn move_aside(data_dir: &Path, dir: &Path) -> Result<String, NodeError> {
         data_dir,
         std::io::ErrorKind::AlreadyExists.into(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+
+    use super::*;
+
+    fn failed(kind: ErrorKind) -> EngineError {
+        EngineError {
+            context: "open it".to_owned(),
+            source: Box::new(Error::from(kind)),
+        }
+    }
+
+    /// An engine that could not be read for want of permission was called lost, with the advice to restore a backup.
+    #[test]
+    fn engine_that_cannot_be_read_now_is_neither_lost_nor_rebuilt() {
+        let dir = Path::new("engine");
+        for complete in [false, true] {
+            let passing = rebuildable(failed(ErrorKind::PermissionDenied), dir, complete);
+            let error = passing.expect_err("it may be whole");
+            assert!(matches!(error, NodeError::Engine(_)), "{error}");
+            assert!(!error.is_damage());
+        }
+        let lost = rebuildable(failed(ErrorKind::InvalidData), dir, false);
+        assert!(matches!(lost, Err(NodeError::EngineLost { .. })));
+        assert!(rebuildable(failed(ErrorKind::InvalidData), dir, true).is_ok());
+    }
 }

@@ -127,7 +127,11 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Applied entries after which the engine is made durable and the log purged",
     ),
     text("max-txn-ops", "128", "Operations in a transaction"),
-    text("max-request-bytes", "1572864", "Bytes of a request"),
+    text(
+        "max-request-bytes",
+        "1572864",
+        "Bytes of a request, at most 16 MiB",
+    ),
     Opt {
         name: "accept-suspect-tail",
         default: "false",

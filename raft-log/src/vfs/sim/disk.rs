@@ -118,6 +118,8 @@ pub(super) struct Disk {
     pub(super) faults: Vec<(Fault, u64)>,
     dirs: BTreeMap<Id, Dir>,
     files: BTreeMap<Id, File>,
+    /// The states between operations, while they are kept.
+    pub(super) images: Option<Vec<Disk>>,
     locks: BTreeSet<Id>,
     next_id: Id,
 }
@@ -132,6 +134,7 @@ impl Disk {
             down: false,
             capacity: None,
             faults: Vec::new(),
+            images: None,
             dirs: BTreeMap::from([(ROOT, Dir::default())]),
             files: BTreeMap::new(),
             locks: BTreeSet::new(),
@@ -149,6 +152,7 @@ impl Disk {
     ) -> io::Result<T> {
         self.check_up()?;
         self.ops += 1;
+        self.keep_image(|_| ());
         match &mut self.fuse {
             Some(0) => {
                 self.down = true;
@@ -162,6 +166,20 @@ impl Disk {
             None => {}
         }
         effect(self)
+    }
+
+    /// While images are kept: keeps this state as it would be after `change`.
+    pub(super) fn keep_image(&mut self, change: impl FnOnce(&mut Self)) {
+        let Some(mut images) = self.images.take() else {
+            return;
+        };
+        let mut image = self.clone();
+        // Chances of its own, so that keeping images does not change what the run itself draws.
+        image.rng = Rng::new(self.ops);
+        image.fuse = None;
+        change(&mut image);
+        images.push(image);
+        self.images = Some(images);
     }
 
     pub(super) fn check_up(&self) -> io::Result<()> {

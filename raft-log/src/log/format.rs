@@ -90,6 +90,10 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Err(HeaderFault::Newer(version));
         }
+        // Batches are numbered from 1; a checkpoint has the number before its segment's first.
+        if u64_at(data, 36) == 0 {
+            return Err(HeaderFault::Damaged);
+        }
         Ok(Self {
             store: StoreId(u64_at(data, 12)),
             id: u64_at(data, 20),

@@ -136,7 +136,8 @@ pub fn segment(
         tail: Tail::Clean,
     };
     walk(&data, &top, &mut info, visit);
-    let next = &data[info.end as usize..];
+    // A file that was cut short may end before its first batch.
+    let next = data.get(info.end as usize..).unwrap_or_default();
     let next = &next[..next.len().min(BATCH_HEADER)];
     if !next.iter().all(|byte| *byte == 0) {
         info.tail = if readable {
@@ -285,6 +286,17 @@ mod tests {
         let info = segment(&*vfs, &dir, 1, &mut |_| ()).unwrap();
         assert_eq!((info.tail, info.end), (Tail::Unverified, target.offset));
         assert_eq!(info.last_seq, target.seq - 1);
+    }
+
+    #[test]
+    fn segment_cut_within_its_first_block_has_no_batches() {
+        let (vfs, dir) = written();
+        let file = vfs
+            .open(&segment_path(&dir, 1), OpenMode::ReadWrite)
+            .unwrap();
+        file.set_len(100).unwrap();
+        let info = segment(&*vfs, &dir, 1, &mut |_| panic!("a batch was seen")).unwrap();
+        assert_eq!((info.len, info.records, info.tail), (100, 0, Tail::Clean));
     }
 
     #[test]

@@ -11,6 +11,11 @@
 //! loses, tears and corrupts writes on command from one seed.
 
 pub mod snapshot;
+#[cfg(feature = "sim")]
+#[doc(hidden)]
+pub mod testing;
+#[cfg(not(feature = "sim"))]
+mod testing;
 pub mod vfs;
 
 mod batch;

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::testing::{Bug, bug};
 use crate::{
     Base, Entry, EntryKind, GroupId, HardState, Index, NodeId, Record, SnapshotRef, StoreId, Term,
 };
@@ -111,6 +112,9 @@ impl SegmentHeader {
 }
 
 pub(crate) fn salt(store: StoreId, segment: u64) -> u64 {
+    if bug(Bug::ReuseSalt) {
+        return 1;
+    }
     segment ^ store.0.rotate_left(17)
 }
 
@@ -238,6 +242,7 @@ impl BodyEncoder {
             Record::HardState(state) => {
                 self.record(group, KIND_HARD_STATE, |out| put_hard_state(out, state));
             }
+            Record::Truncate(_) if bug(Bug::ForgetTruncation) => {}
             Record::Truncate(from) => {
                 self.record(group, KIND_TRUNCATE, |out| {
                     out.extend_from_slice(&from.0.to_le_bytes())
@@ -326,7 +331,8 @@ pub(crate) fn raw_record(body: &[u8], start: usize) -> Option<RawRecord> {
         return None;
     }
     let len = RECORD_HEADER + payload;
-    if u32_at(rest, 16) != record_crc(&rest[..len]) || u32_at(rest, 20) != 0 {
+    let verifies = u32_at(rest, 16) == record_crc(&rest[..len]) || bug(Bug::RewriteUnverified);
+    if !verifies || u32_at(rest, 20) != 0 {
         return None;
     }
     Some(RawRecord {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::format::{self, BATCH_HEADER, BatchHeader, HeaderFault, SEGMENT_DATA, SegmentHeader};
 pub use super::format::{DiskRecord, GroupCheckpoint};
 use super::segment::{segment_id, segment_path};
+use crate::testing::{Bug, bug};
 use crate::vfs::{OpenMode, Vfs};
 use crate::{ErrorKind, GroupId, LogError, StoreId};
 
@@ -193,8 +194,10 @@ pub(super) fn batch_at(
     let header = BatchHeader::decode(data.get(at..)?, at as u64, salt)?;
     let start = at + BATCH_HEADER;
     let body = data.get(start..start + header.body_len as usize)?;
-    let good =
-        header.seq == seq && header.chain == chain && crc32fast::hash(body) == header.body_crc;
+    let verifies = crc32fast::hash(body) == header.body_crc
+        || bug(Bug::IgnoreBatchCrc)
+        || bug(Bug::RewriteUnverified);
+    let good = header.seq == seq && header.chain == chain && verifies;
     good.then_some((header, body))
 }
 

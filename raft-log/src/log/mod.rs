@@ -23,6 +23,7 @@ pub use format::FORMAT_VERSION;
 pub use options::{GroupInfo, IoMode, LogOptions, LogStats, Space};
 pub use recovery::RecoveryReport;
 
+use crate::testing::{Bug, bug};
 use crate::vfs::{SharedVfs, VfsFile, VfsLock};
 use crate::{ErrorKind, GroupId, Index, LogError, Record, Term, WriteBatch};
 use format::{BATCH_HEADER, BodyEncoder, SEGMENT_DATA};
@@ -225,7 +226,7 @@ impl Log {
     pub fn wait(&self, ticket: Ticket) -> Result<(), LogError> {
         let mut core = self.0.core();
         loop {
-            if core.durable >= ticket.0 {
+            if core.durable >= ticket.0 || bug(Bug::AckBeforeSync) {
                 return Ok(());
             }
             core.healthy()?;
@@ -499,7 +500,9 @@ impl Shared {
     fn plan_segment(&self, core: &mut Core, needed: u64) {
         let mut body = BodyEncoder::default();
         for (group, state) in core.groups.checkpoint() {
-            body.push_checkpoint(group, &state);
+            if !bug(Bug::ForgetCheckpoint) {
+                body.push_checkpoint(group, &state);
+            }
         }
         let size = segment_size(
             &self.options,
@@ -531,6 +534,9 @@ impl Shared {
         let items = std::mem::take(&mut core.queue);
         drop(core);
         let role = Role(self);
+        if bug(Bug::PurgeBeforeSync) {
+            self.purge()?;
+        }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.backlog.extend(items);
         let outcome = loop {
@@ -619,7 +625,7 @@ impl Shared {
             }
             let submitted = core.next_seq - 1;
             let after = *core.emptied.entry(oldest).or_insert(submitted);
-            if core.durable < after {
+            if core.durable < after && !bug(Bug::PurgeBeforeSync) {
                 return Ok(());
             }
             core.files.remove(&oldest);

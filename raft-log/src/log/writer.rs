@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::format::{BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, salt};
 use super::segment::{self, Prepared};
 use super::votes::{Slot, Votes};
+use crate::testing::{Bug, bug};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{LogError, StoreId};
 
@@ -119,16 +120,21 @@ impl Writer {
                 break;
             }
             slots.extend_from_slice(votes);
+            let synced = if bug(Bug::TrustUnsyncedTail) {
+                *seq
+            } else {
+                self.synced_seq
+            };
             first.get_or_insert(*offset);
             chain = frame(
                 &mut self.buffer,
                 salt,
-                header(*seq, *offset, self.synced_seq, *records, chain),
+                header(*seq, *offset, synced, *records, chain),
                 body,
             );
             (count, last) = (count + 1, *seq);
         }
-        if !slots.is_empty() {
+        if !slots.is_empty() && !bug(Bug::ForgetVoteSlot) {
             self.votes.write(&slots)?;
             self.syncs += 1;
         }
@@ -137,9 +143,11 @@ impl Writer {
         self.file
             .write_all_at(&self.buffer, at)
             .map_err(|error| LogError::io("cannot write a batch", &path, error))?;
-        self.file
-            .sync_data()
-            .map_err(|error| LogError::io("cannot sync a batch", &path, error).latched())?;
+        match self.file.sync_data() {
+            Err(error) if error.raw_os_error().is_some() && bug(Bug::GoOnAfterFailedSync) => {}
+            synced => synced
+                .map_err(|error| LogError::io("cannot sync a batch", &path, error).latched())?,
+        }
         self.syncs += 1;
         self.bytes += self.buffer.len() as u64;
         self.chain = chain;

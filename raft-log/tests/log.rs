@@ -180,3 +180,26 @@ fn submit_that_leaves_a_gap_is_refused() {
     append(&log, 1);
     check(&log, 1, 1);
 }
+
+#[test]
+fn directory_is_free_as_soon_as_the_last_handle_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..100 {
+        let log = open(dir.path(), IoMode::Thread).unwrap();
+        if round == 0 {
+            create(&log);
+        }
+        let mut batch = WriteBatch::new();
+        batch.push(GROUP, Record::Entries(vec![entry(round + 1)]));
+        // The thread is at work when the handles go, all at once.
+        log.wait(log.submit(batch).unwrap()).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                let handle = log.clone();
+                scope.spawn(move || drop(handle));
+            }
+            drop(log);
+        });
+    }
+    check(&open(dir.path(), IoMode::Thread).unwrap(), 1, 100);
+}

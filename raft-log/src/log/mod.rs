@@ -15,6 +15,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,7 +41,10 @@ pub struct Ticket(u64);
 
 /// A cheap handle on the one log of a store.
 #[derive(Clone)]
-pub struct Log(Arc<Shared>);
+pub struct Log(Arc<Handles>);
+
+/// All handles together, which the log's own thread is not one of: with the last one the log ends.
+struct Handles(Arc<Shared>);
 
 type Progress = Arc<dyn Fn() + Send + Sync>;
 
@@ -179,7 +183,7 @@ impl Log {
                 })?;
             shared.core().thread = Some(thread);
         }
-        Ok((Self(shared), found.report))
+        Ok((Self(Arc::new(Handles(shared))), found.report))
     }
 
     /// Queues a batch; reads see it at once. It is durable when its ticket completes.
@@ -374,17 +378,18 @@ impl Log {
     }
 }
 
-impl Drop for Log {
+impl Deref for Handles {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Handles {
     fn drop(&mut self) {
-        // The thread holds one reference of its own; the last handle lets it go.
-        if Arc::strong_count(&self.0) == 2 {
-            let mut core = self.0.core();
-            if core.thread.is_some() {
-                core.closed = true;
-                drop(core);
-                self.0.work.notify_all();
-            }
-        }
+        // What is queued stays unwritten; but when this returns, the directory can be opened again.
+        self.stop();
     }
 }
 
@@ -712,7 +717,10 @@ impl Shared {
         drop(core);
         self.work.notify_all();
         self.done.notify_all();
-        if let Some(thread) = thread {
+        // The last handle may go in a call that the thread itself makes.
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
             // A panic of the thread has already poisoned the log through its role.
             let _ = thread.join();
         }

@@ -30,7 +30,7 @@ fn add(count: &AtomicU64, n: usize) {
 pub(crate) struct Depth {
     /// Power losses of each moment, each with another outcome.
     pub(crate) outcomes: u64,
-    /// Every how many moments the start after the crash is cut short too, at each of its operations.
+    /// After every how many crashes the start is cut short too, at each of its operations.
     pub(crate) recovery_every: u64,
 }
 
@@ -174,7 +174,7 @@ fn all(test: &str, run: impl Fn(&Numbered, &Counts) -> Result<(), String> + Sync
 fn depth() -> Depth {
     Depth {
         outcomes: 2 * crate::runs(),
-        recovery_every: (97 / crate::runs()).max(1),
+        recovery_every: 97,
     }
 }
 

@@ -131,10 +131,10 @@
 //! how this crate is tested is in `docs/TESTING.md`, what lies on disk in `docs/FORMAT.md`.
 
 pub mod snapshot;
-#[cfg(feature = "sim")]
+#[cfg(feature = "seeded-bugs")]
 #[doc(hidden)]
 pub mod testing;
-#[cfg(not(feature = "sim"))]
+#[cfg(not(feature = "seeded-bugs"))]
 mod testing;
 pub mod vfs;
 

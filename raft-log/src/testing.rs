@@ -1,12 +1,12 @@
 //! Bugs that can be put into the log on purpose, to see that its tests notice them.
 //!
-//! Only in builds with the feature `sim`, and only on the thread that asks for one; without the feature every question
+//! Only in builds with the feature `seeded-bugs`, and only on the thread that asks for one; without the feature every question
 //! is answered `false` at compile time. What can be broken below the log instead is a lie of the simulated file system.
 
 /// A bug of the log that its tests must find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
-    not(feature = "sim"),
+    not(feature = "seeded-bugs"),
     expect(unreachable_pub, reason = "public with the feature only")
 )]
 pub enum Bug {
@@ -32,14 +32,14 @@ pub enum Bug {
     ForgetTruncation,
 }
 
-#[cfg(feature = "sim")]
+#[cfg(feature = "seeded-bugs")]
 thread_local! {
     static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
 /// Runs `work` with a bug in every log that is used on this thread meanwhile. Only logs in
 /// [`IoMode::Inline`](crate::IoMode::Inline) do all their work on it.
-#[cfg(feature = "sim")]
+#[cfg(feature = "seeded-bugs")]
 pub fn with_bug<T>(bug: Bug, work: impl FnOnce() -> T) -> T {
     /// Takes the bug out again also when `work` panics.
     struct Guard(Option<Bug>);
@@ -53,18 +53,18 @@ pub fn with_bug<T>(bug: Bug, work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether the code that asks is to be wrong in this way.
-#[cfg(feature = "sim")]
+#[cfg(feature = "seeded-bugs")]
 pub(crate) fn bug(bug: Bug) -> bool {
     ACTIVE.get() == Some(bug)
 }
 
 /// Never, in a build for use.
-#[cfg(not(feature = "sim"))]
+#[cfg(not(feature = "seeded-bugs"))]
 pub(crate) const fn bug(_: Bug) -> bool {
     false
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "seeded-bugs"))]
 mod tests {
     use super::*;
 

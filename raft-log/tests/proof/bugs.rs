@@ -1,7 +1,7 @@
 //! Bugs put in on purpose: the checks of this suite must find each one.
 //!
 //! Bugs below the log are lies of the file system, which need no change to the product; the others sit behind
-//! `raft_log::testing`, which only exists with the feature `sim`. A bug that is not found means that a check, a
+//! `raft_log::testing`, which only exists with the feature `seeded-bugs`. A bug that is not found means that a check, a
 //! workload or an outcome of a crash is missing, not that the log is right.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -4,7 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::StoreId;
+use super::chunk::ChunkFault;
+use crate::{GroupId, LogError, StoreId};
 
 /// Why a snapshot could not be written, found or read.
 #[derive(Debug)]
@@ -51,11 +52,42 @@ pub enum SnapshotError {
         /// The version of the file.
         found: u16,
     },
-    /// A snapshot of that name is there already. Numbers must not be reused.
-    Exists {
+    /// The counter of snapshot numbers cannot be read, and a guess could use a number twice.
+    NumbersUnknown {
         /// The file.
         path: PathBuf,
+        /// Why it cannot be read.
+        source: Box<SnapshotError>,
     },
+    /// As much is under way already as may be: another snapshot of the group, or too many receives.
+    Busy {
+        /// The group for which something was to begin.
+        group: GroupId,
+        /// What is in the way.
+        what: &'static str,
+    },
+    /// The snapshot is not newer than what the log has of the group.
+    Stale {
+        /// The group.
+        group: GroupId,
+        /// What came before it.
+        what: String,
+    },
+    /// A chunk of a snapshot that is being received does not verify, or is not the one that is
+    /// wanted. Nothing changed: ask for the wanted one again.
+    BadChunk {
+        /// The chunk that the receiver wants.
+        wanted: u64,
+        /// What is wrong with what came.
+        what: String,
+    },
+    /// What a sender announced is not possible.
+    BadManifest {
+        /// The field, what it may be and what it is.
+        what: String,
+    },
+    /// The log refused the reference of a snapshot, or failed while writing it.
+    Log(LogError),
 }
 
 impl SnapshotError {
@@ -63,6 +95,23 @@ impl SnapshotError {
     #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// True when the bytes on disk are not what was written, and another file may do instead.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. })
+    }
+
+    /// A fault of the chunk that begins at `offset`.
+    pub(super) fn chunk(path: &Path, offset: u64) -> impl FnOnce(ChunkFault) -> Self {
+        move |fault| Self::Damaged {
+            path: path.to_owned(),
+            offset: offset + fault.offset,
+            what: fault.what,
+            expected: fault.expected,
+            found: fault.found,
+        }
     }
 
     /// Adds the path and the deed to the file system's answer.
@@ -137,13 +186,31 @@ impl fmt::Display for SnapshotError {
                  use the release that wrote it, or a newer one",
                 path.display()
             ),
-            Self::Exists { path } => {
+            Self::NumbersUnknown { path, source } => write!(
+                f,
+                "the counter of snapshot numbers {} cannot be read, and numbers must not be used \
+                 twice; bring the file back from a copy of the data directory ({source})",
+                path.display()
+            ),
+            Self::Busy { group, what } => {
                 write!(
                     f,
-                    "snapshot {} exists already; draw a new number",
-                    path.display()
+                    "no snapshot of group {group} can begin: {what}; try again later"
                 )
             }
+            Self::Stale { group, what } => {
+                write!(f, "the snapshot of group {group} is not needed: {what}")
+            }
+            Self::BadChunk { wanted, what } => {
+                write!(f, "{what}; send chunk {wanted} again")
+            }
+            Self::BadManifest { what } => {
+                write!(
+                    f,
+                    "the announced snapshot is impossible: {what}; check the sender"
+                )
+            }
+            Self::Log(error) => write!(f, "cannot record the snapshot: {error}"),
         }
     }
 }
@@ -152,8 +219,16 @@ impl std::error::Error for SnapshotError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Io { source, .. } => Some(source),
+            Self::NumbersUnknown { source, .. } => Some(source),
+            Self::Log(error) => Some(error),
             _ => None,
         }
+    }
+}
+
+impl From<LogError> for SnapshotError {
+    fn from(error: LogError) -> Self {
+        Self::Log(error)
     }
 }
 
@@ -163,7 +238,7 @@ impl From<SnapshotError> for io::Error {
     fn from(error: SnapshotError) -> Self {
         let kind = match &error {
             SnapshotError::Io { source, .. } => source.kind(),
-            SnapshotError::Exists { .. } => io::ErrorKind::AlreadyExists,
+            SnapshotError::Busy { .. } => io::ErrorKind::ResourceBusy,
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)

@@ -1,13 +1,17 @@
-//! The bytes of a snapshot file, as `docs/FORMAT.md` specifies them: header and footer, and where
-//! the chunks lie.
+//! Header and footer of a snapshot file, as `docs/FORMAT.md` specifies them.
+//!
+//! Between the two lie the chunks, which are `chunk`'s. Nothing here allocates by a length that was
+//! not checked first.
 
+use std::fmt;
 use std::path::Path;
 
 use bytes::Bytes;
 
+use super::chunk::CHUNK_SIZE_MAX;
 use super::error::SnapshotError;
 use crate::vfs::VfsFile;
-use crate::{GroupId, Index, StoreId, Term};
+use crate::{GroupId, Index, SnapshotRef, StoreId, Term};
 
 const HEADER_MAGIC: u64 = u64::from_le_bytes(*b"FLOTSNAP");
 const FOOTER_MAGIC: u64 = u64::from_le_bytes(*b"FLOTSEND");
@@ -15,28 +19,37 @@ const FOOTER_MAGIC: u64 = u64::from_le_bytes(*b"FLOTSEND");
 const VERSION: u16 = 1;
 
 /// The header without membership and checksum.
-const HEADER_LEN: usize = 64;
+const HEADER_LEN: usize = 104;
 const CRC_LEN: usize = 4;
-pub(super) const FOOTER_LEN: usize = 32;
-/// What precedes the bytes of a chunk: its length and its checksum.
-pub(super) const CHUNK_HEAD_LEN: usize = 8;
+pub(super) const FOOTER_LEN: usize = 40;
+/// Set in the header's flags when another store made the snapshot.
+const FLAG_RECEIVED: u16 = 1;
 
-/// Content bytes in every chunk but the last.
-pub(super) const CHUNK_SIZE: u32 = 256 * 1024;
-/// The largest chunk that a reader makes room for.
-const CHUNK_SIZE_MAX: u32 = 16 * 1024 * 1024;
 /// The longest membership.
 pub(super) const MEMBERSHIP_MAX: usize = 1024 * 1024;
+
+/// What the sender of a snapshot said about it. A file that was received holds it, so that a
+/// receive can be taken up again, and so that the complete file can be compared with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) store: StoreId,
+    pub(super) number: u64,
+    pub(super) content_len: u64,
+    pub(super) content_crc: u32,
+}
 
 /// Who the snapshot is of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) store: StoreId,
     pub(super) group: GroupId,
+    pub(super) creation: u64,
     pub(super) index: Index,
     pub(super) term: Term,
     pub(super) number: u64,
     pub(super) chunk_size: u32,
+    /// `None` when this store made the snapshot.
+    pub(super) origin: Option<Origin>,
     pub(super) membership: Bytes,
 }
 
@@ -49,14 +62,27 @@ impl Header {
     pub(super) fn encode(&self) -> Vec<u8> {
         let membership_len =
             u32::try_from(self.membership.len()).expect("the store bounds a membership");
+        let (flags, origin) = match &self.origin {
+            Some(origin) => (FLAG_RECEIVED, origin.clone()),
+            None => (
+                0,
+                Origin {
+                    store: self.store,
+                    number: self.number,
+                    content_len: 0,
+                    content_crc: 0,
+                },
+            ),
+        };
         let mut out = Vec::with_capacity(HEADER_LEN + self.membership.len() + CRC_LEN);
         out.extend_from_slice(&HEADER_MAGIC.to_le_bytes());
         out.extend_from_slice(&VERSION.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
+        out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&membership_len.to_le_bytes());
         for field in [
             self.store.0,
             self.group.0,
+            self.creation,
             self.index.0,
             self.term.0,
             self.number,
@@ -65,19 +91,26 @@ impl Header {
         }
         out.extend_from_slice(&self.chunk_size.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&origin.store.0.to_le_bytes());
+        out.extend_from_slice(&origin.number.to_le_bytes());
+        out.extend_from_slice(&origin.content_len.to_le_bytes());
+        out.extend_from_slice(&origin.content_crc.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.membership);
         out.extend_from_slice(&crc32fast::hash(&out).to_le_bytes());
         out
     }
 
-    /// Reads and verifies the header, and that the file is of this store.
+    /// Reads and verifies the header, and that the file is of this store; without a `store`, of
+    /// any.
     pub(super) fn read(
         file: &dyn VfsFile,
         path: &Path,
-        store: StoreId,
+        store: Option<StoreId>,
     ) -> Result<Self, SnapshotError> {
         let mut fixed = [0; HEADER_LEN];
-        read_exact(file, path, &mut fixed, 0, "header")?;
+        // Magic and version first: a newer header may be shorter than this one.
+        read_exact(file, path, &mut fixed[..10], 0, "header")?;
         SnapshotError::expect(path, 0, "header magic", HEADER_MAGIC, u64_at(&fixed, 0))?;
         let version = u16::from_le_bytes([fixed[8], fixed[9]]);
         if version > VERSION {
@@ -89,16 +122,16 @@ impl Header {
             });
         }
         SnapshotError::expect(path, 8, "format version", VERSION, version)?;
+        read_exact(file, path, &mut fixed, 0, "header")?;
         let membership_len = u32_at(&fixed, 12) as usize;
-        if membership_len > MEMBERSHIP_MAX {
-            return Err(SnapshotError::Damaged {
-                path: path.to_owned(),
-                offset: 12,
-                what: "membership length",
-                expected: format!("at most {MEMBERSHIP_MAX}"),
-                found: membership_len.to_string(),
-            });
-        }
+        bounded(
+            path,
+            12,
+            "membership length",
+            0,
+            MEMBERSHIP_MAX,
+            membership_len,
+        )?;
         let mut rest = vec![0; membership_len + CRC_LEN];
         read_exact(file, path, &mut rest, HEADER_LEN as u64, "membership")?;
         let found_crc = u32_at(&rest, membership_len);
@@ -106,42 +139,59 @@ impl Header {
         let mut crc = crc32fast::Hasher::new();
         crc.update(&fixed);
         crc.update(&rest);
-        let crc_offset = (HEADER_LEN + membership_len) as u64;
-        SnapshotError::expect(
-            path,
-            crc_offset,
-            "header checksum",
-            crc.finalize(),
-            found_crc,
-        )?;
+        let (at, crc) = ((HEADER_LEN + membership_len) as u64, crc.finalize());
+        SnapshotError::expect(path, at, "header checksum", crc, found_crc)?;
+        Self::decode(path, &fixed, rest.into(), store)
+    }
 
+    /// Takes the fields out of a header whose checksum agreed.
+    fn decode(
+        path: &Path,
+        fixed: &[u8; HEADER_LEN],
+        membership: Bytes,
+        store: Option<StoreId>,
+    ) -> Result<Self, SnapshotError> {
+        let flags = u16::from_le_bytes([fixed[10], fixed[11]]);
+        bounded(path, 10, "flags", 0, FLAG_RECEIVED, flags)?;
+        let origin = (flags == FLAG_RECEIVED).then(|| Origin {
+            store: StoreId(u64_at(fixed, 72)),
+            number: u64_at(fixed, 80),
+            content_len: u64_at(fixed, 88),
+            content_crc: u32_at(fixed, 96),
+        });
         let header = Self {
-            store: StoreId(u64_at(&fixed, 16)),
-            group: GroupId(u64_at(&fixed, 24)),
-            index: Index(u64_at(&fixed, 32)),
-            term: Term(u64_at(&fixed, 40)),
-            number: u64_at(&fixed, 48),
-            chunk_size: u32_at(&fixed, 56),
-            membership: rest.into(),
+            store: StoreId(u64_at(fixed, 16)),
+            group: GroupId(u64_at(fixed, 24)),
+            creation: u64_at(fixed, 32),
+            index: Index(u64_at(fixed, 40)),
+            term: Term(u64_at(fixed, 48)),
+            number: u64_at(fixed, 56),
+            chunk_size: u32_at(fixed, 64),
+            origin,
+            membership,
         };
-        if header.store != store {
+        if let Some(expected) = store.filter(|store| *store != header.store) {
             let (path, found) = (path.to_owned(), header.store);
             return Err(SnapshotError::ForeignStore {
                 path,
-                expected: store,
+                expected,
                 found,
             });
         }
-        if header.chunk_size == 0 || header.chunk_size > CHUNK_SIZE_MAX {
-            return Err(SnapshotError::Damaged {
-                path: path.to_owned(),
-                offset: 56,
-                what: "chunk size",
-                expected: format!("1 to {CHUNK_SIZE_MAX}"),
-                found: header.chunk_size.to_string(),
-            });
-        }
+        bounded(path, 64, "chunk size", 1, CHUNK_SIZE_MAX, header.chunk_size)?;
         Ok(header)
+    }
+
+    /// The reference of the snapshot, once its footer is known.
+    pub(super) fn reference(&self, footer: &Footer) -> SnapshotRef {
+        SnapshotRef {
+            index: self.index,
+            term: self.term,
+            number: self.number,
+            content_len: footer.content_len,
+            content_crc: footer.content_crc,
+            membership: self.membership.clone(),
+        }
     }
 }
 
@@ -150,6 +200,8 @@ impl Header {
 pub(super) struct Footer {
     pub(super) chunks: u64,
     pub(super) content_len: u64,
+    /// Bytes of all chunks in the file, with their heads.
+    pub(super) stored_len: u64,
     pub(super) content_crc: u32,
 }
 
@@ -159,13 +211,15 @@ impl Footer {
         out[..8].copy_from_slice(&FOOTER_MAGIC.to_le_bytes());
         out[8..16].copy_from_slice(&self.chunks.to_le_bytes());
         out[16..24].copy_from_slice(&self.content_len.to_le_bytes());
-        out[24..28].copy_from_slice(&self.content_crc.to_le_bytes());
-        let crc = crc32fast::hash(&out[..28]);
-        out[28..].copy_from_slice(&crc.to_le_bytes());
+        out[24..32].copy_from_slice(&self.stored_len.to_le_bytes());
+        out[32..36].copy_from_slice(&self.content_crc.to_le_bytes());
+        let crc = crc32fast::hash(&out[..36]);
+        out[36..].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
-    /// Reads and verifies the footer, and that header, chunks and footer fill the file.
+    /// Reads and verifies the footer, that header, chunks and footer fill the file, and that the
+    /// snapshot is the one that its sender announced.
     pub(super) fn read(
         file: &dyn VfsFile,
         path: &Path,
@@ -176,27 +230,46 @@ impl Footer {
         let mut bytes = [0; FOOTER_LEN];
         read_exact(file, path, &mut bytes, at, "footer")?;
         SnapshotError::expect(path, at, "footer magic", FOOTER_MAGIC, u64_at(&bytes, 0))?;
-        let crc = crc32fast::hash(&bytes[..28]);
-        SnapshotError::expect(path, at + 28, "footer checksum", crc, u32_at(&bytes, 28))?;
+        let crc = crc32fast::hash(&bytes[..36]);
+        SnapshotError::expect(path, at + 36, "footer checksum", crc, u32_at(&bytes, 36))?;
         let footer = Self {
             chunks: u64_at(&bytes, 8),
             content_len: u64_at(&bytes, 16),
-            content_crc: u32_at(&bytes, 24),
+            stored_len: u64_at(&bytes, 24),
+            content_crc: u32_at(&bytes, 32),
         };
         let chunks = footer.content_len.div_ceil(u64::from(header.chunk_size));
         SnapshotError::expect(path, at + 8, "chunk count", chunks, footer.chunks)?;
-        let body = chunks
-            .checked_mul(CHUNK_HEAD_LEN as u64)
-            .and_then(|heads| heads.checked_add(footer.content_len));
-        SnapshotError::expect(
-            path,
-            at + 16,
-            "length of chunks",
-            Some(at - header.len()),
-            body,
-        )?;
+        let stored = at - header.len();
+        SnapshotError::expect(path, at + 24, "length of chunks", stored, footer.stored_len)?;
+        if let Some(origin) = &header.origin {
+            let (len, crc) = (origin.content_len, origin.content_crc);
+            SnapshotError::expect(path, at + 16, "content length", len, footer.content_len)?;
+            SnapshotError::expect(path, at + 32, "content checksum", crc, footer.content_crc)?;
+        }
         Ok(footer)
     }
+}
+
+/// Checks that a field lies between two bounds, both included.
+fn bounded<T: PartialOrd + fmt::Display>(
+    path: &Path,
+    offset: u64,
+    what: &'static str,
+    min: T,
+    max: T,
+    found: T,
+) -> Result<(), SnapshotError> {
+    if found >= min && found <= max {
+        return Ok(());
+    }
+    Err(SnapshotError::Damaged {
+        path: path.to_owned(),
+        offset,
+        what,
+        expected: format!("{min} to {max}"),
+        found: found.to_string(),
+    })
 }
 
 /// Reads exactly `buf.len()` bytes; a file that ends before is damaged.
@@ -225,6 +298,6 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }

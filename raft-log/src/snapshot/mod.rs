@@ -1,141 +1,249 @@
 //! Files that hold a whole group's state, each complete and verified or not there at all.
 //!
-//! Used for lagging peers, for backups, and by users of the crate whose state lives in memory. A
-//! snapshot is written to a temporary file, synced, renamed, and its directory synced; only then
-//! does the writer hand out the [`SnapshotRef`] that may be put into the log. A file under its
-//! final name was therefore complete and durable before it got that name, and what is left under a
-//! temporary name is deleted by the next [`SnapshotStore::open`].
+//! For lagging peers, for backups, and for users of the crate whose state lives in memory: instead
+//! of all entries since the first, the state as of one index, and the entries after it.
 //!
-//! The store does not decide which snapshots to keep, nor when the log may forget what a snapshot
-//! covers: its owner does, who knows what is being sent and what the log refers to. The layout is
-//! in `docs/FORMAT.md`.
+//! # Making one
+//!
+//! [`SnapshotStore::create`] gives a [`SnapshotWriter`], which is an [`std::io::Write`]: the content is
+//! the caller's. It goes to a temporary file, chunk by chunk, in constant memory.
+//! [`SnapshotWriter::finish`] syncs it, gives it its name and syncs the directory; so a file under
+//! its final name is complete and durable. What comes back, a [`PendingSnapshot`], counts once the
+//! log refers to it: [`SnapshotStore::install`] writes that record, and only then removes what is
+//! older than the last two. From then on the owner may compact the log up to the snapshot's index.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use raft_log::snapshot::{RestorePoint, SnapshotMeta, SnapshotStore};
+//! use raft_log::{Base, GroupId, Index, Log, LogOptions, Record, StoreId, Term, WriteBatch};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let fs = raft_log::vfs::SimFs::new(1);
+//! # let (vfs, data) = (fs.shared(), std::path::Path::new("/data"));
+//! let (group, store) = (GroupId(1), StoreId(0x5f0c));
+//! let (log, _) = Log::open(vfs.clone(), LogOptions::new(data.join("log"), store))?;
+//! let snapshots = SnapshotStore::open(vfs, data.join("snap"), store)?;
+//! println!("{}", snapshots.recover(&log)?);
+//! # let mut batch = WriteBatch::new();
+//! # batch.push(group, Record::Compact(Base { creation: 1, ..Base::default() }));
+//! # batch.push(group, Record::Entries(vec![raft_log::Entry {
+//! #     index: Index(1), term: Term(1), kind: raft_log::EntryKind::Normal, payload: "x".into(),
+//! # }]));
+//! # log.write(batch)?;
+//!
+//! let mut writer = snapshots.create(SnapshotMeta {
+//!     group,
+//!     creation: 1,
+//!     index: Index(1),
+//!     term: Term(1),
+//!     membership: "me".into(),
+//! })?;
+//! writer.write_all(b"all of the state")?;
+//! let installed = snapshots.install(&log, writer.finish()?)?;
+//!
+//! // After a restart:
+//! match snapshots.restore(&log, group)? {
+//!     RestorePoint::Snapshot { snapshot, .. } => {
+//!         assert_eq!(snapshot, installed.snapshot);
+//!         let mut state = String::new();
+//!         snapshots.open_snapshot(group, &snapshot)?.read_to_string(&mut state)?;
+//!         assert_eq!(state, "all of the state");
+//!     }
+//!     RestorePoint::Log => { /* apply the log from its first entry */ }
+//!     RestorePoint::Nothing { log_begins } => panic!("nothing before index {log_begins}"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Sending and receiving
+//!
+//! [`SnapshotStore::send`] gives a [`SnapshotSender`]: a [`SnapshotManifest`] to announce, and
+//! chunks as they lie in the file. [`SnapshotStore::receive`] takes the manifest, and the
+//! [`SnapshotReceiver`] says which chunk to go on with: 0, or what a receive that was cut short by
+//! a lost connection or a crash has verified already. Every chunk is verified before it is written,
+//! and the whole before it gets a name. How both travel is up to the caller.
+//!
+//! ```
+//! # use std::io::Write;
+//! # use raft_log::snapshot::{SnapshotError, SnapshotMeta, SnapshotStore};
+//! # use raft_log::{GroupId, Index, SnapshotRef, Term};
+//! fn copy(
+//!     from: &SnapshotStore,
+//!     to: &SnapshotStore,
+//!     group: GroupId,
+//!     snapshot: &SnapshotRef,
+//! ) -> Result<raft_log::snapshot::PendingSnapshot, SnapshotError> {
+//!     let mut sender = from.send(group, snapshot)?;
+//!     let mut receiver = to.receive(sender.manifest(), 1)?;
+//!     sender.seek(receiver.next())?;
+//!     while let Some((number, chunk)) = sender.next_chunk()? {
+//!         receiver.push(number, &chunk)?;
+//!     }
+//!     receiver.finish()
+//! }
+//! # let open = |seed| {
+//! #     SnapshotStore::open(raft_log::vfs::SimFs::new(seed).shared(), "/snap", seed.into())
+//! # };
+//! # let (from, to) = (open(1).unwrap(), open(2).unwrap());
+//! # let (group, index, term) = (GroupId(1), Index(9), Term(1));
+//! # let meta = SnapshotMeta { group, creation: 1, index, term, membership: "".into() };
+//! # let mut writer = from.create(meta).unwrap();
+//! # writer.write_all(b"state").unwrap();
+//! # let snapshot = writer.finish().unwrap().keep();
+//! # assert_eq!(copy(&from, &to, group, &snapshot).unwrap().reference().content_len, 5);
+//! ```
+//!
+//! # What is kept
+//!
+//! The last two that the log referred to, and whatever is open: a reader, a sender or a
+//! [`SnapshotPin`] keeps its file. [`SnapshotStore::recover`] removes, at a start, what has no
+//! record. Numbers name the files; none is ever used twice in a store, so a name that was once seen
+//! means the same bytes or none.
+//!
+//! What this module does not do: decide when to make a snapshot or when the log may be compacted,
+//! interpret content, or speak a protocol. The layout is in `docs/FORMAT.md`, what each crash
+//! leaves in `docs/DURABILITY.md`.
 
+mod catalog;
+mod chunk;
 mod error;
 mod format;
+mod install;
+mod number;
+mod options;
+mod output;
+mod pending;
+mod pins;
 mod reader;
-#[cfg(test)]
-mod tests;
+mod receiver;
+mod restore;
+mod sender;
+mod shared;
 mod writer;
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use bytes::Bytes;
-
+pub use catalog::{Catalog, SnapshotFile};
+use catalog::{PART_SUFFIX, TMP_SUFFIX, parse_part_name};
+pub use chunk::Compression;
 pub use error::SnapshotError;
-use format::{CHUNK_SIZE, Header, MEMBERSHIP_MAX};
+use format::{Header, MEMBERSHIP_MAX};
+pub use install::{Installed, SnapshotReport};
+use number::Numbers;
+pub use options::{SnapshotMeta, SnapshotOptions};
+use output::Output;
+pub use pending::PendingSnapshot;
+pub use pins::SnapshotPin;
 pub use reader::SnapshotReader;
+pub use receiver::SnapshotReceiver;
+pub use restore::{RestorePoint, restore_point};
+pub use sender::{SnapshotManifest, SnapshotSender};
+use shared::Shared;
 pub use writer::SnapshotWriter;
 
 use crate::vfs::{OpenMode, SharedVfs};
-use crate::{GroupId, Index, SnapshotRef, StoreId, Term};
-
-const SUFFIX: &str = ".snap";
-const TMP_SUFFIX: &str = ".snap.tmp";
+use crate::{GroupId, SnapshotRef, StoreId};
 
 /// The snapshots of all groups of one store. Cheap to clone; the caller holds the store's lock.
 #[derive(Clone, Debug)]
-pub struct SnapshotStore {
-    vfs: SharedVfs,
-    dir: PathBuf,
-    store: StoreId,
-    chunk_size: u32,
-}
-
-/// A file of the store, as [`SnapshotStore::list`] found it.
-#[derive(Debug)]
-pub struct SnapshotFile {
-    /// The group whose directory it is in.
-    pub group: GroupId,
-    /// The index in the file's name.
-    pub index: Index,
-    /// The term in the file's name.
-    pub term: Term,
-    /// The number in the file's name.
-    pub number: u64,
-    /// What header and footer say, or why they cannot be trusted. The chunks were not read:
-    /// [`SnapshotStore::verify`] does that.
-    pub state: Result<SnapshotRef, SnapshotError>,
-}
+pub struct SnapshotStore(Arc<Shared>);
 
 impl SnapshotStore {
-    /// Opens the store in `dir`, creating it if needed: deletes what unfinished writers left, and
-    /// syncs the directories, since a name that is visible after a crash need not be durable.
+    /// Opens the store in `dir` with the default options.
+    ///
+    /// # Errors
+    /// As [`SnapshotStore::open_with`].
     pub fn open(
         vfs: SharedVfs,
         dir: impl Into<PathBuf>,
         store: StoreId,
     ) -> Result<Self, SnapshotError> {
-        let dir = dir.into();
-        vfs.create_dir_all(&dir)
-            .map_err(SnapshotError::io(&dir, "create"))?;
-        let this = Self {
-            vfs,
-            dir,
-            store,
-            chunk_size: CHUNK_SIZE,
-        };
-        for group in this.groups()? {
-            let dir = this.group_dir(group);
-            for name in this.names(&dir)? {
-                if name.ends_with(TMP_SUFFIX) {
-                    let path = dir.join(name);
-                    this.vfs
-                        .remove(&path)
-                        .map_err(SnapshotError::io(&path, "remove"))?;
-                }
-            }
-            this.vfs
-                .sync_dir(&dir)
-                .map_err(SnapshotError::io(&dir, "sync"))?;
-        }
-        this.vfs
-            .sync_dir(&this.dir)
-            .map_err(SnapshotError::io(&this.dir, "sync"))?;
-        Ok(this)
+        Self::open_with(vfs, SnapshotOptions::new(dir, store))
     }
 
-    /// Begins a snapshot of `group` that covers the log up to `index`. `number` must be new to this
-    /// store.
+    /// Opens the store, creating it if needed: deletes what unfinished writers left, and syncs the
+    /// directories, since a name that is visible after a crash need not be durable. Options out of
+    /// bounds are brought within them.
+    ///
+    /// # Errors
+    /// Of the file system; [`SnapshotError::NumbersUnknown`] when the counter of numbers is lost.
+    pub fn open_with(vfs: SharedVfs, options: SnapshotOptions) -> Result<Self, SnapshotError> {
+        let options = options.bounded();
+        let dir = &options.dir;
+        vfs.create_dir_all(dir)
+            .map_err(SnapshotError::io(dir, "create"))?;
+        let catalog = Catalog::new(Arc::clone(&vfs), dir, Some(options.store));
+        let mut is_new = true;
+        for group in catalog.groups()? {
+            let dir = catalog.group_dir(group);
+            for name in catalog.names(group)? {
+                if name.ends_with(TMP_SUFFIX) {
+                    pins::remove(&vfs, &dir.join(name))?;
+                } else {
+                    is_new = false;
+                }
+            }
+            vfs.sync_dir(&dir)
+                .map_err(SnapshotError::io(&dir, "sync"))?;
+        }
+        let numbers = Numbers::open(Arc::clone(&vfs), dir, options.store, is_new)?;
+        vfs.sync_dir(dir).map_err(SnapshotError::io(dir, "sync"))?;
+        Ok(Self(Shared::new(catalog, options, numbers)))
+    }
+
+    /// Begins a snapshot. One of each group can be in the making, until it is installed or dropped.
     ///
     /// # Panics
     /// If the membership is longer than 1 MiB.
-    pub fn create(
-        &self,
-        group: GroupId,
-        index: Index,
-        term: Term,
-        number: u64,
-        membership: Bytes,
-    ) -> Result<SnapshotWriter, SnapshotError> {
-        assert!(
-            membership.len() <= MEMBERSHIP_MAX,
-            "a membership of {} bytes",
-            membership.len()
-        );
-        let dir = self.group_dir(group);
-        self.vfs
-            .create_dir_all(&dir)
-            .map_err(SnapshotError::io(&dir, "create"))?;
-        let name = file_name(index, term, number);
-        let path = dir.join(format!("{name}{SUFFIX}"));
-        let tmp = dir.join(format!("{name}{TMP_SUFFIX}"));
-        match self.vfs.open(&path, OpenMode::Read) {
-            Ok(_) => return Err(SnapshotError::Exists { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(SnapshotError::io(&path, "look for")(error)),
-        }
-        let (store, chunk_size) = (self.store, self.chunk_size);
+    pub fn create(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, SnapshotError> {
+        let len = meta.membership.len();
+        assert!(len <= MEMBERSHIP_MAX, "a membership of {len} bytes");
+        let claim = self.0.claim_making(meta.group)?;
+        let key = (meta.index, meta.term, self.0.draw_number()?);
         let header = Header {
-            store,
-            group,
-            index,
-            term,
-            number,
-            chunk_size,
-            membership,
+            store: self.0.options.store,
+            group: meta.group,
+            creation: meta.creation,
+            index: meta.index,
+            term: meta.term,
+            number: key.2,
+            chunk_size: self.0.options.chunk_bytes,
+            origin: None,
+            membership: meta.membership,
         };
-        SnapshotWriter::create(self.vfs.clone(), dir, path, tmp, header)
+        let catalog = &self.0.catalog;
+        let output = self.new_output(meta.group, catalog.tmp_path(meta.group, key))?;
+        let path = catalog.path(meta.group, key);
+        SnapshotWriter::create(claim, path, header, output)
+    }
+
+    /// Begins to receive a snapshot into the group's `creation`, or goes on where an earlier receive
+    /// under an equal manifest was cut short. A partial file of another snapshot of the group is
+    /// removed, and beyond [`receives_max`](SnapshotOptions::receives_max) the oldest one of any
+    /// group.
+    pub fn receive(
+        &self,
+        manifest: SnapshotManifest,
+        creation: u64,
+    ) -> Result<SnapshotReceiver, SnapshotError> {
+        let group = manifest.group;
+        let claim = self.0.claim_receiving(group)?;
+        let header = SnapshotReceiver::header(&claim, &manifest, creation)?;
+        let output = match self.find_part(group, &header)? {
+            Some(output) => output,
+            None => {
+                self.make_room_for_part()?;
+                let snapshot = &manifest.snapshot;
+                let key = (snapshot.index, snapshot.term, self.0.draw_number()?);
+                let output = self.new_output(group, self.0.catalog.part_path(group, key))?;
+                // So that a power cut does not take the name of what was synced.
+                self.sync_group(group)?;
+                output
+            }
+        };
+        SnapshotReceiver::start(claim, manifest, header, output)
     }
 
     /// Opens a snapshot for reading; header and footer are verified and agree with `snapshot`.
@@ -144,16 +252,29 @@ impl SnapshotStore {
         group: GroupId,
         snapshot: &SnapshotRef,
     ) -> Result<SnapshotReader, SnapshotError> {
-        let SnapshotRef {
-            index,
-            term,
-            number,
-            ..
-        } = *snapshot;
-        let reader = self.inspect(group, index, term, number)?;
-        let path = self.path(group, index, term, number);
-        SnapshotError::expect(&path, 0, "snapshot", snapshot, &reader.reference())?;
-        Ok(reader)
+        let pin = self.pin(group, snapshot);
+        let (file, header, footer) = self.0.catalog.load(group, snapshot)?;
+        let path = self.path(group, snapshot);
+        Ok(SnapshotReader::new(path, file, header, footer, Some(pin)))
+    }
+
+    /// Opens a snapshot for sending; header and footer are verified and agree with `snapshot`.
+    pub fn send(
+        &self,
+        group: GroupId,
+        snapshot: &SnapshotRef,
+    ) -> Result<SnapshotSender, SnapshotError> {
+        let pin = self.pin(group, snapshot);
+        let (file, header, footer) = self.0.catalog.load(group, snapshot)?;
+        let path = self.path(group, snapshot);
+        Ok(SnapshotSender::new(path, file, header, footer, pin))
+    }
+
+    /// Keeps a snapshot from being removed while the pin lives. Whether it is there shows when it
+    /// is opened.
+    #[must_use]
+    pub fn pin(&self, group: GroupId, snapshot: &SnapshotRef) -> SnapshotPin {
+        self.0.pins.pin(&self.path(group, snapshot))
     }
 
     /// Reads a whole snapshot and checks every checksum.
@@ -166,109 +287,79 @@ impl SnapshotStore {
     /// All files under a final name, ordered by group, index, term and number. Damage to one does
     /// not hide the others.
     pub fn list(&self) -> Result<Vec<SnapshotFile>, SnapshotError> {
-        let mut found = Vec::new();
-        for group in self.groups()? {
-            for name in self.names(&self.group_dir(group))? {
-                let Some((index, term, number)) = parse_file_name(&name) else {
-                    continue;
-                };
-                let state = self
-                    .inspect(group, index, term, number)
-                    .map(|r| r.reference());
-                found.push(SnapshotFile {
-                    group,
-                    index,
-                    term,
-                    number,
-                    state,
-                });
+        self.0.catalog.list()
+    }
+
+    /// Removes a snapshot for good, as soon as nobody has it open; one that is not there is removed
+    /// already.
+    ///
+    /// Danger: it does not ask the log whether the snapshot is needed.
+    pub fn remove(&self, group: GroupId, snapshot: &SnapshotRef) -> Result<(), SnapshotError> {
+        self.0.pins.remove(&self.path(group, snapshot))?;
+        self.sync_group(group)
+    }
+
+    /// The partial file of a receive that `header` begins as well. Others of the group are removed.
+    fn find_part(&self, group: GroupId, header: &Header) -> Result<Option<Output>, SnapshotError> {
+        let mut found = None;
+        for name in self.0.catalog.names(group)? {
+            if !name.ends_with(PART_SUFFIX) {
+                continue;
+            }
+            let path = self.0.catalog.group_dir(group).join(name);
+            let opened = self.0.catalog.vfs.open(&path, OpenMode::ReadWrite);
+            let file = opened.map_err(SnapshotError::io(&path, "open"))?;
+            let same = Header::read(&*file, &path, Some(self.0.options.store)).is_ok_and(|found| {
+                Header {
+                    number: header.number,
+                    ..found
+                } == *header
+            });
+            if same && found.is_none() {
+                let sync_bytes = self.0.options.sync_bytes;
+                found = Some(Output::new(file, path, sync_bytes));
+            } else {
+                drop(file);
+                pins::remove(&self.0.catalog.vfs, &path)?;
             }
         }
         Ok(found)
     }
 
-    /// Removes a snapshot for good; one that is not there is removed already. Open readers go on.
-    pub fn remove(&self, group: GroupId, snapshot: &SnapshotRef) -> Result<(), SnapshotError> {
-        let path = self.path(group, snapshot.index, snapshot.term, snapshot.number);
-        match self.vfs.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(SnapshotError::io(&path, "remove")(error));
+    /// Removes the oldest partial files that no receive uses, so that one more is within the bound.
+    fn make_room_for_part(&self) -> Result<(), SnapshotError> {
+        let mut parts: Vec<(u64, PathBuf)> = Vec::new();
+        let mut used = 0;
+        for group in self.0.catalog.groups()? {
+            let dir = self.0.catalog.group_dir(group);
+            for name in self.0.catalog.names(group)? {
+                match parse_part_name(&name) {
+                    Some(_) if self.0.is_receiving(group) => used += 1,
+                    Some((_, _, number)) => parts.push((number, dir.join(name))),
+                    None => {}
+                }
             }
-            _ => {}
         }
-        let dir = self.group_dir(group);
-        match self.vfs.sync_dir(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(SnapshotError::io(&dir, "sync")(error))
-            }
-            _ => Ok(()),
+        parts.sort_unstable();
+        let surplus = (used + parts.len() + 1).saturating_sub(self.0.options.receives_max);
+        for (_, path) in parts.into_iter().take(surplus) {
+            pins::remove(&self.0.catalog.vfs, &path)?;
         }
+        Ok(())
     }
 
-    /// Opens a file and checks that it is the one that its name promises.
-    fn inspect(
-        &self,
-        group: GroupId,
-        index: Index,
-        term: Term,
-        number: u64,
-    ) -> Result<SnapshotReader, SnapshotError> {
-        let path = self.path(group, index, term, number);
-        let file = self
-            .vfs
-            .open(&path, OpenMode::Read)
-            .map_err(SnapshotError::io(&path, "open"))?;
-        let header = Header::read(&*file, &path, self.store)?;
-        SnapshotError::expect(&path, 24, "group", group, header.group)?;
-        SnapshotError::expect(&path, 32, "index", index, header.index)?;
-        SnapshotError::expect(&path, 40, "term", term, header.term)?;
-        SnapshotError::expect(&path, 48, "number", number, header.number)?;
-        SnapshotReader::open(path, file, header)
+    /// Makes a file, and its directory if need be.
+    fn new_output(&self, group: GroupId, path: PathBuf) -> Result<Output, SnapshotError> {
+        let (vfs, dir) = (&self.0.catalog.vfs, self.0.catalog.group_dir(group));
+        vfs.create_dir_all(&dir)
+            .map_err(SnapshotError::io(&dir, "create"))?;
+        let file = vfs
+            .open(&path, OpenMode::CreateNew)
+            .map_err(SnapshotError::io(&path, "create"))?;
+        Ok(Output::new(file, path, self.0.options.sync_bytes))
     }
 
-    /// The groups that have a directory. Other names are not ours and left alone.
-    fn groups(&self) -> Result<Vec<GroupId>, SnapshotError> {
-        let names = self.names(&self.dir)?;
-        Ok(names
-            .iter()
-            .filter_map(|name| parse_hex(name.strip_prefix("group-")?))
-            .map(GroupId)
-            .collect())
+    fn path(&self, group: GroupId, snapshot: &SnapshotRef) -> PathBuf {
+        self.0.catalog.path(group, catalog::key_of(snapshot))
     }
-
-    fn names(&self, dir: &Path) -> Result<Vec<String>, SnapshotError> {
-        self.vfs.list(dir).map_err(SnapshotError::io(dir, "list"))
-    }
-
-    fn group_dir(&self, group: GroupId) -> PathBuf {
-        self.dir.join(format!("group-{:016x}", group.0))
-    }
-
-    fn path(&self, group: GroupId, index: Index, term: Term, number: u64) -> PathBuf {
-        self.group_dir(group)
-            .join(format!("{}{SUFFIX}", file_name(index, term, number)))
-    }
-}
-
-fn file_name(index: Index, term: Term, number: u64) -> String {
-    format!("snap-{:016x}-{:016x}-{number:016x}", index.0, term.0)
-}
-
-fn parse_file_name(name: &str) -> Option<(Index, Term, u64)> {
-    let mut fields = name
-        .strip_prefix("snap-")?
-        .strip_suffix(SUFFIX)?
-        .split('-')
-        .map(parse_hex);
-    let (index, term, number) = (fields.next()??, fields.next()??, fields.next()??);
-    fields
-        .next()
-        .is_none()
-        .then_some((Index(index), Term(term), number))
-}
-
-/// Sixteen lower-case digits, as they are written.
-fn parse_hex(text: &str) -> Option<u64> {
-    let value = u64::from_str_radix(text, 16).ok()?;
-    (format!("{value:016x}") == text).then_some(value)
 }

@@ -6,13 +6,16 @@ use std::path::PathBuf;
 
 use crc32fast::Hasher;
 
+use super::chunk::{CHUNK_HEAD_LEN, ChunkHead};
 use super::error::SnapshotError;
-use super::format::{CHUNK_HEAD_LEN, Footer, Header, read_exact, u32_at};
+use super::format::{Footer, Header, read_exact};
+use super::pins::SnapshotPin;
 use crate::SnapshotRef;
 use crate::vfs::VfsFile;
 
 /// The content of a snapshot. The last chunk is handed out only when the checksum of the whole
-/// agrees, so whoever reads to the end has read what was written.
+/// agrees, so whoever reads to the end has read what was written. The file is not removed before
+/// the reader is dropped.
 ///
 /// An error is `InvalidData` for damage and carries a [`SnapshotError`]; after it every further
 /// read fails.
@@ -21,54 +24,51 @@ pub struct SnapshotReader {
     file: Box<dyn VfsFile>,
     header: Header,
     footer: Footer,
-    /// Where the next chunk begins.
+    /// Where the next chunk begins, and its number.
     offset: u64,
+    number: u64,
     /// Content bytes in chunks not loaded yet.
     left: u64,
     content_crc: Hasher,
     /// The chunk at hand and how much of it was handed out.
     chunk: Vec<u8>,
     taken: usize,
+    /// The chunk as it is stored.
+    stored: Vec<u8>,
     failed: bool,
+    _pin: Option<SnapshotPin>,
 }
 
 impl SnapshotReader {
-    /// Reads and verifies header and footer.
-    pub(super) fn open(
+    /// Reads a file whose header and footer were verified.
+    pub(super) fn new(
         path: PathBuf,
         file: Box<dyn VfsFile>,
         header: Header,
-    ) -> Result<Self, SnapshotError> {
-        let footer = Footer::read(&*file, &path, &header)?;
-        if footer.content_len == 0 {
-            let at = header.len() + 24;
-            SnapshotError::expect(&path, at, "content checksum", 0, footer.content_crc)?;
-        }
-        Ok(Self {
+        footer: Footer,
+        pin: Option<SnapshotPin>,
+    ) -> Self {
+        Self {
             path,
             file,
             offset: header.len(),
+            number: 0,
             left: footer.content_len,
             header,
             footer,
             content_crc: Hasher::new(),
             chunk: Vec::new(),
             taken: 0,
+            stored: Vec::new(),
             failed: false,
-        })
+            _pin: pin,
+        }
     }
 
     /// What the snapshot is, as the file itself says.
     #[must_use]
     pub fn reference(&self) -> SnapshotRef {
-        SnapshotRef {
-            index: self.header.index,
-            term: self.header.term,
-            number: self.header.number,
-            content_len: self.footer.content_len,
-            content_crc: self.footer.content_crc,
-            membership: self.header.membership.clone(),
-        }
+        self.header.reference(&self.footer)
     }
 
     /// The next chunk, verified; empty after the last one.
@@ -94,38 +94,36 @@ impl SnapshotReader {
         self.chunk.clear();
         self.taken = 0;
         if self.left == 0 {
+            if self.footer.chunks == 0 {
+                let (at, found) = (self.offset + 32, self.footer.content_crc);
+                SnapshotError::expect(&self.path, at, "content checksum", 0, found)?;
+            }
             return Ok(());
         }
         let mut head = [0; CHUNK_HEAD_LEN];
-        read_exact(
-            &*self.file,
-            &self.path,
-            &mut head,
-            self.offset,
-            "chunk head",
-        )?;
+        let (path, at) = (&self.path, self.offset);
+        read_exact(&*self.file, path, &mut head, at, "chunk head")?;
         let len = self.left.min(u64::from(self.header.chunk_size)) as u32;
-        SnapshotError::expect(
-            &self.path,
-            self.offset,
-            "chunk length",
-            len,
-            u32_at(&head, 0),
-        )?;
-        self.chunk.resize(len as usize, 0);
-        let content = self.offset + CHUNK_HEAD_LEN as u64;
-        read_exact(&*self.file, &self.path, &mut self.chunk, content, "chunk")?;
-        let mut crc = Hasher::new();
-        crc.update(&self.chunk);
+        let head = ChunkHead::decode(&head, len).map_err(SnapshotError::chunk(path, at))?;
+        self.stored.resize(head.stored as usize, 0);
+        let content = at + CHUNK_HEAD_LEN as u64;
+        read_exact(&*self.file, path, &mut self.stored, content, "chunk")?;
+        let crc = head
+            .open(self.number, &self.stored, len, &mut self.chunk)
+            .map_err(SnapshotError::chunk(path, at))?;
+        if self.chunk.is_empty() {
+            std::mem::swap(&mut self.chunk, &mut self.stored);
+        }
         self.content_crc.combine(&crc);
-        let (at, found) = (self.offset + 4, u32_at(&head, 4));
-        SnapshotError::expect(&self.path, at, "chunk checksum", crc.finalize(), found)?;
-        self.offset = content + u64::from(len);
+        self.offset = content + u64::from(head.stored);
+        self.number += 1;
         self.left -= u64::from(len);
         if self.left == 0 {
+            let end = self.header.len() + self.footer.stored_len;
+            SnapshotError::expect(path, self.offset, "end of chunks", end, self.offset)?;
             let whole = self.content_crc.clone().finalize();
-            let (at, found) = (self.offset + 24, self.footer.content_crc);
-            SnapshotError::expect(&self.path, at, "content checksum", whole, found)?;
+            let (at, found) = (self.offset + 32, self.footer.content_crc);
+            SnapshotError::expect(path, at, "content checksum", whole, found)?;
         }
         Ok(())
     }

@@ -1,0 +1,148 @@
+//! The file that a writer or a receiver fills: gathered into large writes, and synced as it grows.
+//!
+//! Dirty pages that pile up are written back all at once, and then the sync of a small batch of the
+//! log waits behind hundreds of megabytes. So a file never has more than `sync_bytes` that are not
+//! on disk. After the first error nothing more is written.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::error::SnapshotError;
+use crate::vfs::{SharedVfs, VfsFile};
+
+/// Bytes that are gathered for one write, if the syncs are not closer together.
+const PIECE: u64 = 1 << 20;
+
+#[derive(Debug)]
+pub(super) struct Output {
+    file: Box<dyn VfsFile>,
+    path: PathBuf,
+    /// Where the buffer goes.
+    offset: u64,
+    buffer: Vec<u8>,
+    unsynced: u64,
+    sync_bytes: u64,
+    failed: bool,
+}
+
+impl Output {
+    /// Writes `file` from its beginning.
+    pub(super) fn new(file: Box<dyn VfsFile>, path: PathBuf, sync_bytes: u64) -> Self {
+        Self {
+            file,
+            path,
+            offset: 0,
+            buffer: Vec::new(),
+            unsynced: 0,
+            sync_bytes,
+            failed: false,
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the next byte goes.
+    pub(super) fn position(&self) -> u64 {
+        self.offset + self.buffer.len() as u64
+    }
+
+    /// Takes what `fill` appends, and writes once enough has gathered.
+    pub(super) fn append<T>(
+        &mut self,
+        fill: impl FnOnce(&mut Vec<u8>) -> T,
+    ) -> Result<T, SnapshotError> {
+        self.healthy()?;
+        let value = fill(&mut self.buffer);
+        if self.buffer.len() as u64 >= PIECE.min(self.sync_bytes) {
+            self.flush()?;
+        }
+        if self.unsynced >= self.sync_bytes {
+            self.sync()?;
+        }
+        Ok(value)
+    }
+
+    /// Writes what has gathered.
+    pub(super) fn flush(&mut self) -> Result<(), SnapshotError> {
+        self.healthy()?;
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let result = self.file.write_all_at(&self.buffer, self.offset);
+        self.note(result, "write")?;
+        self.offset += self.buffer.len() as u64;
+        self.unsynced += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Ends the file where the next byte would go, whatever lay behind.
+    pub(super) fn cut(&mut self) -> Result<(), SnapshotError> {
+        self.flush()?;
+        let result = self.file.set_len(self.offset);
+        self.note(result, "cut")
+    }
+
+    /// Reads what the file holds at `offset`; false if it is not all there.
+    pub(super) fn read(&self, buf: &mut [u8], offset: u64) -> bool {
+        self.file.read_exact_at(buf, offset).is_ok()
+    }
+
+    /// Writes the rest, puts `header` over the beginning of the file, makes all of it durable, and
+    /// then gives the file its name.
+    pub(super) fn publish(
+        mut self,
+        vfs: &SharedVfs,
+        header: &[u8],
+        name: &Path,
+    ) -> Result<(), PublishError> {
+        let not_named = |error| PublishError {
+            error,
+            named: false,
+        };
+        self.flush().map_err(not_named)?;
+        let result = self.file.write_all_at(header, 0);
+        self.note(result, "write").map_err(not_named)?;
+        self.sync().map_err(not_named)?;
+        let Self { file, path, .. } = self;
+        drop(file);
+        vfs.rename(&path, name)
+            .map_err(SnapshotError::io(&path, "rename"))
+            .map_err(not_named)?;
+        let dir = name.parent().unwrap_or(name);
+        vfs.sync_dir(dir)
+            .map_err(SnapshotError::io(dir, "sync"))
+            .map_err(|error| PublishError { error, named: true })
+    }
+
+    fn sync(&mut self) -> Result<(), SnapshotError> {
+        let result = self.file.sync_data();
+        self.note(result, "sync")?;
+        self.unsynced = 0;
+        Ok(())
+    }
+
+    fn healthy(&self) -> Result<(), SnapshotError> {
+        if !self.failed {
+            return Ok(());
+        }
+        let doing = "go on after a failed write to";
+        Err(SnapshotError::io(&self.path, doing)(
+            io::ErrorKind::Other.into(),
+        ))
+    }
+
+    fn note(&mut self, result: io::Result<()>, doing: &'static str) -> Result<(), SnapshotError> {
+        self.failed |= result.is_err();
+        result.map_err(SnapshotError::io(&self.path, doing))
+    }
+}
+
+/// Why a file could not be published, and whether it has its final name all the same.
+#[derive(Debug)]
+pub(super) struct PublishError {
+    pub(super) error: SnapshotError,
+    pub(super) named: bool,
+}

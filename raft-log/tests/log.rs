@@ -9,7 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use raft_log::vfs::RealFs;
+use raft_log::vfs::sim::{CrashKind, Fault};
+use raft_log::vfs::{RealFs, SimFs};
 use raft_log::{
     Base, Entry, EntryKind, ErrorKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId,
     Record, StoreId, Term, WriteBatch,
@@ -202,4 +203,77 @@ fn directory_is_free_as_soon_as_the_last_handle_is_dropped() {
         });
     }
     check(&open(dir.path(), IoMode::Thread).unwrap(), 1, 100);
+}
+
+/// Creates a group for each of many threads, which then append to their own until they are done or refused; returns how
+/// many appends of each were acknowledged.
+fn append_from_threads(log: &Log, threads: u64, appends: u64) -> Vec<u64> {
+    for group in 1..=threads {
+        let mut batch = WriteBatch::new();
+        batch.push(GroupId(group), Record::Compact(Base::default()));
+        log.write(batch).unwrap();
+    }
+    let append = |group: u64, index: u64| {
+        let mut batch = WriteBatch::new();
+        batch.push(GroupId(group), Record::Entries(vec![entry(index)]));
+        // One half lets the log's thread write, the other writes by itself.
+        if group.is_multiple_of(2) {
+            log.submit(batch).and_then(|ticket| log.wait(ticket))
+        } else {
+            log.write(batch)
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=threads)
+            .map(|group| {
+                let append = &append;
+                scope.spawn(move || {
+                    (1..=appends)
+                        .take_while(|i| append(group, *i).is_ok())
+                        .count()
+                })
+            })
+            .collect();
+        let acknowledged = threads.into_iter().map(|thread| thread.join().unwrap());
+        acknowledged.map(|count| count as u64).collect()
+    })
+}
+
+#[test]
+fn append_from_many_threads_acknowledges_every_entry_in_fewer_syncs() {
+    for io in [IoMode::Inline, IoMode::Thread] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = open(dir.path(), io).unwrap();
+        assert_eq!(append_from_threads(&log, 16, 40), vec![40; 16]);
+        assert!(log.stats().syncs < 16 * 40, "{:?}", log.stats());
+        log.close().unwrap();
+        drop(log);
+        let log = open(dir.path(), io).unwrap();
+        for group in 1..=16 {
+            let found = log
+                .entries(GroupId(group), Index(1)..Index(41), usize::MAX)
+                .unwrap();
+            assert_eq!(found, (1..=40).map(entry).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn append_from_many_threads_with_a_failed_sync_ends_every_wait_and_loses_nothing_acknowledged() {
+    for (io, pass) in [(IoMode::Inline, 40), (IoMode::Thread, 60)] {
+        let fs = SimFs::new(pass);
+        let options = options(Path::new("/"), io);
+        let log = Log::open(fs.shared(), options.clone()).unwrap().0;
+        fs.fail_nth(Fault::Sync, pass);
+        let acknowledged = append_from_threads(&log, 16, 1_000);
+        assert!(acknowledged.iter().all(|count| *count < 1_000));
+        assert_eq!(log.close().unwrap_err().kind(), ErrorKind::Io);
+        drop(log);
+        fs.crash(CrashKind::Power);
+        let (log, _) = Log::open(fs.shared(), options).unwrap();
+        for (group, count) in (1..).zip(acknowledged) {
+            let last = log.group(GroupId(group)).unwrap().last_index;
+            assert!(last >= Index(count), "group {group}: {last} of {count}");
+        }
+    }
 }

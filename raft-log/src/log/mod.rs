@@ -11,6 +11,7 @@ mod read;
 mod recovery;
 mod segment;
 mod votes;
+mod waiters;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::{ErrorKind, GroupId, Index, LogError, Record, Term, WriteBatch};
 use format::{BATCH_HEADER, BodyEncoder, SEGMENT_DATA};
 use index::{Groups, Position};
 use votes::Slot;
+use waiters::{Waiters, Woken};
 use writer::{Item, Next, Writer};
 
 /// How often the log's thread looks whether a full disk has space again.
@@ -54,7 +56,6 @@ struct Shared {
     core: Mutex<Core>,
     writer: Mutex<Writer>,
     next: Next,
-    done: Condvar,
     work: Condvar,
 }
 
@@ -76,7 +77,7 @@ struct Core {
     /// What is queued does not fit the segment at hand, and there is no space for another.
     stuck: bool,
     /// Threads that wait for a sync of somebody else.
-    waiters: usize,
+    waiters: Waiters,
     /// The log's thread waits for work; whoever wakes it clears this, so that nobody else does.
     asleep: bool,
     closed: bool,
@@ -150,7 +151,7 @@ impl Log {
             size: found.size,
             error: None,
             busy: false,
-            waiters: 0,
+            waiters: Waiters::default(),
             asleep: false,
             full: false,
             stuck: false,
@@ -168,7 +169,6 @@ impl Log {
             next: Next {
                 ready: Mutex::new(None),
             },
-            done: Condvar::new(),
             work: Condvar::new(),
         });
         shared.prepare_next();
@@ -191,8 +191,10 @@ impl Log {
     /// # Errors
     /// A batch that is too large or contradicts a group's state, of which nothing is taken; the latched failure.
     pub fn submit(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
-        let ticket = self.0.enqueue(batch)?;
-        self.wake();
+        let (mut core, ticket) = self.0.enqueue(batch)?;
+        if !core.busy {
+            core.wake(&self.0.work);
+        }
         Ok(ticket)
     }
 
@@ -202,7 +204,7 @@ impl Log {
     /// # Errors
     /// As [`Log::submit`].
     pub fn enqueue(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
-        self.0.enqueue(batch)
+        self.0.enqueue(batch).map(|(_, ticket)| ticket)
     }
 
     /// Lets the log's thread write what is queued.
@@ -218,8 +220,8 @@ impl Log {
     /// # Errors
     /// As [`Log::submit`] and [`Log::wait`].
     pub fn write(&self, batch: WriteBatch) -> Result<(), LogError> {
-        let ticket = self.0.enqueue(batch)?;
-        self.wait(ticket)
+        let (core, ticket) = self.0.enqueue(batch)?;
+        self.0.wait(core, ticket)
     }
 
     /// Blocks until the batch is synced.
@@ -228,27 +230,10 @@ impl Log {
     /// The latched failure; [`ErrorKind::Full`] while there is no space for the batch. It is kept, and written once there
     /// is: wait again, or poll.
     pub fn wait(&self, ticket: Ticket) -> Result<(), LogError> {
-        let mut core = self.0.core();
-        loop {
-            if core.durable >= ticket.0 || bug(Bug::AckBeforeSync) {
-                return Ok(());
-            }
-            core.healthy()?;
-            if core.busy {
-                core = self.0.wait_for_sync(core);
-                continue;
-            }
-            if core.stuck && self.0.options.io == IoMode::Thread {
-                // The log's thread tries again; everybody else would only repeat the failure.
-                return Err(LogError::new(
-                    ErrorKind::Full,
-                    "the disk is full; the batch is kept and written once there is space",
-                ));
-            }
-            drop(core);
-            self.0.flush()?;
-            core = self.0.core();
+        if bug(Bug::AckBeforeSync) {
+            return Ok(());
         }
+        self.0.wait(self.0.core(), ticket)
     }
 
     /// True when the batch is synced.
@@ -370,7 +355,7 @@ impl Log {
         }
         let drained = self.0.drain().and_then(|()| {
             // An empty batch: its header says that everything before it is synced.
-            self.0.enqueue(WriteBatch::new())?;
+            drop(self.0.enqueue(WriteBatch::new())?);
             self.0.drain()
         });
         self.0.stop();
@@ -415,7 +400,8 @@ impl Shared {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enqueue(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
+    /// Queues a batch; still holds the lock, for what the caller does next.
+    fn enqueue(&self, batch: WriteBatch) -> Result<(MutexGuard<'_, Core>, Ticket), LogError> {
         let (total, longest) =
             batch
                 .records()
@@ -498,7 +484,7 @@ impl Shared {
         core.offset += len;
         core.next_seq += 1;
         core.stats.batches += 1;
-        Ok(Ticket(seq))
+        Ok((core, Ticket(seq)))
     }
 
     /// Lets the next batch begin a segment, whose checkpoint is the state as of now.
@@ -571,10 +557,11 @@ impl Shared {
             core.groups.trim_cache(self.options.cache_bytes, durable);
             let last = !more || writer.backlog.is_empty();
             // After the last step the role's end tells them.
-            if !last && core.waiters > 0 {
-                self.done.notify_all();
-            }
+            let ready = (!last).then(|| core.waiters.take_durable(durable));
             drop(core);
+            if let Some(ready) = ready {
+                ready.wake();
+            }
             if last {
                 break stepped.map(|_| true);
             }
@@ -592,11 +579,32 @@ impl Shared {
         outcome.and_then(|worked| purged.map(|()| worked))
     }
 
-    fn wait_for_sync<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        core.waiters += 1;
-        let mut core = self.done.wait(core).unwrap_or_else(PoisonError::into_inner);
-        core.waiters -= 1;
-        core
+    fn wait<'a>(&'a self, mut core: MutexGuard<'a, Core>, ticket: Ticket) -> Result<(), LogError> {
+        loop {
+            if core.durable >= ticket.0 {
+                return Ok(());
+            }
+            core.healthy()?;
+            if core.busy {
+                let parker = core.waiters.join(ticket.0);
+                drop(core);
+                if parker.park() == Woken::Durable {
+                    return Ok(());
+                }
+                core = self.core();
+                continue;
+            }
+            if core.stuck && self.options.io == IoMode::Thread {
+                // The log's thread tries again; everybody else would only repeat the failure.
+                return Err(LogError::new(
+                    ErrorKind::Full,
+                    "the disk is full; the batch is kept and written once there is space",
+                ));
+            }
+            drop(core);
+            self.flush()?;
+            core = self.core();
+        }
     }
 
     fn drain(&self) -> Result<(), LogError> {
@@ -605,7 +613,10 @@ impl Shared {
         while core.durable < target.0 {
             core.healthy()?;
             if core.busy {
-                core = self.wait_for_sync(core);
+                let parker = core.waiters.join(target.0);
+                drop(core);
+                parker.park();
+                core = self.core();
                 continue;
             }
             drop(core);
@@ -714,9 +725,10 @@ impl Shared {
         let mut core = self.core();
         core.closed = true;
         let thread = core.thread.take();
+        let waiters = core.waiters.take_all();
         drop(core);
         self.work.notify_all();
-        self.done.notify_all();
+        waiters.wake();
         // The last handle may go in a call that the thread itself makes.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
@@ -743,13 +755,23 @@ impl Drop for Role<'_> {
                 )
             });
         }
-        if core.waiters > 0 {
-            self.0.done.notify_all();
-        }
-        // A full disk is its thread's to watch; a failure ends it.
-        if !core.queue.is_empty() || core.stuck || core.error.is_some() {
+        let durable = core.durable;
+        let ready = core.waiters.take_durable(durable);
+        let failed = core.stuck || core.error.is_some();
+        let next = if failed {
+            core.waiters.take_all()
+        } else {
+            let writers = usize::from(!core.queue.is_empty());
+            core.waiters.take_first(writers)
+        };
+        // What nobody waits for is its thread's to write, and a full disk to watch; a failure ends it.
+        if failed || (!core.queue.is_empty() && next.is_empty()) {
             core.wake(&self.0.work);
         }
+        drop(core);
+        // The next writer first: the disk works while the others are woken.
+        next.wake();
+        ready.wake();
     }
 }
 

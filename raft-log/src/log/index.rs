@@ -82,6 +82,9 @@ pub(super) struct Groups {
     pub(super) map: BTreeMap<GroupId, Group>,
     pub(super) live: BTreeMap<u64, u64>,
     pub(super) cached: usize,
+    /// What is cached, oldest first: the group, and the last index of a run of appends to it. What was cut since is
+    /// still in it.
+    cache_order: VecDeque<(GroupId, Index)>,
     /// The newest batch known to be synced.
     pub(super) durable: u64,
 }
@@ -206,8 +209,13 @@ impl Groups {
                     let position = place();
                     *self.live.entry(position.segment).or_default() += 1;
                     group.entries.push_back(position);
+                    let place = (id, entry.index);
                     self.cached += entry.cost();
                     group.cache.push_back(entry);
+                    match self.cache_order.back_mut() {
+                        Some(last) if last.0 == id => *last = place,
+                        _ => self.cache_order.push_back(place),
+                    }
                 }
             }
             Record::HardState(state) => self.map.get_mut(&id).expect("checked").hard_state = state,
@@ -291,38 +299,119 @@ impl Groups {
         group.base = base;
     }
 
-    /// Forgets cached entries, oldest of each group first, until the budget holds. What is not written yet stays.
+    /// Forgets cached entries, oldest first, until the budget holds. What is not written yet stays.
+    ///
+    /// It is called after each sync and forgets about as much as was added since, so that nobody waits for long.
     pub(super) fn trim_cache(&mut self, budget: usize, durable: u64) {
         self.durable = durable;
-        if self.cached <= budget {
-            return;
-        }
-        let share = budget / self.map.len().max(1) / 2;
-        for group in self.map.values_mut() {
-            while group
-                .unsynced
-                .front()
-                .is_some_and(|batch| batch.0 <= durable)
-            {
-                group.unsynced.pop_front();
+        while let Some((id, last)) = self.cache_order.front().copied() {
+            // The order takes memory too, also for what was cut from the cache.
+            let order = self.cache_order.len() * size_of::<(GroupId, Index)>();
+            if self.cached + order <= budget {
+                return;
             }
-            let pinned = group
-                .unsynced
-                .iter()
-                .map(|batch| batch.1)
-                .min()
-                .unwrap_or(Index(u64::MAX));
-            let mut held: usize = group.cache.iter().map(Entry::cost).sum();
-            while held > share
-                && group
-                    .cache
-                    .front()
-                    .is_some_and(|entry| entry.index < pinned)
-            {
-                let cost = group.cache.pop_front().map_or(0, |entry| entry.cost());
-                held -= cost;
-                self.cached -= cost;
+            if let Some(group) = self.map.get_mut(&id) {
+                let unsynced = group.unsynced.iter().filter(|batch| batch.0 > durable);
+                let pinned = unsynced.map(|batch| batch.1).min();
+                if let Some(oldest) = group.cache.front().filter(|entry| entry.index <= last) {
+                    if pinned.is_some_and(|pinned| oldest.index >= pinned) {
+                        return;
+                    }
+                    self.cached -= oldest.cost();
+                    group.cache.pop_front();
+                    continue;
+                }
             }
+            self.cache_order.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EntryKind;
+
+    fn entries(indices: std::ops::RangeInclusive<u64>) -> Record {
+        let entry = |index| Entry {
+            index: Index(index),
+            term: Term(1),
+            kind: EntryKind::Normal,
+            payload: vec![0; 68].into(),
+        };
+        Record::Entries(indices.map(entry).collect())
+    }
+
+    fn apply(groups: &mut Groups, seq: u64, group: u64, record: Record) {
+        groups.apply(seq, GroupId(group), record, || Position {
+            segment: 1,
+            offset: 0,
+            len: 0,
+        });
+    }
+
+    fn cached(groups: &Groups, group: u64) -> Vec<u64> {
+        let cache = &groups.map[&GroupId(group)].cache;
+        cache.iter().map(|entry| entry.index.0).collect()
+    }
+
+    fn two_groups() -> Groups {
+        let mut groups = Groups::default();
+        for group in [1, 2] {
+            apply(&mut groups, 1, group, Record::Compact(Base::default()));
+        }
+        groups
+    }
+
+    /// What so many cached entries and records of the order take.
+    fn budget(entries: usize, order: usize) -> usize {
+        entries * 100 + order * 16
+    }
+
+    #[test]
+    fn trim_of_a_cache_over_budget_forgets_the_oldest_of_all_groups() {
+        let mut groups = two_groups();
+        apply(&mut groups, 2, 1, entries(1..=3));
+        apply(&mut groups, 3, 2, entries(1..=3));
+        apply(&mut groups, 4, 1, entries(4..=4));
+        groups.trim_cache(budget(6, 3), 4);
+        assert_eq!(cached(&groups, 1), [2, 3, 4]);
+        groups.trim_cache(budget(2, 2), 4);
+        assert_eq!((cached(&groups, 1), cached(&groups, 2)), (vec![4], vec![3]));
+        assert_eq!(groups.cached, 200);
+    }
+
+    #[test]
+    fn trim_before_a_sync_keeps_what_only_memory_holds() {
+        let mut groups = two_groups();
+        apply(&mut groups, 2, 1, entries(1..=3));
+        apply(&mut groups, 3, 2, entries(1..=1));
+        // These replace entries that were synced, under the same indices.
+        apply(&mut groups, 4, 1, entries(2..=4));
+        groups.trim_cache(0, 3);
+        assert_eq!(cached(&groups, 1), [2, 3, 4]);
+        groups.trim_cache(0, 4);
+        assert_eq!(groups.cached, 0);
+        assert!(groups.cache_order.is_empty());
+    }
+
+    #[test]
+    fn cache_order_of_groups_compacted_all_the_time_stays_within_the_budget() {
+        let mut groups = two_groups();
+        apply(&mut groups, 2, 1, entries(1..=1));
+        for index in 1..1000 {
+            for group in [2, 1] {
+                let record = if group == 1 { index + 1 } else { index };
+                apply(&mut groups, index, group, entries(record..=record));
+                let base = Base {
+                    index: Index(record),
+                    term: Term(1),
+                    ..Base::default()
+                };
+                apply(&mut groups, index, group, Record::Compact(base));
+            }
+            groups.trim_cache(budget(1, 50), index);
+        }
+        assert!(groups.cache_order.len() * 16 <= budget(1, 50));
     }
 }

@@ -523,6 +523,8 @@ impl Shared {
         }
         core.busy = true;
         let items = std::mem::take(&mut core.queue);
+        let newest = core.next_seq - 1;
+        core.waiters.queue_taken(newest);
         drop(core);
         let role = Role(self);
         if bug(Bug::PurgeBeforeSync) {
@@ -557,7 +559,7 @@ impl Shared {
             core.groups.trim_cache(self.options.cache_bytes, durable);
             let last = !more || writer.backlog.is_empty();
             // After the last step the role's end tells them.
-            let ready = (!last).then(|| core.waiters.take_durable(durable));
+            let ready = (!last).then(|| core.waiters.take_written(durable));
             drop(core);
             if let Some(ready) = ready {
                 ready.wake();
@@ -586,9 +588,9 @@ impl Shared {
             }
             core.healthy()?;
             if core.busy {
-                let parker = core.waiters.join(ticket.0);
+                let place = core.waiters.join(ticket.0);
                 drop(core);
-                if parker.park() == Woken::Durable {
+                if place.wait() == Woken::Durable {
                     return Ok(());
                 }
                 core = self.core();
@@ -613,9 +615,9 @@ impl Shared {
         while core.durable < target.0 {
             core.healthy()?;
             if core.busy {
-                let parker = core.waiters.join(target.0);
+                let place = core.waiters.join(target.0);
                 drop(core);
-                parker.park();
+                place.wait();
                 core = self.core();
                 continue;
             }
@@ -677,7 +679,12 @@ impl Shared {
                 core.full = core.stuck;
             }
             Err(error) if error.kind() == ErrorKind::Full => core.full = true,
-            Err(error) => drop(core.error.get_or_insert(error)),
+            Err(error) => {
+                core.error.get_or_insert(error);
+                let waiters = core.waiters.take_all();
+                drop(core);
+                waiters.wake();
+            }
         }
     }
 
@@ -756,13 +763,12 @@ impl Drop for Role<'_> {
             });
         }
         let durable = core.durable;
-        let ready = core.waiters.take_durable(durable);
         let failed = core.stuck || core.error.is_some();
+        let written = core.waiters.take_written(durable);
         let next = if failed {
             core.waiters.take_all()
         } else {
-            let writers = usize::from(!core.queue.is_empty());
-            core.waiters.take_first(writers)
+            core.waiters.take_first()
         };
         // What nobody waits for is its thread's to write, and a full disk to watch; a failure ends it.
         if failed || (!core.queue.is_empty() && next.is_empty()) {
@@ -771,7 +777,7 @@ impl Drop for Role<'_> {
         drop(core);
         // The next writer first: the disk works while the others are woken.
         next.wake();
-        ready.wake();
+        written.wake();
     }
 }
 

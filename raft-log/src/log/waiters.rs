@@ -1,109 +1,111 @@
-//! Threads that wait for somebody else's sync. Each parks by itself and is woken by itself.
+//! Threads that wait for somebody else's sync: who sleeps where, and what each is told.
 //!
-//! One condition variable for all would wake every thread after every sync: those whose batch still waits only to sleep
-//! again, and all of them into the log's one lock. Here a thread whose batch is durable is told so and returns without
-//! the lock, and one of the others is told to write what has gathered. The lists are kept under the log's lock; waking
-//! is a system call each and happens outside of it.
+//! Those whose batches one writer has taken sleep at one gate, and are told at once, by one system call, when the sync
+//! is done; none of them needs the log's lock to hear it. Those whose batches are queued sleep at the next gate, all but
+//! the first, which sleeps by itself: it is woken to write what has gathered as soon as the writer's role is free. So a
+//! sync wakes whom it concerns and one more thread. All of this is kept under the log's lock; opening a gate is a system
+//! call and happens outside of it.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::thread::Thread;
+use std::sync::{Arc, OnceLock};
 
 /// Why a waiter was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub(super) enum Woken {
     /// The batch that it waits for is synced.
-    Durable = 1,
+    Durable,
     /// Something else is up: the writer's role is free, or the log has failed.
-    Look = 2,
+    Look,
 }
 
-const WAITING: u8 = 0;
+/// Where threads sleep until it opens.
+#[derive(Debug, Default)]
+struct Gate(OnceLock<Woken>);
 
-/// Where one thread sleeps. A thread waits for one batch at a time, so it needs only one in its life.
+/// A place at a gate. The log's lock is released before [`Place::wait`].
 #[derive(Debug)]
-pub(super) struct Parker {
-    state: AtomicU8,
-    thread: Thread,
-}
+#[must_use]
+pub(super) struct Place(Arc<Gate>);
 
-thread_local! {
-    static PARKER: Arc<Parker> = Arc::new(Parker {
-        state: AtomicU8::new(WAITING),
-        thread: std::thread::current(),
-    });
-}
-
-impl Parker {
-    /// Sleeps until the waiter that this thread joined as is woken.
-    pub(super) fn park(&self) -> Woken {
-        loop {
-            match self.state.load(Ordering::Acquire) {
-                // A wake-up of an earlier wait may arrive late, so waking alone says nothing.
-                WAITING => std::thread::park(),
-                state if state == Woken::Durable as u8 => return Woken::Durable,
-                _ => return Woken::Look,
-            }
-        }
+impl Place {
+    /// Sleeps until the gate opens.
+    pub(super) fn wait(&self) -> Woken {
+        *self.0.0.wait()
     }
 }
 
-/// Waiters taken off the list, to be woken once the log's lock is released.
+/// Gates taken off the log, to be opened once its lock is released.
 #[derive(Debug)]
 #[must_use]
-pub(super) struct Wakes(Vec<Waiter>, Woken);
+pub(super) struct Wakes([Option<Arc<Gate>>; 3], Woken);
 
 impl Wakes {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.0.iter().all(Option::is_none)
     }
 
     pub(super) fn wake(self) {
-        for waiter in self.0 {
-            waiter.parker.state.store(self.1 as u8, Ordering::Release);
-            waiter.parker.thread.unpark();
+        for gate in self.0.into_iter().flatten() {
+            // A gate is taken once, so nobody has opened it before.
+            let _ = gate.0.set(self.1);
         }
     }
 }
 
-#[derive(Debug)]
-struct Waiter {
-    seq: u64,
-    parker: Arc<Parker>,
+/// The gates of a log.
+#[derive(Debug, Default)]
+pub(super) struct Waiters {
+    /// The newest batch that a writer has taken from the queue.
+    taken: u64,
+    /// Whose batches are taken.
+    written: Option<Arc<Gate>>,
+    /// Who writes next.
+    first: Option<Arc<Gate>>,
+    /// Whose batches are queued, but for the first.
+    queued: Option<Arc<Gate>>,
 }
 
-/// Who waits, in the order of arrival.
-#[derive(Debug, Default)]
-pub(super) struct Waiters(Vec<Waiter>);
-
 impl Waiters {
-    /// Adds the calling thread, which waits for a batch. It parks after it has released the log's lock.
-    pub(super) fn join(&mut self, seq: u64) -> Arc<Parker> {
-        let parker = PARKER.with(Arc::clone);
-        parker.state.store(WAITING, Ordering::Relaxed);
-        self.0.push(Waiter {
-            seq,
-            parker: Arc::clone(&parker),
-        });
-        parker
+    /// Adds the calling thread, which waits for a batch, while another thread writes.
+    pub(super) fn join(&mut self, seq: u64) -> Place {
+        let gate = if seq <= self.taken {
+            self.written.get_or_insert_default()
+        } else if self.first.is_none() {
+            self.first.insert(Arc::default())
+        } else {
+            self.queued.get_or_insert_default()
+        };
+        Place(Arc::clone(gate))
     }
 
-    /// Takes those whose batch is synced.
-    pub(super) fn take_durable(&mut self, durable: u64) -> Wakes {
-        let ready = self.0.extract_if(.., |waiter| waiter.seq <= durable);
-        Wakes(ready.collect(), Woken::Durable)
+    /// A writer takes all batches up to this one.
+    pub(super) fn queue_taken(&mut self, newest: u64) {
+        assert!(
+            self.written.is_none() && self.first.is_none(),
+            "the writer before has woken them"
+        );
+        self.taken = newest;
+        self.written = self.queued.take();
     }
 
-    /// Takes up to so many that have waited longest, to write.
-    pub(super) fn take_first(&mut self, count: usize) -> Wakes {
-        let first = self.0.drain(..self.0.len().min(count));
-        Wakes(first.collect(), Woken::Look)
+    /// Takes those whose batches were written; they are told that it is done only if all of it is.
+    pub(super) fn take_written(&mut self, durable: u64) -> Wakes {
+        let told = if durable >= self.taken {
+            Woken::Durable
+        } else {
+            Woken::Look
+        };
+        Wakes([self.written.take(), None, None], told)
+    }
+
+    /// Takes the one that writes next.
+    pub(super) fn take_first(&mut self) -> Wakes {
+        Wakes([self.first.take(), None, None], Woken::Look)
     }
 
     /// Takes all, to see what has become of the log.
     pub(super) fn take_all(&mut self) -> Wakes {
-        Wakes(std::mem::take(&mut self.0), Woken::Look)
+        let gates = [self.written.take(), self.first.take(), self.queued.take()];
+        Wakes(gates, Woken::Look)
     }
 }
 
@@ -112,36 +114,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiters_of_three_batches_are_woken_by_what_became_of_each() {
+    fn waiters_of_taken_and_queued_batches_are_told_what_became_of_each() {
         let mut waiters = Waiters::default();
-        // One parker of this thread stands for all three: it keeps the last thing that it was told.
-        let parker = [7, 3, 5].map(|seq| waiters.join(seq))[0].clone();
-        let ready = waiters.take_durable(5);
+        waiters.queue_taken(5);
+        let written = [waiters.join(3), waiters.join(5)];
+        let (first, queued) = (waiters.join(7), waiters.join(6));
+        waiters.take_written(5).wake();
+        assert_eq!(written.map(|place| place.wait()), [Woken::Durable; 2]);
+        waiters.take_first().wake();
+        assert_eq!(first.wait(), Woken::Look);
+        waiters.queue_taken(7);
+        // The first has found another writer at work; its batch is among those that are taken.
+        let first = waiters.join(7);
+        waiters.take_written(7).wake();
         assert_eq!(
-            ready.0.iter().map(|w| w.seq).collect::<Vec<_>>(),
-            vec![3, 5]
+            [first, queued].map(|place| place.wait()),
+            [Woken::Durable; 2]
         );
-        ready.wake();
-        assert_eq!(parker.park(), Woken::Durable);
-        waiters.join(9);
-        let first = waiters.take_first(1);
-        assert_eq!(first.0[0].seq, 7);
-        first.wake();
-        assert_eq!(parker.park(), Woken::Look);
-        assert_eq!(waiters.take_all().0[0].seq, 9);
-        assert!(waiters.take_first(1).is_empty());
+        assert!(waiters.take_all().is_empty());
     }
 
     #[test]
-    fn park_after_a_late_wake_up_of_an_earlier_wait_sleeps_on() {
+    fn waiters_of_a_writer_that_got_half_way_look_again() {
         let mut waiters = Waiters::default();
-        waiters.join(1);
-        waiters.take_durable(1).wake();
-        // The token of the wake-up above is still there when this thread parks again.
-        let parker = waiters.join(2);
-        std::thread::scope(|scope| {
-            scope.spawn(|| waiters.take_all().wake());
-            assert_eq!(parker.park(), Woken::Look);
-        });
+        waiters.queue_taken(5);
+        let place = waiters.join(4);
+        waiters.take_written(4).wake();
+        assert_eq!(place.wait(), Woken::Look);
+    }
+
+    #[test]
+    fn waiters_of_a_failed_log_all_look() {
+        let mut waiters = Waiters::default();
+        waiters.queue_taken(1);
+        let places = [waiters.join(1), waiters.join(2), waiters.join(3)];
+        waiters.take_all().wake();
+        assert_eq!(places.map(|place| place.wait()), [Woken::Look; 3]);
     }
 }

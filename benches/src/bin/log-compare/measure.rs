@@ -1,11 +1,12 @@
 //! Slices and rounds: every engine in turn, for a short while, over and over.
 //!
 //! The order within a round rotates, so that none always runs behind the same neighbour. Only the call that appends is
-//! timed; making payloads is not. A slice's rate counts what was acknowledged between the common start and the moment
-//! when the last thread ended.
+//! timed; making payloads is not. A slice's rate counts what was acknowledged from the start of its first
+//! thread to the end of its last.
 
 use std::path::Path;
-use std::sync::Barrier;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,9 +19,6 @@ pub(crate) const PAYLOAD_BYTES: usize = 256;
 
 /// Random bytes that each thread takes its payloads from.
 const POOL_BYTES: usize = 1 << 20;
-
-/// Appends of each thread before a slice begins.
-const WARM_APPENDS: usize = 8;
 
 /// What is measured: so many threads, each with a group of its own, and so many entries in an append.
 pub(crate) struct Workload {
@@ -101,22 +99,14 @@ fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(60_000_000_000, 2).expect("two digits are within its bounds")
 }
 
-/// One thread's slice: appends until the time is up. A few appends before it give the new thread its memory.
+/// One thread's slice: appends until the time is up.
 fn work(
     lane: &mut dyn Lane,
     payloads: &mut Payloads,
     entries: usize,
-    (begin, length): (&Barrier, Duration),
+    length: Duration,
 ) -> Result<Histogram<u64>, Failure> {
     let (mut times, mut batch) = (histogram(), Vec::new());
-    let mut warmed = Ok(());
-    for _ in 0..WARM_APPENDS {
-        payloads.take(entries, &mut batch);
-        warmed = warmed.and_then(|()| lane.append(&batch));
-    }
-    // Whoever failed must not keep the others waiting.
-    begin.wait();
-    warmed?;
     let mut now = Instant::now();
     let end = now + length;
     while now < end {
@@ -129,32 +119,51 @@ fn work(
     Ok(times)
 }
 
-/// All threads' slice of one engine: entries per second, and the times of the appends.
-fn slice(
-    lanes: &mut [Box<dyn Lane + '_>],
-    pools: &mut [Payloads],
-    entries: usize,
-    length: Duration,
-) -> Result<(f64, Histogram<u64>), Failure> {
-    let barrier = Barrier::new(lanes.len() + 1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = lanes
-            .iter_mut()
-            .zip(pools)
-            .map(|(lane, payloads)| {
-                let begin = (&barrier, length);
-                scope.spawn(move || work(&mut **lane, payloads, entries, begin))
-            })
-            .collect();
-        barrier.wait();
-        let start = Instant::now();
-        let mut times = histogram();
-        for thread in threads {
-            times.add(thread.join().map_err(|_| "a writer panicked")??)?;
+type Times = Result<Histogram<u64>, Failure>;
+
+/// The threads of one engine. They live as long as the run, so that no slice pays for new threads' memory; dropping
+/// `starts` ends them.
+struct Writers {
+    starts: Vec<Sender<Duration>>,
+    times: Receiver<Times>,
+}
+
+impl Writers {
+    fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        wal: &'env dyn Wal,
+        workload: &Workload,
+    ) -> Result<Self, Failure> {
+        let (done, times) = channel();
+        let mut starts = Vec::new();
+        for group in 1..=workload.threads as u64 {
+            let (mut lane, entries) = (wal.lane(group)?, workload.entries);
+            let (start, slices) = channel();
+            let done = done.clone();
+            starts.push(start);
+            scope.spawn(move || {
+                let mut payloads = Payloads::new(group);
+                // Nobody listens any more once another thread has failed.
+                for length in slices {
+                    let _ = done.send(work(&mut *lane, &mut payloads, entries, length));
+                }
+            });
         }
-        let rate = (times.len() * entries as u64) as f64 / start.elapsed().as_secs_f64();
-        Ok((rate, times))
-    })
+        Ok(Self { starts, times })
+    }
+
+    /// All threads' slice: appends per second, and their times.
+    fn slice(&self, length: Duration) -> Result<(f64, Histogram<u64>), Failure> {
+        let begin = Instant::now();
+        for start in &self.starts {
+            start.send(length)?;
+        }
+        let mut times = histogram();
+        for _ in &self.starts {
+            times.add(self.times.recv()??)?;
+        }
+        Ok((times.len() as f64 / begin.elapsed().as_secs_f64(), times))
+    }
 }
 
 /// Runs one workload: a round to warm up, then `rounds` that count.
@@ -164,9 +173,8 @@ pub(crate) fn run(
     rounds: usize,
     length: Duration,
 ) -> Result<Point, Failure> {
-    let mut pools: Vec<_> = (0..work.threads as u64).map(Payloads::new).collect();
     let mut sample = Vec::new();
-    pools[0].take(work.entries, &mut sample);
+    Payloads::new(0).take(work.entries, &mut sample);
     let ours = Ours::open(&dir.join("ours"))?;
     let bytes = ours.append_len(&sample)?;
     let mut wals: Vec<(&'static str, Box<dyn Wal>)> = vec![
@@ -182,31 +190,27 @@ pub(crate) fn run(
         let limit = Limit::open(&dir.join("limit"), bytes, &random)?;
         wals.push(("limit", Box::new(limit)));
     }
-    let mut lanes = Vec::new();
-    let mut point = Vec::new();
-    for (engine, wal) in &wals {
-        let groups = 1..=work.threads as u64;
-        lanes.push(
-            groups
-                .map(|group| wal.lane(group))
-                .collect::<Result<Vec<_>, _>>()?,
-        );
-        point.push(Series {
-            engine,
-            rates: Vec::new(),
-            times: histogram(),
-        });
-    }
-    for round in 0..=rounds {
-        for turn in 0..wals.len() {
-            let engine = (turn + round) % wals.len();
-            let length = if round == 0 { length / 4 } else { length };
-            let (rate, times) = slice(&mut lanes[engine], &mut pools, work.entries, length)?;
-            if round > 0 {
-                point[engine].rates.push(rate);
-                point[engine].times.add(times)?;
+    std::thread::scope(|scope| {
+        let mut point = Vec::new();
+        let mut writers = Vec::new();
+        for (engine, wal) in &wals {
+            writers.push(Writers::start(scope, &**wal, work)?);
+            point.push(Series {
+                engine,
+                rates: Vec::new(),
+                times: histogram(),
+            });
+        }
+        for round in 0..=rounds {
+            for turn in 0..wals.len() {
+                let engine = (turn + round) % wals.len();
+                let (rate, times) = writers[engine].slice(length)?;
+                if round > 0 {
+                    point[engine].rates.push(rate * work.entries as f64);
+                    point[engine].times.add(times)?;
+                }
             }
         }
-    }
-    Ok(point)
+        Ok(point)
+    })
 }

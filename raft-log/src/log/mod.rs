@@ -171,7 +171,10 @@ impl Log {
             },
             work: Condvar::new(),
         });
-        shared.prepare_next();
+        if shared.options.io == IoMode::Inline {
+            // A log with a thread leaves this to it: filling a segment takes longer than many a recovery.
+            shared.prepare_next();
+        }
         shared.purge()?;
         if shared.options.io == IoMode::Thread {
             let own = Arc::clone(&shared);

@@ -138,15 +138,15 @@ impl Writer {
             self.votes.write(&slots)?;
             self.syncs += 1;
         }
-        let path = segment::segment_path(&self.dir, self.segment);
         let at = first.expect("the front is a batch");
         self.file
             .write_all_at(&self.buffer, at)
-            .map_err(|error| LogError::io("cannot write a batch", &path, error))?;
+            .map_err(|error| LogError::io("cannot write a batch", &self.path(), error))?;
         match self.file.sync_data() {
             Err(error) if error.raw_os_error().is_some() && bug(Bug::GoOnAfterFailedSync) => {}
-            synced => synced
-                .map_err(|error| LogError::io("cannot sync a batch", &path, error).latched())?,
+            synced => synced.map_err(|error| {
+                LogError::io("cannot sync a batch", &self.path(), error).latched()
+            })?,
         }
         self.syncs += 1;
         self.bytes += self.buffer.len() as u64;
@@ -157,6 +157,11 @@ impl Writer {
             self.buffer = Vec::new();
         }
         Ok(true)
+    }
+
+    /// The file at hand, for messages.
+    fn path(&self) -> PathBuf {
+        segment::segment_path(&self.dir, self.segment)
     }
 
     fn rotate(&mut self, next: &Next) -> Result<(), LogError> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use raft_log::snapshot::SnapshotMeta;
 use raft_log::vfs::SharedVfs;
 use raft_log::vfs::sim::{BytewiseFs, CrashKind, SimFs};
 use raft_log::{
@@ -75,10 +76,16 @@ fn snapshot_on_single_bytes_reads_back() {
     let vfs: SharedVfs = Arc::new(BytewiseFs::new(fs.shared()));
     let store = SnapshotStore::open(vfs, "/snap", STORE).unwrap();
     let content: Vec<u8> = (0..3_000u32).map(|at| at.to_le_bytes()[0]).collect();
-    let members = b"members".as_slice().into();
-    let mut writer = store.create(GROUP, Index(7), Term(3), 1, members).unwrap();
+    let meta = SnapshotMeta {
+        group: GROUP,
+        creation: 1,
+        index: Index(7),
+        term: Term(3),
+        membership: b"members".as_slice().into(),
+    };
+    let mut writer = store.create(meta).unwrap();
     writer.write_all(&content).unwrap();
-    let snapshot = writer.finish().unwrap();
+    let snapshot = writer.finish().unwrap().keep();
     store.verify(GROUP, &snapshot).unwrap();
     let mut read = Vec::new();
     let mut reader = store.open_snapshot(GROUP, &snapshot).unwrap();

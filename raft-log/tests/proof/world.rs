@@ -5,6 +5,7 @@ use raft_log::vfs::sim::{CrashKind, Lie, LyingFs, SimFs};
 use raft_log::{
     Base, Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogError, LogOptions, NodeId,
     Record, SnapshotError, SnapshotRef, SnapshotStore, StoreId, Term, WriteBatch,
+    snapshot::SnapshotMeta,
 };
 use std::io::Write;
 
@@ -242,30 +243,27 @@ impl World {
         let Some(group) = self.history.newest().get(&id).cloned() else {
             return Ok(None);
         };
-        let ((index, term), number) = (group.last(), self.number());
-        let reference = self.write_snapshot(id, index, term, number)?;
+        let (index, term) = group.last();
+        let meta = SnapshotMeta {
+            group: id,
+            creation: group.base.creation,
+            index,
+            term,
+            membership: b"members".as_slice().into(),
+        };
+        let reference = self.write_snapshot(meta)?;
         let mut batch = WriteBatch::new();
         batch.push(id, Record::SnapshotRef(reference));
         Ok(Some(batch))
     }
 
-    fn write_snapshot(
-        &self,
-        id: GroupId,
-        index: Index,
-        term: Term,
-        number: u64,
-    ) -> Result<SnapshotRef, String> {
+    fn write_snapshot(&self, meta: SnapshotMeta) -> Result<SnapshotRef, String> {
         let text = |error: &dyn std::fmt::Display| format!("no snapshot: {error}");
-        let members = b"members".as_slice().into();
-        let mut writer = self
-            .snapshots
-            .create(id, index, term, number, members)
-            .map_err(|error| text(&error))?;
-        writer
-            .write_all(&[number as u8 | 1; 700])
-            .map_err(|error| text(&error))?;
-        writer.finish().map_err(|error| text(&error))
+        let writer = self.snapshots.create(meta);
+        let mut writer = writer.map_err(|error| text(&error))?;
+        writer.write_all(&[7; 700]).map_err(|error| text(&error))?;
+        let pending = writer.finish().map_err(|error| text(&error))?;
+        Ok(pending.keep())
     }
 
     /// Does `op` and waits until it is durable.

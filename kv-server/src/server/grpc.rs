@@ -56,6 +56,15 @@ pub(super) enum Call {
     HashKv,
 }
 
+/// A code as Go spells it, for the sake of existing dashboards.
+pub(super) fn code_label(code: Code) -> String {
+    match code {
+        Code::Ok => "OK".to_owned(),
+        Code::Cancelled => "Canceled".to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
 /// Counts outcomes. The counters of success are looked up once: a call then costs one atomic addition.
 pub(super) struct Calls {
     handled: IntCounterVec,
@@ -91,11 +100,7 @@ impl Calls {
             return self.ok[at].inc();
         }
         let (kind, service, method) = METHODS[at];
-        let code = match code {
-            // As Go spells it, for the sake of existing dashboards.
-            Code::Cancelled => "Canceled".to_owned(),
-            other => format!("{other:?}"),
-        };
+        let code = code_label(code);
         self.handled
             .with_label_values(&[kind, service, method, &code])
             .inc();

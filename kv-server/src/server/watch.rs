@@ -20,6 +20,7 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Metrics;
+use super::grpc::code_label;
 use crate::ApiError;
 use crate::api::{Replica, ScanPool};
 use crate::mvcc::{History, Store};
@@ -131,7 +132,7 @@ impl Shared {
     }
 
     fn count(&self, code: Code) {
-        let code = format!("{code:?}");
+        let code = code_label(code);
         let labels = ["bidi_stream", "etcdserverpb.Watch", "Watch", &code];
         self.handled.with_label_values(&labels).inc();
     }
@@ -414,11 +415,11 @@ impl Drop for Answers {
     /// The stream is over: its watchers go with it.
     fn drop(&mut self) {
         self.lane.wakers().remove(&self.number);
-        self.shared.gauges.watchers.sub(self.counted);
-        self.shared.gauges.streams.dec();
         if !self.ended {
             self.shared.count(Code::Cancelled);
         }
+        self.shared.gauges.watchers.sub(self.counted);
+        self.shared.gauges.streams.dec();
     }
 }
 

@@ -488,5 +488,7 @@ fn stream_goes_on_after_the_last_request_and_its_end_takes_the_watchers() {
             tokio::task::yield_now().await;
         }
         assert_eq!(rig.metrics.watch.watchers.get(), 0);
+        let labels = ["bidi_stream", "etcdserverpb.Watch", "Watch", "Canceled"];
+        assert_eq!(rig.metrics.handled.with_label_values(&labels).get(), 1);
     });
 }

@@ -120,45 +120,42 @@ impl ChunkHead {
     }
 }
 
-/// Appends chunk `number` with its head to `out`. Returns the checksum of its content. `scratch` is
-/// room that is kept between calls.
+/// Makes a chunk of the content that was gathered in `out` from `start` on, behind room for the
+/// chunk's head. Returns the checksum of the content. `scratch` is room that is kept between calls.
 ///
 /// # Panics
 /// If the content is empty or longer than the largest chunk.
-pub(super) fn encode(
+pub(super) fn seal(
     number: u64,
-    content: &[u8],
+    start: usize,
     compression: Compression,
     scratch: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Hasher {
+    let body = start + CHUNK_HEAD_LEN;
+    let content_len = out.len().saturating_sub(body);
     assert!(
-        !content.is_empty() && content.len() <= CHUNK_SIZE_MAX as usize,
-        "a chunk of {} bytes",
-        content.len()
+        content_len > 0 && content_len <= CHUNK_SIZE_MAX as usize,
+        "a chunk of {content_len} bytes"
     );
     // The checksum of the whole follows from those of its parts, so that a byte which is stored as
     // it is gets summed once.
     let mut whole = Hasher::new();
-    whole.update(content);
-    let packed = match compression {
-        Compression::None => None,
-        Compression::Lz4 => pack(content, scratch),
-    };
-    let (stored, bytes) = match packed {
-        None => (content, whole.clone()),
-        Some(packed) => {
-            let mut bytes = Hasher::new();
-            bytes.update(packed);
-            (packed, bytes)
-        }
-    };
-    let len = u32::try_from(stored.len()).expect("a chunk is at most 16 MiB");
+    whole.update(&out[body..]);
+    let mut bytes = whole.clone();
+    if compression == Compression::Lz4
+        && let Some(packed) = pack(&out[body..], scratch)
+    {
+        bytes = Hasher::new();
+        bytes.update(packed);
+        out.truncate(body);
+        out.extend_from_slice(packed);
+    }
+    let len = u32::try_from(out.len() - body).expect("a chunk is at most 16 MiB");
     let mut crc = place(number, len);
     crc.combine(&bytes);
-    out.extend_from_slice(&len.to_le_bytes());
-    out.extend_from_slice(&crc.finalize().to_le_bytes());
-    out.extend_from_slice(stored);
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+    out[start + 4..body].copy_from_slice(&crc.finalize().to_le_bytes());
     whole
 }
 
@@ -198,10 +195,11 @@ mod tests {
     }
 
     fn encoded(number: u64, content: &[u8], compression: Compression) -> Vec<u8> {
-        let mut out = Vec::new();
-        let crc = encode(number, content, compression, &mut Vec::new(), &mut out);
+        let mut out = vec![9; 3 + CHUNK_HEAD_LEN];
+        out.extend_from_slice(content);
+        let crc = seal(number, 3, compression, &mut Vec::new(), &mut out);
         assert_eq!(crc.finalize(), crc32fast::hash(content));
-        out
+        out.split_off(3)
     }
 
     #[test]

@@ -120,6 +120,7 @@ mod receiver;
 mod restore;
 mod sender;
 mod shared;
+mod syncer;
 mod writer;
 
 use std::path::PathBuf;
@@ -316,8 +317,7 @@ impl SnapshotStore {
                 } == *header
             });
             if same && found.is_none() {
-                let sync_bytes = self.0.options.sync_bytes;
-                found = Some(Output::new(file, path, sync_bytes));
+                found = Some(Output::new(file, path, &self.0.options));
             } else {
                 drop(file);
                 pins::remove(&self.0.catalog.vfs, &path)?;
@@ -356,7 +356,7 @@ impl SnapshotStore {
         let file = vfs
             .open(&path, OpenMode::CreateNew)
             .map_err(SnapshotError::io(&path, "create"))?;
-        Ok(Output::new(file, path, self.0.options.sync_bytes))
+        Ok(Output::new(file, path, &self.0.options))
     }
 
     fn path(&self, group: GroupId, snapshot: &SnapshotRef) -> PathBuf {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::chunk::{CHUNK_SIZE, CHUNK_SIZE_MAX, Compression};
-use crate::{GroupId, Index, StoreId, Term};
+use crate::{GroupId, Index, IoMode, StoreId, Term};
 
 /// How a snapshot store is set up.
 #[derive(Clone, Debug)]
@@ -25,9 +25,12 @@ pub struct SnapshotOptions {
     /// How many snapshots are received at a time, and how many partial files are kept for later.
     /// Default 4, at least 1. Each one may take as much disk as the snapshot.
     pub receives_max: usize,
-    /// A file that is written never has more bytes than this that are not synced. Default 8 MiB, at
+    /// A file that is written is synced each time it has grown by so many bytes. Default 16 MiB, at
     /// least 4 KiB. Smaller values cost bandwidth, larger values let the syncs of the log wait longer behind it.
     pub sync_bytes: u64,
+    /// Whether these syncs run beside the writing, on a thread that each writer and receiver has
+    /// for itself, or on the thread that writes, as a simulation needs it. Default: a thread.
+    pub io: IoMode,
 }
 
 impl SnapshotOptions {
@@ -41,7 +44,8 @@ impl SnapshotOptions {
             compression: Compression::None,
             retain: 2,
             receives_max: 4,
-            sync_bytes: 8 << 20,
+            sync_bytes: 16 << 20,
+            io: IoMode::Thread,
         }
     }
 

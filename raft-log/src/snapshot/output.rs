@@ -1,13 +1,18 @@
 //! The file that a writer or a receiver fills: gathered into large writes, and synced as it grows.
 //!
 //! Dirty pages that pile up are written back all at once, and then the sync of a small batch of the
-//! log waits behind hundreds of megabytes. So a file never has more than `sync_bytes` that are not
-//! on disk. After the first error nothing more is written.
+//! log waits behind hundreds of megabytes. So a sync begins after each `sync_bytes`, beside the
+//! writing where threads are allowed, and a file never has more than twice as much that is not on
+//! disk. After the first error nothing more is written.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::SnapshotError;
+use super::options::SnapshotOptions;
+use super::syncer::Syncer;
+use crate::IoMode;
 use crate::vfs::{SharedVfs, VfsFile};
 
 /// Bytes that are gathered for one write, if the syncs are not closer together.
@@ -15,26 +20,31 @@ const PIECE: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Output {
-    file: Box<dyn VfsFile>,
+    file: Arc<dyn VfsFile>,
     path: PathBuf,
     /// Where the buffer goes.
     offset: u64,
     buffer: Vec<u8>,
     unsynced: u64,
     sync_bytes: u64,
+    io: IoMode,
+    /// Made for the first sync but the last.
+    syncer: Option<Syncer>,
     failed: bool,
 }
 
 impl Output {
     /// Writes `file` from its beginning.
-    pub(super) fn new(file: Box<dyn VfsFile>, path: PathBuf, sync_bytes: u64) -> Self {
+    pub(super) fn new(file: Box<dyn VfsFile>, path: PathBuf, options: &SnapshotOptions) -> Self {
         Self {
-            file,
+            file: file.into(),
             path,
             offset: 0,
             buffer: Vec::new(),
             unsynced: 0,
-            sync_bytes,
+            sync_bytes: options.sync_bytes,
+            io: options.io,
+            syncer: None,
             failed: false,
         }
     }
@@ -48,20 +58,30 @@ impl Output {
         self.offset + self.buffer.len() as u64
     }
 
-    /// Takes what `fill` appends, and writes once enough has gathered.
-    pub(super) fn append<T>(
-        &mut self,
-        fill: impl FnOnce(&mut Vec<u8>) -> T,
-    ) -> Result<T, SnapshotError> {
+    /// What has gathered since the last write, to be appended to. Its end may be incomplete until
+    /// [`settle`](Self::settle) is called.
+    pub(super) fn buffer(&mut self) -> Result<&mut Vec<u8>, SnapshotError> {
         self.healthy()?;
-        let value = fill(&mut self.buffer);
+        Ok(&mut self.buffer)
+    }
+
+    /// Writes, and syncs, once enough has gathered.
+    pub(super) fn settle(&mut self) -> Result<(), SnapshotError> {
         if self.buffer.len() as u64 >= PIECE.min(self.sync_bytes) {
             self.flush()?;
         }
         if self.unsynced >= self.sync_bytes {
-            self.sync()?;
+            let result = self.begin_sync();
+            self.note(result, "sync")?;
+            self.unsynced = 0;
         }
-        Ok(value)
+        Ok(())
+    }
+
+    /// Appends `bytes`.
+    pub(super) fn append(&mut self, bytes: &[u8]) -> Result<(), SnapshotError> {
+        self.buffer()?.extend_from_slice(bytes);
+        self.settle()
     }
 
     /// Writes what has gathered.
@@ -105,7 +125,13 @@ impl Output {
         self.flush().map_err(not_named)?;
         let result = self.file.write_all_at(header, 0);
         self.note(result, "write").map_err(not_named)?;
-        self.sync().map_err(not_named)?;
+        let result = self
+            .syncer
+            .take()
+            .map_or(Ok(()), |mut syncer| syncer.wait());
+        self.note(result, "sync").map_err(not_named)?;
+        let result = self.file.sync_data();
+        self.note(result, "sync").map_err(not_named)?;
         let Self { file, path, .. } = self;
         drop(file);
         vfs.rename(&path, name)
@@ -117,11 +143,15 @@ impl Output {
             .map_err(|error| PublishError { error, named: true })
     }
 
-    fn sync(&mut self) -> Result<(), SnapshotError> {
-        let result = self.file.sync_data();
-        self.note(result, "sync")?;
-        self.unsynced = 0;
-        Ok(())
+    fn begin_sync(&mut self) -> io::Result<()> {
+        if self.io == IoMode::Inline {
+            return self.file.sync_data();
+        }
+        let syncer = match &mut self.syncer {
+            Some(syncer) => syncer,
+            none => none.insert(Syncer::start(Arc::clone(&self.file))?),
+        };
+        syncer.sync()
     }
 
     fn healthy(&self) -> Result<(), SnapshotError> {

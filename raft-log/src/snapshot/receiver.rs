@@ -95,9 +95,7 @@ impl SnapshotReceiver {
             scratch: Vec::new(),
         };
         let header = receiver.header.encode();
-        receiver
-            .output()
-            .append(|out| out.extend_from_slice(&header))?;
+        receiver.output().append(&header)?;
         receiver.take_up()?;
         Ok(receiver)
     }
@@ -183,7 +181,7 @@ impl SnapshotReceiver {
                 ));
             }
         };
-        self.output().append(|out| out.extend_from_slice(chunk))?;
+        self.output().append(chunk)?;
         self.content_crc.combine(&crc);
         self.next += 1;
         Ok(())
@@ -216,8 +214,7 @@ impl SnapshotReceiver {
             stored_len: at - self.header.len(),
             content_crc,
         };
-        self.output()
-            .append(|out| out.extend_from_slice(&footer.encode()))?;
+        self.output().append(&footer.encode())?;
         // A number of now: it orders this snapshot behind all that were installed meanwhile.
         let shared = self.claim.as_ref().expect(OPEN).shared();
         self.header.number = shared.draw_number()?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use crc32fast::Hasher;
 
-use super::chunk;
+use super::chunk::{self, CHUNK_HEAD_LEN};
 use super::error::SnapshotError;
 use super::format::{Footer, Header};
 use super::output::Output;
@@ -25,8 +25,9 @@ pub struct SnapshotWriter {
     header: Header,
     /// `None` once it was closed.
     output: Option<Output>,
-    /// The content gathered for the next chunk.
-    chunk: Vec<u8>,
+    /// Content bytes gathered for the next chunk: the end of the output's buffer, behind room for
+    /// the chunk's head. None are gathered without that room.
+    gathered: usize,
     scratch: Vec<u8>,
     chunks: u64,
     content_len: u64,
@@ -44,7 +45,7 @@ impl SnapshotWriter {
         let mut writer = Self {
             claim: Some(claim),
             path,
-            chunk: Vec::with_capacity(header.chunk_size as usize),
+            gathered: 0,
             header,
             output: Some(output),
             scratch: Vec::new(),
@@ -54,7 +55,7 @@ impl SnapshotWriter {
         };
         let header = writer.header.encode();
         let output = writer.output.as_mut().expect("just made");
-        output.append(|out| out.extend_from_slice(&header))?;
+        output.append(&header)?;
         Ok(writer)
     }
 
@@ -64,7 +65,7 @@ impl SnapshotWriter {
     /// After an error it is not known whether the file is there. It is either whole or absent, and
     /// the next start removes it.
     pub fn finish(mut self) -> Result<PendingSnapshot, SnapshotError> {
-        if !self.chunk.is_empty() {
+        if self.gathered > 0 {
             self.put_chunk()?;
         }
         let output = self.output.as_mut().expect(OPEN);
@@ -74,7 +75,7 @@ impl SnapshotWriter {
             stored_len: output.position() - self.header.len(),
             content_crc: self.content_crc.clone().finalize(),
         };
-        output.append(|out| out.extend_from_slice(&footer.encode()))?;
+        output.append(&footer.encode())?;
         let claim = self.claim.take().expect(OPEN);
         // From its name on the file must not be taken for an old one by whoever cleans up.
         let pending = PendingSnapshot::new(claim, self.path.clone(), &self.header, &footer);
@@ -84,17 +85,33 @@ impl SnapshotWriter {
         pending.or_forget(published, Some(&tmp))
     }
 
+    /// Takes more content into the chunk at hand, up to its full size. Returns how much.
+    fn gather(&mut self, content: &[u8]) -> Result<usize, SnapshotError> {
+        let size = self.header.chunk_size as usize;
+        let buffer = self.output.as_mut().expect(OPEN).buffer()?;
+        if self.gathered == 0 {
+            buffer.extend_from_slice(&[0; CHUNK_HEAD_LEN]);
+        }
+        let n = content.len().min(size - self.gathered);
+        buffer.extend_from_slice(&content[..n]);
+        self.gathered += n;
+        if self.gathered == size {
+            self.put_chunk()?;
+        }
+        Ok(n)
+    }
+
     fn put_chunk(&mut self) -> Result<(), SnapshotError> {
         let output = self.output.as_mut().expect(OPEN);
         let compression = self.claim.as_ref().expect(OPEN).options().compression;
-        let (content, scratch) = (&self.chunk, &mut self.scratch);
-        let crc =
-            output.append(|out| chunk::encode(self.chunks, content, compression, scratch, out))?;
+        let buffer = output.buffer()?;
+        let start = buffer.len() - self.gathered - CHUNK_HEAD_LEN;
+        let crc = chunk::seal(self.chunks, start, compression, &mut self.scratch, buffer);
         self.content_crc.combine(&crc);
-        self.content_len += content.len() as u64;
+        self.content_len += self.gathered as u64;
         self.chunks += 1;
-        self.chunk.clear();
-        Ok(())
+        self.gathered = 0;
+        output.settle()
     }
 }
 
@@ -102,17 +119,10 @@ const OPEN: &str = "only finish closes the file, and it takes the writer";
 
 impl io::Write for SnapshotWriter {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        let size = self.header.chunk_size as usize;
-        if self.chunk.len() == size {
-            // The write before this one could not put it.
-            self.put_chunk()?;
+        if buf.is_empty() {
+            return Ok(0);
         }
-        let n = buf.len().min(size - self.chunk.len());
-        self.chunk.extend_from_slice(&buf[..n]);
-        if self.chunk.len() == size {
-            self.put_chunk()?;
-        }
-        Ok(n)
+        Ok(self.gather(buf)?)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -24,6 +24,7 @@ pub(crate) const GROUP_DIR: &str = "/data/snap/group-0000000000000007";
 pub(crate) fn options() -> SnapshotOptions {
     let mut options = SnapshotOptions::new(DIR, STORE);
     options.chunk_bytes = 64;
+    options.io = IoMode::Inline;
     options
 }
 

@@ -2,9 +2,11 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use raft_log::snapshot::{Catalog, Compression, SnapshotError, SnapshotStore};
+use raft_log::IoMode;
+use raft_log::snapshot::{Catalog, Compression, SnapshotError, SnapshotOptions, SnapshotStore};
 use raft_log::vfs::sim::{CrashKind, Fault};
 use raft_log::vfs::{RealFs, SimFs};
 
@@ -25,13 +27,39 @@ fn snapshot_of_any_length_reads_back() {
 }
 
 #[test]
-fn snapshot_with_default_options_on_the_real_file_system_reads_back() {
+fn snapshot_synced_on_a_thread_of_the_real_file_system_reads_back() {
     let dir = tempfile::tempdir().unwrap();
-    let vfs = Arc::new(RealFs::new());
-    let store = SnapshotStore::open(vfs, dir.path().join("snap"), STORE).unwrap();
-    let content = content(3_000_000);
+    let synced = Arc::new(AtomicU64::new(0));
+    let vfs = RealFs::with_observer({
+        let synced = Arc::clone(&synced);
+        Arc::new(move |_| {
+            synced.fetch_add(1, Ordering::Relaxed);
+        })
+    });
+    let mut options = SnapshotOptions::new(dir.path().join("snap"), STORE);
+    options.sync_bytes = 1 << 20;
+    assert_eq!(options.io, IoMode::Thread);
+    let store = SnapshotStore::open_with(Arc::new(vfs), options).unwrap();
+    let content = content(3_300_000);
     let snapshot = write(&store, 1, &content).unwrap();
     assert_eq!(read(&store, &snapshot).unwrap(), content);
+    // The counter, three of the growing file, and the last.
+    assert_eq!(synced.load(Ordering::Relaxed), 5);
+}
+
+#[test]
+fn sync_failed_on_a_thread_fails_the_writer() {
+    for pass in 0..4 {
+        let fs = SimFs::new(1);
+        let mut options = coarse_options();
+        options.io = IoMode::Thread;
+        let store = SnapshotStore::open_with(fs.shared(), options).unwrap();
+        write(&store, 1, b"old").unwrap();
+        fs.fail_nth(Fault::Sync, pass);
+        let result = write(&store, 2, &content(10_000));
+        assert_eq!(result.is_err(), pass < 3, "{result:?}");
+        assert_eq!(names(&fs, "").len(), if pass < 3 { 1 } else { 2 });
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use raft_log::snapshot::{SnapshotError, SnapshotOptions, SnapshotStore};
+use raft_log::snapshot::{Compression, SnapshotError, SnapshotOptions, SnapshotStore};
 use raft_log::vfs::sim::CrashKind;
 use raft_log::vfs::{SimFs, Vfs};
 
@@ -42,6 +42,27 @@ fn numbers_beyond_one_reservation_go_on() {
         .map(|_| write(&store, 1, b"").unwrap().number)
         .collect();
     assert!(numbers.is_sorted_by(|a, b| a < b));
+}
+
+#[test]
+fn number_of_a_received_snapshot_is_new_after_a_power_cut() {
+    let from = peer(64, Compression::None);
+    let (manifest, chunks) = offer(&from, 70, b"received");
+    for seed in 0..8 {
+        let fs = SimFs::new(seed);
+        let store = open(&fs).unwrap();
+        let mut receiver = store.receive(manifest.clone(), CREATION).unwrap();
+        push_rest(&mut receiver, &chunks).unwrap();
+        for index in 1..64 {
+            write(&store, index, b"x").unwrap();
+        }
+        // Its number is the first of a block, and nothing else syncs the counter's directory.
+        let received = receiver.finish().unwrap().keep();
+        assert_eq!(received.number, 65);
+        fs.crash(CrashKind::Power);
+        let next = write(&open(&fs).unwrap(), 71, b"x").unwrap();
+        assert!(next.number > received.number, "seed {seed}: {next:?}");
+    }
 }
 
 #[test]

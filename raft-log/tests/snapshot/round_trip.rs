@@ -102,6 +102,43 @@ fn list_returns_all_snapshots_and_remove_takes_one() {
 }
 
 #[test]
+fn file_found_after_a_crash_at_any_operation_is_whole_and_stays() {
+    let found = |store: &SnapshotStore| -> Vec<_> {
+        let files = store.list().unwrap().into_iter();
+        files.map(|file| file.state.unwrap()).collect()
+    };
+    for kind in [CrashKind::Power, CrashKind::Process] {
+        for n in 0.. {
+            let mut finished = false;
+            for seed in 0..12 {
+                let fs = SimFs::new(seed);
+                fs.fail_after(n);
+                finished = open(&fs)
+                    .and_then(|store| write(&store, 2, &content(1000)))
+                    .is_ok();
+                fs.crash(kind);
+                let before = found(&open(&fs).unwrap());
+                fs.crash(CrashKind::Power);
+                let store = open(&fs).unwrap();
+                assert_eq!(
+                    found(&store),
+                    before,
+                    "{kind:?}, operation {n}, seed {seed}"
+                );
+                assert!(!finished || before.len() == 1);
+                for snapshot in before {
+                    assert_eq!(read(&store, &snapshot).unwrap(), content(1000));
+                }
+            }
+            if finished {
+                assert!(n > 15, "only {n} operations were cut short");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn catalog_reads_a_store_in_use_and_changes_nothing() {
     let fs = SimFs::new(1);
     let store = open(&fs).unwrap();

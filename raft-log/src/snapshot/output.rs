@@ -28,7 +28,7 @@ pub(super) struct Output {
     unsynced: u64,
     sync_bytes: u64,
     io: IoMode,
-    /// Made for the first sync but the last.
+    /// Made for the first sync that the writing goes on beside.
     syncer: Option<Syncer>,
     failed: bool,
 }

@@ -151,9 +151,12 @@ fn check(dir: &Path, durable: &BTreeMap<u64, u64>) {
             .unwrap();
         let want: Vec<_> = (first..=last).map(|index| entry(*group, index)).collect();
         assert_eq!(found, want, "group {group}");
-        assert_eq!(
-            info.hard_state.term.0,
-            if last < 50 { 0 } else { 1 + last / 50 }
+        // The slot of a term is written before the batch that brings it, so it may be one entry ahead.
+        let term = |index: u64| if index < 50 { 0 } else { 1 + index / 50 };
+        let found = info.hard_state.term.0;
+        assert!(
+            found == term(last) || found == term(last + 1),
+            "group {group}: term {found} behind entry {last}"
         );
     }
 }

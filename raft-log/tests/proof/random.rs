@@ -11,6 +11,8 @@ use crate::world::{OPS, Op, Refusal, World};
 
 const GROUPS: u64 = 3;
 const ROUNDS: usize = 12;
+/// Faults hit once and crashes of a start are rare, so a store that does not open after so many never will.
+const STARTS_MAX: usize = 100;
 
 /// What goes wrong besides crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +85,7 @@ impl Run {
 
     /// Starts, through crashes and failures of the start itself; `None` when nothing can be opened any more.
     fn start(&mut self) -> Result<Option<World>, String> {
-        loop {
+        for _ in 0..STARTS_MAX {
             if self.rng.chance(1, 3) {
                 self.fs.fail_after(self.rng.below(40));
             }
@@ -113,6 +115,7 @@ impl Run {
                 Err(Refusal::Snapshots(error)) => return Err(error.to_string()),
             }
         }
+        Err(format!("{STARTS_MAX} starts in a row failed"))
     }
 
     /// Faults hit once, so a start that meets one is only repeated.

@@ -35,6 +35,8 @@ struct Run {
     sync_dir_faults: bool,
     /// The start before this one was cut short.
     cut_start: bool,
+    /// The process ends by itself.
+    ends: bool,
 }
 
 /// One run; what it says is wrong if anything is.
@@ -48,6 +50,7 @@ pub(crate) fn run(seed: u64, trouble: Trouble, lie: Option<Lie>) -> Result<(), S
         unique: 0,
         sync_dir_faults: seed.is_multiple_of(3),
         cut_start: false,
+        ends: false,
     };
     for round in 0..ROUNDS {
         let more = run
@@ -102,8 +105,9 @@ impl Run {
                     return Ok(Some(world));
                 }
                 Err(Refusal::Log(error)) if self.injected(&error) => self.crash(),
-                Err(Refusal::Snapshots(SnapshotError::Io { .. }))
-                    if self.trouble != Trouble::None =>
+                // A recorded snapshot that is missing is no fault of the disk.
+                Err(Refusal::Snapshots(error @ SnapshotError::Io { .. }))
+                    if self.trouble != Trouble::None && !error.is_missing() =>
                 {
                     self.crash();
                 }
@@ -167,9 +171,11 @@ impl Run {
     fn work(&mut self, world: &mut World, steps: u64) -> Result<(), LogError> {
         let mut tickets: Vec<(Ticket, usize)> = Vec::new();
         for _ in 0..steps {
-            let Some(batch) = self.batch(world) else {
-                continue;
-            };
+            let batch = self.batch(world);
+            if std::mem::take(&mut self.ends) {
+                return Ok(());
+            }
+            let Some(batch) = batch else { continue };
             world.history.submit(&batch);
             let at = world.history.states.len() - 1;
             let ticket = world.log.enqueue(batch)?;
@@ -215,8 +221,11 @@ impl Run {
             let op = OPS[self.rng.below(OPS.len() as u64) as usize];
             return match op {
                 Op::Close => None,
-                // Without it the run is down, and goes on to notice that.
-                Op::Snapshot(id) => world.snapshot(id).unwrap_or_default(),
+                // A failed sync of the snapshots' directories is final too: the process ends.
+                Op::Snapshot(id) => world.snapshot(id).unwrap_or_else(|_| {
+                    self.ends = true;
+                    None
+                }),
                 op => world.batch(op),
             };
         }
@@ -342,6 +351,7 @@ fn same_seed_gives_the_same_run() {
             unique: 0,
             sync_dir_faults: false,
             cut_start: false,
+            ends: false,
         };
         for _ in 0..ROUNDS {
             run.round().unwrap();

@@ -24,6 +24,12 @@ pub(crate) const ENTRY_HEADER: usize = 24;
 pub(crate) const RECORD_PAYLOAD_MAX: usize = 64 << 20;
 /// Longest body of a batch.
 pub(crate) const BATCH_BODY_MAX: usize = 256 << 20;
+/// Longest segment file, in bytes: eight times the longest checkpoint and the longest batch fit.
+pub(crate) const SEGMENT_BYTES_MAX: u64 = 4 << 30;
+/// Longest checkpoint; groups past it are refused.
+pub(crate) const CHECKPOINT_MAX: usize = 64 << 20;
+/// Highest id of a segment.
+pub(crate) const SEGMENT_ID_MAX: u64 = u32::MAX as u64;
 
 const SEGMENT_MAGIC: [u8; 8] = *b"FLOTSEG\x01";
 const SEGMENT_HEADER: usize = 64;

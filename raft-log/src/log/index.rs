@@ -4,15 +4,50 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::format::{DiskRecord, GroupCheckpoint};
+use super::footer::{FOOTER, FOOTER_GAP, GROUP_HEADER, PLACE, RUN, Sealed};
+use super::format::{DiskRecord, GroupCheckpoint, RECORD_HEADER};
 use crate::{Base, Entry, GroupId, HardState, Index, Record, SnapshotRef, Term};
 
-/// Where an entry's record lies.
+/// Where an entry's record lies. There is one for each entry of the log, so it is kept small: records begin at
+/// multiples of 8, and a segment is far shorter than 32 GiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
-    pub(super) segment: u64,
-    pub(super) offset: u64,
+    segment: u32,
+    eighths: u32,
+    /// Length of the record in bytes, without padding.
     pub(super) len: u32,
+}
+
+impl Position {
+    /// # Panics
+    /// When a place is outside what [`SEGMENT_ID_MAX`](super::format::SEGMENT_ID_MAX) and
+    /// [`SEGMENT_BYTES_MAX`](super::format::SEGMENT_BYTES_MAX) allow.
+    pub(super) fn new(segment: u64, offset: u64, len: u32) -> Self {
+        assert!(offset.is_multiple_of(8), "records are aligned");
+        Self {
+            segment: u32::try_from(segment).expect("ids of segments are bounded"),
+            eighths: u32::try_from(offset / 8).expect("the length of a segment is bounded"),
+            len,
+        }
+    }
+
+    pub(super) fn segment(self) -> u64 {
+        u64::from(self.segment)
+    }
+
+    pub(super) fn offset(self) -> u64 {
+        u64::from(self.eighths) * 8
+    }
+
+    /// The place within its segment, as a footer holds it.
+    pub(super) fn packed(self) -> u64 {
+        u64::from(self.eighths) | u64::from(self.len) << 32
+    }
+
+    pub(super) fn unpack(segment: u64, packed: u64) -> Self {
+        let (eighths, len) = (packed as u32, (packed >> 32) as u32);
+        Self::new(segment, u64::from(eighths) * 8, len)
+    }
 }
 
 #[derive(Clone, Debug, Default)]
@@ -29,6 +64,8 @@ pub(super) struct Group {
     pub(super) cache: VecDeque<Entry>,
     /// Batches that wrote entries and may not be synced yet: sequence and first index.
     pub(super) unsynced: VecDeque<(u64, Index)>,
+    /// The segment, and the term, of the last entry that was counted for a footer.
+    counted: (u64, Term),
 }
 
 impl Group {
@@ -51,6 +88,17 @@ impl Group {
         Some(self.runs[run.checked_sub(1)?].1)
     }
 
+    /// The runs of terms from an index on; the first begins there.
+    pub(super) fn runs_from(&self, first: Index) -> impl Iterator<Item = (Index, Term)> + '_ {
+        let skip = self
+            .runs
+            .partition_point(|run| run.0 <= first)
+            .saturating_sub(1);
+        self.runs
+            .range(skip..)
+            .map(move |run| (run.0.max(first), run.1))
+    }
+
     pub(super) fn position(&self, index: Index) -> Option<Position> {
         let at = index.0.checked_sub(self.first_held())?;
         self.entries.get(at as usize).copied()
@@ -63,6 +111,14 @@ impl Group {
             last_index: self.last(),
             snapshot: self.snapshot.clone(),
         }
+    }
+
+    /// Bytes of the group's record in a checkpoint.
+    fn weight(&self) -> usize {
+        let snapshot = self.snapshot.as_ref();
+        let snapshot = snapshot.map_or(0, |snapshot| 48 + snapshot.membership.len());
+        let payload = 32 + 32 + self.base.membership.len() + 8 + 8 + snapshot;
+        (RECORD_HEADER + payload).next_multiple_of(8)
     }
 
     fn from_checkpoint(state: GroupCheckpoint) -> Self {
@@ -87,6 +143,10 @@ pub(super) struct Groups {
     cache_order: VecDeque<(GroupId, Index)>,
     /// The newest batch known to be synced.
     pub(super) durable: u64,
+    /// The segment that is being filled, and the bytes that the index of its footer takes at most.
+    footer: (u64, u64),
+    /// Bytes that a checkpoint of all groups takes.
+    weight: usize,
 }
 
 impl Groups {
@@ -203,39 +263,84 @@ impl Groups {
                 }
                 group.unsynced.push_back((seq, first));
                 for entry in entries {
-                    if group.runs.back().is_none_or(|run| run.1 != entry.term) {
-                        group.runs.push_back((entry.index, entry.term));
-                    }
-                    let position = place();
-                    *self.live.entry(position.segment).or_default() += 1;
-                    group.entries.push_back(position);
-                    let place = (id, entry.index);
-                    self.cached += entry.cost();
-                    group.cache.push_back(entry);
-                    match self.cache_order.back_mut() {
-                        Some(last) if last.0 == id => *last = place,
-                        _ => self.cache_order.push_back(place),
-                    }
+                    self.push(id, entry, place());
                 }
             }
             Record::HardState(state) => self.map.get_mut(&id).expect("checked").hard_state = state,
             Record::Truncate(from) => self.cut(id, from),
             Record::Compact(base) => self.compact(id, base),
-            Record::SnapshotRef(s) => self.map.get_mut(&id).expect("checked").snapshot = Some(s),
-            Record::Destroy => {
-                self.cut(id, Index::ZERO);
-                self.map.remove(&id);
+            Record::SnapshotRef(snapshot) => {
+                let group = self.map.get_mut(&id).expect("checked");
+                let before = group.weight();
+                group.snapshot = Some(snapshot);
+                self.weight = self.weight + group.weight() - before;
             }
+            Record::Destroy => self.forget(id),
+        }
+    }
+
+    /// Takes one entry that a recovery read: what was written passed [`Groups::check`], and is synced.
+    pub(super) fn replay_entry(
+        &mut self,
+        id: GroupId,
+        entry: Entry,
+        position: Position,
+    ) -> Result<(), String> {
+        let Some(group) = self.map.get(&id) else {
+            return Err(format!("an entry of group {id}, which does not exist"));
+        };
+        let last = group.last();
+        if entry.index <= group.base.index || entry.index > last.next() {
+            return Err(format!(
+                "group {id}: entry {} does not follow {last} above base {}",
+                entry.index, group.base.index
+            ));
+        }
+        if entry.index <= last {
+            self.cut(id, entry.index);
+        }
+        self.push(id, entry, position);
+        Ok(())
+    }
+
+    /// Adds the entry behind the last one of its group.
+    fn push(&mut self, id: GroupId, entry: Entry, position: Position) {
+        let group = self.map.get_mut(&id).expect("checked");
+        if group.runs.back().is_none_or(|run| run.1 != entry.term) {
+            group.runs.push_back((entry.index, entry.term));
+        }
+        let segment = position.segment();
+        if self.footer.0 != segment {
+            self.footer = (segment, 0);
+        }
+        if group.counted.0 != segment {
+            self.footer.1 += GROUP_HEADER;
+        }
+        if group.counted != (segment, entry.term) {
+            self.footer.1 += RUN;
+            group.counted = (segment, entry.term);
+        }
+        self.footer.1 += PLACE;
+        *self.live.entry(segment).or_default() += 1;
+        group.entries.push_back(position);
+        let place = (id, entry.index);
+        self.cached += entry.cost();
+        group.cache.push_back(entry);
+        match self.cache_order.back_mut() {
+            Some(last) if last.0 == id => *last = place,
+            _ => self.cache_order.push_back(place),
         }
     }
 
     /// Takes over the groups of a checkpoint as the state from which a recovery starts.
-    pub(super) fn restore(&mut self, records: Vec<(GroupId, DiskRecord)>) -> bool {
+    pub(super) fn restore(&mut self, records: impl Iterator<Item = (GroupId, DiskRecord)>) -> bool {
         for (id, record) in records {
             let DiskRecord::Checkpoint(state) = record else {
                 return false;
             };
-            self.map.insert(id, Group::from_checkpoint(state));
+            let group = Group::from_checkpoint(state);
+            self.weight += group.weight();
+            self.map.insert(id, group);
         }
         true
     }
@@ -247,13 +352,94 @@ impl Groups {
             .collect()
     }
 
+    /// Bytes that the end of a segment must keep free for its footer.
+    pub(super) fn footer_room(&self, segment: u64) -> u64 {
+        let index = if self.footer.0 == segment {
+            self.footer.1
+        } else {
+            0
+        };
+        index + FOOTER_GAP + FOOTER as u64
+    }
+
+    /// Bytes that a batch adds to the footer's room at most.
+    pub(super) fn footer_growth(records: &[(GroupId, Record)]) -> u64 {
+        let growth = |record: &Record| match record {
+            Record::Entries(entries) => {
+                let turns = entries
+                    .windows(2)
+                    .filter(|pair| pair[0].term != pair[1].term);
+                GROUP_HEADER + RUN * (1 + turns.count() as u64) + PLACE * entries.len() as u64
+            }
+            _ => 0,
+        };
+        records.iter().map(|(_, record)| growth(record)).sum()
+    }
+
+    /// Bytes that a checkpoint takes at most when these records are in force.
+    pub(super) fn checkpoint_bytes(&self, records: &[(GroupId, Record)]) -> usize {
+        let growth = |(id, record): &(GroupId, Record)| {
+            let group = self.map.get(id);
+            match record {
+                Record::Compact(base) => {
+                    group.map_or(RECORD_HEADER + 88 + base.membership.len(), |group| {
+                        base.membership
+                            .len()
+                            .saturating_sub(group.base.membership.len())
+                    })
+                }
+                Record::SnapshotRef(new) => {
+                    let old = group.and_then(|group| group.snapshot.as_ref());
+                    let old = old.map_or(0, |old| 48 + old.membership.len());
+                    (48 + new.membership.len()).saturating_sub(old)
+                }
+                _ => 0,
+            }
+        };
+        let grown: usize = records.iter().map(growth).sum();
+        if grown == 0 { 0 } else { self.weight + grown }
+    }
+
+    /// Drops a group and everything in it.
+    pub(super) fn forget(&mut self, id: GroupId) {
+        self.cut(id, Index::ZERO);
+        self.weight -= self.map.remove(&id).map_or(0, |group| group.weight());
+    }
+
+    /// Moves a group on to a checkpoint's state, which follows its own, with the entries that a footer names.
+    pub(super) fn resume(&mut self, id: GroupId, state: GroupCheckpoint, sealed: Option<Sealed>) {
+        let from = sealed
+            .as_ref()
+            .map_or(state.last_index.next(), |sealed| sealed.first);
+        self.cut(id, from);
+        self.compact(id, state.base);
+        let group = self.map.get_mut(&id).expect("compacted to its base");
+        let before = group.weight();
+        (group.hard_state, group.snapshot) = (state.hard_state, state.snapshot);
+        self.weight = self.weight + group.weight() - before;
+        let Some(sealed) = sealed else { return };
+        // What is cached must reach the group's end without a gap.
+        for entry in group.cache.drain(..) {
+            self.cached -= entry.cost();
+        }
+        for run in sealed.runs {
+            if group.runs.back().is_none_or(|last| last.1 != run.1) {
+                group.runs.push_back(run);
+            }
+        }
+        if let Some(first) = sealed.places.first() {
+            *self.live.entry(first.segment()).or_default() += sealed.places.len() as u64;
+        }
+        group.entries.extend(sealed.places);
+    }
+
     fn cut(&mut self, id: GroupId, from: Index) {
         let Some(group) = self.map.get_mut(&id) else {
             return;
         };
         let keep = from.0.saturating_sub(group.first_held()) as usize;
         for gone in group.entries.drain(keep.min(group.entries.len())..) {
-            *self.live.entry(gone.segment).or_default() -= 1;
+            *self.live.entry(gone.segment()).or_default() -= 1;
         }
         if from <= group.missing_to {
             group.missing_to = from.prev();
@@ -267,11 +453,12 @@ impl Groups {
     }
 
     fn compact(&mut self, id: GroupId, base: Base) {
+        let before = self.map.get(&id).map_or(0, Group::weight);
         let group = self.map.entry(id).or_default();
         let drop = (base.index.next().0.saturating_sub(group.first_held()) as usize)
             .min(group.entries.len());
         for gone in group.entries.drain(..drop) {
-            *self.live.entry(gone.segment).or_default() -= 1;
+            *self.live.entry(gone.segment()).or_default() -= 1;
         }
         while group
             .runs
@@ -297,6 +484,7 @@ impl Groups {
             group.missing_to
         };
         group.base = base;
+        self.weight = self.weight + group.weight() - before;
     }
 
     /// Forgets cached entries, oldest first, until the budget holds. What is not written yet stays.
@@ -343,11 +531,7 @@ mod tests {
     }
 
     fn apply(groups: &mut Groups, seq: u64, group: u64, record: Record) {
-        groups.apply(seq, GroupId(group), record, || Position {
-            segment: 1,
-            offset: 0,
-            len: 0,
-        });
+        groups.apply(seq, GroupId(group), record, || Position::new(1, 0, 0));
     }
 
     fn cached(groups: &Groups, group: u64) -> Vec<u64> {
@@ -413,5 +597,21 @@ mod tests {
             groups.trim_cache(budget(1, 50), index);
         }
         assert!(groups.cache_order.len() * 16 <= budget(1, 50));
+    }
+
+    #[test]
+    fn place_of_an_entry_takes_at_most_half_of_what_the_index_may() {
+        // A deque that grows holds up to twice what is in it; the index is promised to take 24 bytes per entry.
+        assert!(size_of::<Position>() * 2 <= 24);
+    }
+
+    #[test]
+    fn position_packed_and_unpacked_is_the_same() {
+        let position = Position::new(u64::from(u32::MAX), (1 << 32) - 8, u32::MAX);
+        assert_eq!(
+            Position::unpack(position.segment(), position.packed()),
+            position
+        );
+        assert_eq!(position.offset(), (1 << 32) - 8);
     }
 }

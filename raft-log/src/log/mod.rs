@@ -3,13 +3,16 @@
 //! State sits behind one short lock; writing is a role that one thread holds at a time, outside that lock. A waiter
 //! on an idle log takes the role itself, so that no thread hop is paid. It knows nothing of Raft's rules.
 
+mod footer;
 mod format;
 mod index;
 pub mod inspect;
+mod manifest;
 mod options;
 mod read;
 mod recovery;
 mod segment;
+mod upkeep;
 mod votes;
 mod waiters;
 mod writer;
@@ -19,7 +22,6 @@ use std::fmt;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 pub use format::FORMAT_VERSION;
 pub use options::{GroupInfo, IoMode, LogOptions, LogStats, Space};
@@ -28,14 +30,18 @@ pub use recovery::RecoveryReport;
 use crate::testing::{Bug, bug};
 use crate::vfs::{SharedVfs, VfsFile, VfsLock};
 use crate::{ErrorKind, GroupId, Index, LogError, Record, Term, WriteBatch};
-use format::{BATCH_HEADER, BodyEncoder, SEGMENT_DATA};
+use footer::{FOOTER, FOOTER_GAP};
+use format::{
+    BATCH_HEADER, BodyEncoder, CHECKPOINT_MAX, SEGMENT_BYTES_MAX, SEGMENT_DATA, SEGMENT_ID_MAX,
+};
 use index::{Groups, Position};
 use votes::Slot;
 use waiters::{Waiters, Woken};
-use writer::{Item, Next, Writer};
+use writer::{Item, Next, Seal, Writer};
 
-/// How often the log's thread looks whether a full disk has space again.
-const FULL_RETRY: Duration = Duration::from_secs(1);
+/// Bytes at the end of a segment that only batches without entries may take: truncations, votes and compactions go
+/// through while a full disk keeps the next segment from being made. Smaller segments keep an eighth.
+const RESERVE_MAX: u64 = 64 << 10;
 
 /// Names a submitted batch. Tickets complete in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,6 +73,9 @@ struct Core {
     queue: Vec<Item>,
     next_seq: u64,
     durable: u64,
+    /// The newest batch that something on disk proves to be synced, and the newest one for which that matters.
+    proven: u64,
+    worth_proving: u64,
     segment: u64,
     offset: u64,
     size: u64,
@@ -80,6 +89,8 @@ struct Core {
     waiters: Waiters,
     /// The log's thread waits for work; whoever wakes it clears this, so that nobody else does.
     asleep: bool,
+    /// The log's thread sleeps without an end: whoever leaves a batch unproven wakes it once, to count the idle time.
+    dozing: bool,
     closed: bool,
     progress: Option<Progress>,
     stats: LogStats,
@@ -89,12 +100,25 @@ struct Core {
 
 /// How large a segment becomes that must hold a checkpoint and `needed` bytes.
 fn segment_size(options: &LogOptions, wanted: u64, checkpoint: u64, needed: u64) -> u64 {
-    let floor = options.segment_bytes_min.max(16 << 10);
-    let grown = wanted.clamp(floor, options.segment_bytes_max.max(floor));
-    grown
+    let floor = options.segment_bytes_min.clamp(16 << 10, SEGMENT_BYTES_MAX);
+    let grown = wanted.clamp(
+        floor,
+        options.segment_bytes_max.clamp(floor, SEGMENT_BYTES_MAX),
+    );
+    let whole = SEGMENT_DATA + checkpoint + BATCH_HEADER as u64 + needed;
+    let size = grown
         .max(checkpoint * 8)
-        .max(SEGMENT_DATA + checkpoint + BATCH_HEADER as u64 + needed)
-        .next_multiple_of(4096)
+        .max(whole + (whole / 7 + 8).min(RESERVE_MAX))
+        .next_multiple_of(4096);
+    assert!(
+        size <= SEGMENT_BYTES_MAX,
+        "checkpoints and batches are bounded"
+    );
+    size
+}
+
+fn reserve(size: u64) -> u64 {
+    (size / 8).min(RESERVE_MAX)
 }
 
 impl fmt::Debug for Log {
@@ -130,10 +154,14 @@ impl Log {
             dir: dir.clone(),
             store: options.store_id,
             votes: found.votes,
+            manifest: found.manifest,
             segment: found.segment,
+            first_seq: found.first_seq,
+            size: found.size,
             file,
             chain: found.chain,
             synced_seq: found.seq,
+            proven_seq: found.seq,
             backlog: Default::default(),
             buffer: Vec::new(),
             syncs: 0,
@@ -146,6 +174,8 @@ impl Log {
             queue: Vec::new(),
             next_seq: found.seq + 1,
             durable: found.seq,
+            proven: found.seq,
+            worth_proving: 0,
             segment: found.segment,
             offset: found.offset,
             size: found.size,
@@ -153,6 +183,7 @@ impl Log {
             busy: false,
             waiters: Waiters::default(),
             asleep: false,
+            dozing: false,
             full: false,
             stuck: false,
             closed: false,
@@ -261,6 +292,16 @@ impl Log {
         Ok(worked)
     }
 
+    /// Writes a mark that the newest batch was synced, if nothing follows that proves it: from then on damage to that
+    /// batch is told from a torn write. The log's own thread does so when the log has been idle for a moment; with
+    /// [`IoMode::Inline`] the caller may. False when there was nothing to prove, or work is queued.
+    ///
+    /// # Errors
+    /// The latched failure.
+    pub fn mark_synced(&self) -> Result<bool, LogError> {
+        self.0.mark_synced()
+    }
+
     /// Sets what is called after each sync that completed tickets, and on failure.
     pub fn on_progress(&self, call: Box<dyn Fn() + Send + Sync>) {
         self.0.core().progress = Some(Arc::from(call));
@@ -315,11 +356,12 @@ impl Log {
         else {
             return Vec::new();
         };
-        let pins = core
-            .groups
-            .map
-            .iter()
-            .filter(|(_, group)| group.entries.front().is_some_and(|at| at.segment == oldest));
+        let pins = core.groups.map.iter().filter(|(_, group)| {
+            group
+                .entries
+                .front()
+                .is_some_and(|at| at.segment() == oldest)
+        });
         pins.map(|(id, _)| *id).collect()
     }
 
@@ -354,6 +396,7 @@ impl Log {
             return Ok(());
         }
         let drained = self.0.drain().and_then(|()| {
+            self.0.seal();
             // An empty batch: its header says that everything before it is synced.
             drop(self.0.enqueue(WriteBatch::new())?);
             self.0.drain()
@@ -384,6 +427,26 @@ impl Core {
         if std::mem::take(&mut self.asleep) {
             work.notify_one();
         }
+    }
+
+    /// True when a batch of so many bytes can go into the segment at hand, and its entries into the footer.
+    fn fits(&self, len: u64, growth: u64, entries: bool) -> bool {
+        let kept = if entries { reserve(self.size) } else { 0 };
+        let footer = self.groups.footer_room(self.segment) + growth;
+        self.offset + len + footer + kept <= self.size
+    }
+
+    /// What the footer says if the segment at hand ends now.
+    fn end(&self) -> Seal {
+        Seal {
+            index: footer::index_of(&self.groups, self.segment),
+            end: self.offset,
+        }
+    }
+
+    /// True when the newest batch is synced and nothing on disk says so.
+    fn unproven(&self) -> bool {
+        self.durable >= self.worth_proving && self.worth_proving > self.proven
     }
 
     fn healthy(&self) -> Result<(), LogError> {
@@ -438,9 +501,18 @@ impl Shared {
                     text,
                 )
             })?;
+        if core.groups.checkpoint_bytes(batch.records()) > CHECKPOINT_MAX {
+            return Err(LogError::new(
+                ErrorKind::TooLarge,
+                format!(
+                    "the groups' bases and memberships would take more than {CHECKPOINT_MAX} bytes; destroy groups"
+                ),
+            ));
+        }
         let len = (BATCH_HEADER + body.bytes.len()) as u64;
-        if core.offset + len > core.size {
-            self.plan_segment(&mut core, len);
+        let growth = Groups::footer_growth(batch.records());
+        if !core.fits(len, growth, growth > 0) {
+            self.plan_segment(&mut core, len + growth);
         }
         let (seq, offset, segment) = (core.next_seq, core.offset, core.segment);
         let mut votes = Vec::new();
@@ -454,11 +526,7 @@ impl Shared {
             };
             core.groups.apply(seq, id, record, || {
                 let (at, len) = places.next().expect("one place per entry");
-                Position {
-                    segment,
-                    offset: offset + BATCH_HEADER as u64 + u64::from(at),
-                    len,
-                }
+                Position::new(segment, offset + BATCH_HEADER as u64 + u64::from(at), len)
             });
             let Some(state) = hard_state.filter(|new| {
                 before.is_none_or(|old| (old.term, old.vote) != (new.term, new.vote))
@@ -484,6 +552,9 @@ impl Shared {
         core.offset += len;
         core.next_seq += 1;
         core.stats.batches += 1;
+        if body.records > 0 {
+            core.worth_proving = seq;
+        }
         Ok((core, Ticket(seq)))
     }
 
@@ -499,8 +570,10 @@ impl Shared {
             &self.options,
             core.size * 2,
             body.bytes.len() as u64,
-            needed,
+            needed + FOOTER_GAP + FOOTER as u64,
         );
+        let seal = Some(core.end());
+        assert!(core.segment < SEGMENT_ID_MAX, "no store lives that long");
         core.segment += 1;
         core.size = size;
         core.offset = SEGMENT_DATA + (BATCH_HEADER + body.bytes.len()) as u64;
@@ -511,7 +584,15 @@ impl Shared {
             seq,
             body: body.bytes,
             records: body.records,
+            seal,
         });
+    }
+
+    /// Lets the segment at hand end with a footer, which also proves the batches before it synced.
+    fn seal(&self) {
+        let mut core = self.core();
+        let seal = Item::Seal(core.end());
+        core.queue.push(seal);
     }
 
     /// Takes the writer's role, if it is free, and writes all that is queued.
@@ -537,6 +618,7 @@ impl Shared {
             let more = matches!(stepped, Ok(true));
             let mut core = self.core();
             core.durable = writer.synced_seq;
+            core.proven = writer.proven_seq;
             core.stats.syncs = writer.syncs;
             core.stats.bytes_written = writer.bytes;
             core.stuck = matches!(&stepped, Err(error) if error.kind() == ErrorKind::Full);
@@ -628,106 +710,6 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes the oldest segments that hold no live entry, once that fact is synced.
-    fn purge(&self) -> Result<(), LogError> {
-        loop {
-            let mut core = self.core();
-            let Some(oldest) = core.files.keys().next().copied() else {
-                return Ok(());
-            };
-            if oldest == core.segment
-                || core.files.len() < 2
-                || core.groups.live.get(&oldest).is_some_and(|live| *live > 0)
-            {
-                return Ok(());
-            }
-            let submitted = core.next_seq - 1;
-            let after = *core.emptied.entry(oldest).or_insert(submitted);
-            if core.durable < after && !bug(Bug::PurgeBeforeSync) {
-                return Ok(());
-            }
-            core.files.remove(&oldest);
-            core.emptied.remove(&oldest);
-            core.groups.live.remove(&oldest);
-            drop(core);
-            let path = segment::segment_path(&self.options.dir, oldest);
-            let failed =
-                |error| LogError::io("cannot remove an old segment", &path, error).latched();
-            self.vfs.remove(&path).map_err(failed)?;
-            self.vfs.sync_dir(&self.options.dir).map_err(failed)?;
-        }
-    }
-
-    /// Fills the next segment ahead of its use; a full disk shows in `space`.
-    fn prepare_next(&self) {
-        let mut ready = self
-            .next
-            .ready
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if ready.is_some() {
-            let mut core = self.core();
-            core.full = core.stuck;
-            return;
-        }
-        let size = segment_size(&self.options, self.core().size * 2, 0, 0);
-        let made = segment::prepare(&*self.vfs, &self.options.dir.join("next.tmp"), size);
-        let mut core = self.core();
-        match made {
-            Ok(prepared) => {
-                *ready = Some(prepared);
-                core.full = core.stuck;
-            }
-            Err(error) if error.kind() == ErrorKind::Full => core.full = true,
-            Err(error) => {
-                core.error.get_or_insert(error);
-                let waiters = core.waiters.take_all();
-                drop(core);
-                waiters.wake();
-            }
-        }
-    }
-
-    /// The log's own thread: writes what nobody waits for, prepares segments, and tries again when the disk was full.
-    fn run(&self) {
-        loop {
-            let mut core = self.core();
-            if core.closed || core.error.is_some() {
-                return;
-            }
-            let rotated = self
-                .next
-                .ready
-                .try_lock()
-                .is_ok_and(|ready| ready.is_none());
-            let idle = core.busy || core.queue.is_empty();
-            let mut prepare = !core.full;
-            if core.stuck || (core.full && idle) {
-                // Space comes back without anybody saying so.
-                core.asleep = !core.stuck;
-                let (woken, waited) = self
-                    .work
-                    .wait_timeout(core, FULL_RETRY)
-                    .unwrap_or_else(PoisonError::into_inner);
-                (core, prepare) = (woken, waited.timed_out());
-                core.asleep = false;
-            } else if idle && !rotated {
-                core.asleep = true;
-                core = self.work.wait(core).unwrap_or_else(PoisonError::into_inner);
-                core.asleep = false;
-            }
-            if core.closed {
-                return;
-            }
-            drop(core);
-            // Whoever waits learns of a failure by the state that it leaves.
-            let _ = self.flush();
-            if prepare {
-                self.prepare_next();
-            }
-        }
-    }
-
     fn stop(&self) {
         let mut core = self.core();
         core.closed = true;
@@ -761,6 +743,9 @@ impl Drop for Role<'_> {
                     "the log's writer panicked; restart the process",
                 )
             });
+        }
+        if core.dozing && core.unproven() {
+            core.wake(&self.0.work);
         }
         let durable = core.durable;
         let failed = core.stuck || core.error.is_some();

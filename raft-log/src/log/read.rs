@@ -97,7 +97,7 @@ impl Core {
             }
             let file = self
                 .files
-                .get(&position.segment)
+                .get(&position.segment())
                 .expect("what is not cached is written");
             cold.push((Index(index), position, Arc::clone(file)));
         }
@@ -131,9 +131,9 @@ impl Shared {
         at: Position,
         file: &dyn VfsFile,
     ) -> Result<Entry, LogError> {
-        let path = segment::segment_path(&self.options.dir, at.segment);
+        let path = segment::segment_path(&self.options.dir, at.segment());
         let mut bytes = vec![0; at.len as usize];
-        file.read_exact_at(&mut bytes, at.offset)
+        file.read_exact_at(&mut bytes, at.offset())
             .map_err(|error| LogError::io("cannot read an entry", &path, error))?;
         let record = format::raw_record(&bytes, 0)
             .filter(|raw| raw.group == id)
@@ -143,7 +143,7 @@ impl Shared {
             _ => Err(LogError::at(
                 ErrorKind::Corruption,
                 &path,
-                at.offset,
+                at.offset(),
                 format!(
                     "expected entry {index} of group {id}, found bytes that do not verify; rebuild this member"
                 ),

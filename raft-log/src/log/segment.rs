@@ -26,11 +26,13 @@ pub(super) fn segment_path(dir: &Path, id: u64) -> PathBuf {
 /// The id in a segment's file name.
 pub(super) fn segment_id(name: &str) -> Option<u64> {
     let hex = name.strip_suffix(".seg")?;
-    if hex.len() != 16 {
-        None
-    } else {
-        u64::from_str_radix(hex, 16).ok()
-    }
+    let digits = |text: &str| {
+        let mut bytes = text.bytes();
+        bytes.all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+    };
+    (hex.len() == 16 && digits(hex))
+        .then(|| u64::from_str_radix(hex, 16).ok())
+        .flatten()
 }
 
 /// Makes a zero-filled file of `size` bytes under a temporary name, and syncs it.

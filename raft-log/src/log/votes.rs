@@ -11,6 +11,9 @@ use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{GroupId, LogError, NodeId, StoreId, Term};
 
 const BLOCK: usize = 4096;
+/// Bytes that are read or written at a time; a multiple of a pair.
+const CHUNK: usize = 1 << 20;
+const EMPTY: [u8; BLOCK] = [0; BLOCK];
 const MAGIC: &[u8; 8] = b"FLOTVOT\x01";
 
 /// One block that verified.
@@ -25,9 +28,61 @@ pub(super) struct Slot {
 /// What the file held.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    pub(super) slots: Vec<Slot>,
+    /// By group.
+    slots: Vec<Slot>,
+    /// Groups of which one block does not verify, ascending.
+    halves: Vec<GroupId>,
     /// Blocks that are neither empty nor verify.
     pub(super) damaged: usize,
+    /// Pairs with a damaged block and none that verifies: they may be anybody's.
+    pub(super) orphans: usize,
+}
+
+impl Slots {
+    /// The slots of a group's present life.
+    pub(super) fn of(&self, group: GroupId, creation: u64) -> &[Slot] {
+        let key = (group, creation);
+        let from = self
+            .slots
+            .partition_point(|slot| (slot.group, slot.creation) < key);
+        let to = self
+            .slots
+            .partition_point(|slot| (slot.group, slot.creation) <= key);
+        &self.slots[from..to]
+    }
+
+    /// True when some group has seen a term.
+    pub(super) fn any_vote(&self) -> bool {
+        self.slots.iter().any(|slot| slot.term.0 > 0)
+    }
+
+    /// True when the other block of a group's slot is damaged.
+    pub(super) fn is_half(&self, group: GroupId) -> bool {
+        self.halves.binary_search(&group).is_ok()
+    }
+
+    /// Takes the two blocks of a pair: `None` for one that cannot be read.
+    fn take(&mut self, store: StoreId, pair: [Option<&[u8]>; 2]) {
+        let (mut damaged, mut owner) = (0, None);
+        for block in pair {
+            if block.is_some_and(|block| block.iter().all(|byte| *byte == 0)) {
+                continue;
+            }
+            match block.and_then(|block| decode(store, block)) {
+                Some(slot) => {
+                    owner = Some(slot.group);
+                    self.slots.push(slot);
+                }
+                None => damaged += 1,
+            }
+        }
+        self.damaged += damaged;
+        match owner {
+            _ if damaged == 0 => {}
+            Some(group) => self.halves.push(group),
+            None => self.orphans += 1,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -91,17 +146,35 @@ pub(super) fn read(
         .len()
         .map_err(|error| LogError::io("cannot read the vote slots", &path, error))?;
     let mut out = Slots::default();
-    let mut block = [0; BLOCK];
-    for at in 0..len / BLOCK as u64 {
-        match file.read_exact_at(&mut block, at * BLOCK as u64) {
-            Err(_) => out.damaged += 1,
-            Ok(()) if block.iter().all(|byte| *byte == 0) => {}
-            Ok(()) => match decode(store, &block) {
-                Some(slot) => out.slots.push(slot),
-                None => out.damaged += 1,
-            },
+    let mut chunk = vec![0; CHUNK.min(len as usize / BLOCK * BLOCK)];
+    let mut at = 0;
+    while at < len / BLOCK as u64 * BLOCK as u64 {
+        let size = chunk.len().min((len - at) as usize / BLOCK * BLOCK);
+        let whole = file.read_exact_at(&mut chunk[..size], at).is_ok();
+        for pair in (0..size).step_by(2 * BLOCK) {
+            let mut readable = [false; 2];
+            for (half, readable) in readable.iter_mut().enumerate() {
+                let start = pair + half * BLOCK;
+                *readable = match chunk[..size].get_mut(start..start + BLOCK) {
+                    // The file grows by blocks: the second one of a pair may not be there yet.
+                    None => continue,
+                    Some(_) if whole => true,
+                    Some(block) => file.read_exact_at(block, at + start as u64).is_ok(),
+                };
+            }
+            let block = |half: usize| {
+                let start = pair + half * BLOCK;
+                match chunk[..size].get(start..start + BLOCK) {
+                    None => Some(&EMPTY[..]),
+                    found => found.filter(|_| readable[half]),
+                }
+            };
+            out.take(store, [block(0), block(1)]);
         }
+        at += size as u64;
     }
+    out.slots.sort_by_key(|slot| (slot.group, slot.creation));
+    out.halves.sort_unstable();
     Ok(out)
 }
 
@@ -117,19 +190,19 @@ impl Votes {
         let mut prepared = super::segment::prepare(&**vfs, &temporary, 0)?;
         let mut places = BTreeMap::new();
         for (number, slot) in slots.iter().enumerate() {
-            let number = number as u64;
-            for half in 0..2 {
-                prepared
-                    .file
-                    .write_all_at(
-                        &encode(store, slot, half),
-                        (number * 2 + half) * BLOCK as u64,
-                    )
-                    .map_err(|error| {
-                        LogError::io("cannot write the vote slots", &temporary, error)
-                    })?;
-            }
-            places.insert(slot.group, (number, 2));
+            places.insert(slot.group, (number as u64, 2));
+        }
+        let (mut at, pairs) = (0, CHUNK / BLOCK / 2);
+        for part in slots.chunks(pairs) {
+            let halves = part.iter().flat_map(|slot| [(slot, 0), (slot, 1)]);
+            let bytes: Vec<u8> = halves
+                .flat_map(|(slot, half)| encode(store, slot, half))
+                .collect();
+            prepared
+                .file
+                .write_all_at(&bytes, at)
+                .map_err(|error| LogError::io("cannot write the vote slots", &temporary, error))?;
+            at += bytes.len() as u64;
         }
         let failed = |error| LogError::io("cannot sync the vote slots", &path, error);
         prepared.file.sync_data().map_err(failed)?;

@@ -6,7 +6,9 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::footer::{FOOTER_GAP, Footer};
 use super::format::{BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, salt};
+use super::manifest::Manifest;
 use super::segment::{self, Prepared};
 use super::votes::{Slot, Votes};
 use crate::testing::{Bug, bug};
@@ -30,7 +32,19 @@ pub(super) enum Item {
         seq: u64,
         body: Vec<u8>,
         records: u32,
+        /// Of the segment that ends; `None` once it is written.
+        seal: Option<Seal>,
     },
+    /// The segment ends here for this run.
+    Seal(Seal),
+}
+
+/// What the footer of a segment will hold.
+#[derive(Debug)]
+pub(super) struct Seal {
+    pub(super) index: Vec<u8>,
+    /// Where the segment's last batch ends.
+    pub(super) end: u64,
 }
 
 /// The file that is ready to become the next segment; filled in the background.
@@ -45,10 +59,16 @@ pub(super) struct Writer {
     pub(super) dir: PathBuf,
     pub(super) store: StoreId,
     pub(super) votes: Votes,
+    pub(super) manifest: Manifest,
     pub(super) segment: u64,
+    /// The segment's first sequence and length in bytes.
+    pub(super) first_seq: u64,
+    pub(super) size: u64,
     pub(super) file: Arc<dyn VfsFile>,
     pub(super) chain: u32,
     pub(super) synced_seq: u64,
+    /// The newest batch that something on disk proves to be synced.
+    pub(super) proven_seq: u64,
     pub(super) backlog: VecDeque<Item>,
     pub(super) buffer: Vec<u8>,
     pub(super) syncs: u64,
@@ -93,6 +113,12 @@ impl Writer {
             None => return Ok(false),
             Some(Item::Rotate { .. }) => {
                 self.rotate(next)?;
+                return Ok(true);
+            }
+            Some(Item::Seal(_)) => {
+                if let Some(Item::Seal(seal)) = self.backlog.pop_front() {
+                    self.seal(seal)?;
+                }
                 return Ok(true);
             }
             Some(Item::Batch { .. }) => {}
@@ -151,6 +177,7 @@ impl Writer {
         self.syncs += 1;
         self.bytes += self.buffer.len() as u64;
         self.chain = chain;
+        self.proven_seq = self.synced_seq;
         self.synced_seq = last;
         self.backlog.drain(..count);
         if self.buffer.capacity() > 8 << 20 {
@@ -164,21 +191,55 @@ impl Writer {
         segment::segment_path(&self.dir, self.segment)
     }
 
+    /// Writes the footer of the segment at hand, behind everything that was synced.
+    fn seal(&mut self, seal: Seal) -> Result<(), LogError> {
+        let footer = Footer {
+            salt: salt(self.store, self.segment),
+            first_seq: self.first_seq,
+            last_seq: self.synced_seq,
+            end: seal.end,
+            chain: self.chain,
+        };
+        let bytes = footer.encode(seal.index);
+        let start = self.size.checked_sub(bytes.len() as u64);
+        let Some(start) = start.filter(|start| *start >= seal.end + FOOTER_GAP) else {
+            // Only a hint; the segment is scanned instead.
+            return Ok(());
+        };
+        let path = segment::segment_path(&self.dir, self.segment);
+        self.file
+            .write_all_at(&bytes, start)
+            .map_err(|error| LogError::io("cannot write a footer", &path, error).latched())?;
+        self.file
+            .sync_data()
+            .map_err(|error| LogError::io("cannot sync a footer", &path, error).latched())?;
+        self.syncs += 1;
+        self.proven_seq = self.synced_seq;
+        Ok(())
+    }
+
     fn rotate(&mut self, next: &Next) -> Result<(), LogError> {
-        let Some(Item::Rotate {
-            segment,
-            size,
-            seq,
-            body,
-            records,
-        }) = self.backlog.front()
-        else {
+        let Some(Item::Rotate { seal, seq, .. }) = self.backlog.front_mut() else {
             unreachable!("the caller looked");
         };
         assert_eq!(
             *seq, self.synced_seq,
             "everything before a new segment is synced"
         );
+        if let Some(seal) = seal.take() {
+            self.seal(seal)?;
+        }
+        let Some(Item::Rotate {
+            segment,
+            size,
+            seq,
+            body,
+            records,
+            ..
+        }) = self.backlog.front()
+        else {
+            unreachable!("the caller looked");
+        };
         let mut ready = next.ready.lock().unwrap_or_else(PoisonError::into_inner);
         if ready.is_none() {
             *ready = Some(segment::prepare(
@@ -208,10 +269,14 @@ impl Writer {
             body,
         );
         let file = publish(&self.vfs, &self.dir, prepared, &top, &out)?;
+        self.size = prepared.size;
         *ready = None;
         drop(ready);
+        // Named before anything is acknowledged in it.
+        self.manifest.name(*segment, *seq)?;
         (self.segment, self.file, self.chain) = (*segment, file, chain);
-        self.syncs += 2;
+        (self.first_seq, self.proven_seq) = (seq + 1, *seq);
+        self.syncs += 3;
         self.bytes += out.len() as u64;
         self.backlog.pop_front();
         Ok(())

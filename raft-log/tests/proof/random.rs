@@ -111,7 +111,6 @@ impl Run {
                 {
                     self.crash();
                 }
-                Err(refusal) if self.cut_start && refusal.is_known() => return Ok(None),
                 Err(Refusal::Wrong(text)) => return Err(text),
                 Err(Refusal::Log(error)) => {
                     return Err(format!("the log refuses to open: {error:?}"));

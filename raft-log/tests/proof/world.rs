@@ -77,16 +77,6 @@ pub(crate) enum Refusal {
     Snapshots(SnapshotError),
 }
 
-impl Refusal {
-    /// A start that is cut short at the right moment refuses the next one. The slots are rewritten for the groups of
-    /// the log's unproven tail before the segment that makes this tail durable is there: when that tail says that a
-    /// group was destroyed, and power is lost in between, the group is back and its slots are gone. Nothing that was
-    /// acknowledged is lost.
-    pub(crate) fn is_known(&self) -> bool {
-        matches!(self, Self::Log(error) if error.to_string().contains("term and vote are unknown"))
-    }
-}
-
 pub(crate) struct World {
     pub(crate) fs: SimFs,
     pub(crate) lie: Option<Lie>,
@@ -327,14 +317,6 @@ pub(crate) fn check_crash_in_recovery(
             (CrashKind::Process, CrashKind::Power) => history,
             _ => &settled,
         };
-        if (kind, second) == (CrashKind::Process, CrashKind::Power) {
-            let fork = image.fork(at as u64);
-            fork.crash(second);
-            let opened = World::try_open(&fork, lie, allowed, 0);
-            if opened.is_err_and(|refusal| refusal.is_known()) {
-                continue;
-            }
-        }
         check_crash(&image.fork(at as u64), second, lie, allowed)
             .map_err(|text| format!("{second:?} at operation {at} of the start: {text}"))?;
     }

@@ -1,0 +1,403 @@
+//! Reads segments: by their footers where those verify and fit, else batch by batch, and judges what does not verify.
+
+use std::sync::Arc;
+
+use super::super::LogOptions;
+use super::super::footer::{self, Footer};
+use super::super::format::{
+    self, BATCH_HEADER, BatchHeader, CHECKPOINT_MAX, DiskRecord, ENTRY_HEADER, GroupCheckpoint,
+    SEGMENT_BYTES_MAX, SEGMENT_DATA, SegmentHeader,
+};
+use super::super::index::{Groups, Position};
+use super::super::inspect::batch_at;
+use super::super::segment::segment_path;
+use super::RecoveryReport;
+use super::table::{self, Finding, Verdict};
+use crate::vfs::{OpenMode, SharedVfs, VfsFile};
+use crate::{ErrorKind, GroupId, LogError};
+
+/// A segment in memory.
+pub(super) struct Segment {
+    pub(super) header: SegmentHeader,
+    pub(super) file: Arc<dyn VfsFile>,
+    pub(super) data: Vec<u8>,
+    io_error: bool,
+}
+
+/// A batch that verified and is not provably synced.
+pub(super) struct Unproven {
+    pub(super) seq: u64,
+    /// The chain value before it.
+    pub(super) chain: u32,
+    pub(super) records: u32,
+    pub(super) body: Vec<u8>,
+}
+
+/// What is left behind of a tail.
+pub(super) struct Cut {
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+    pub(super) bytes: Vec<u8>,
+}
+
+pub(super) struct Scan<'a> {
+    pub(super) vfs: &'a SharedVfs,
+    pub(super) options: &'a LogOptions,
+    pub(super) groups: Groups,
+    pub(super) seq: u64,
+    pub(super) chain: u32,
+    pub(super) proven: u64,
+    pub(super) unproven: Vec<Unproven>,
+    pub(super) cut: Option<Cut>,
+    pub(super) report: &'a mut RecoveryReport,
+}
+
+/// Reads a whole segment; what cannot be read is zero, and said.
+pub(super) fn load(
+    vfs: &SharedVfs,
+    options: &LogOptions,
+    header: SegmentHeader,
+) -> Result<Segment, LogError> {
+    let path = segment_path(&options.dir, header.id);
+    let failed = |error| LogError::io("cannot read a segment", &path, error);
+    let file: Arc<dyn VfsFile> = Arc::from(vfs.open(&path, OpenMode::Read).map_err(failed)?);
+    let len = file.len().map_err(failed)?;
+    if len > SEGMENT_BYTES_MAX {
+        return Err(LogError::at(
+            ErrorKind::Corruption,
+            &path,
+            0,
+            format!("expected at most {SEGMENT_BYTES_MAX} bytes, found {len}; restore the file"),
+        ));
+    }
+    let mut data = vec![0; len as usize];
+    // Sector by sector after a failure, so that what is readable is judged by itself.
+    let mut io_error = false;
+    if file.read_exact_at(&mut data, 0).is_err() {
+        for (at, chunk) in data.chunks_mut(4096).enumerate() {
+            io_error |= file.read_exact_at(chunk, at as u64 * 4096).is_err();
+        }
+    }
+    Ok(Segment {
+        header,
+        file,
+        data,
+        io_error,
+    })
+}
+
+/// The groups in a segment's checkpoint; `None` when it cannot be read or does not verify.
+fn read_checkpoint(
+    file: &dyn VfsFile,
+    top: &SegmentHeader,
+) -> Option<Vec<(GroupId, GroupCheckpoint)>> {
+    let mut head = [0; BATCH_HEADER];
+    file.read_exact_at(&mut head, SEGMENT_DATA).ok()?;
+    let header = BatchHeader::decode(&head, SEGMENT_DATA, top.salt())?;
+    let len = header.body_len as usize;
+    if header.seq != top.first_seq - 1 || header.chain != top.chain || len > CHECKPOINT_MAX {
+        return None;
+    }
+    let mut body = vec![0; len];
+    file.read_exact_at(&mut body, SEGMENT_DATA + BATCH_HEADER as u64)
+        .ok()?;
+    if crc32fast::hash(&body) != header.body_crc {
+        return None;
+    }
+    let mut out: Vec<(GroupId, GroupCheckpoint)> = Vec::new();
+    for (group, record) in format::decode_records(&body)? {
+        let DiskRecord::Checkpoint(state) = record else {
+            return None;
+        };
+        if out.last().is_some_and(|last| last.0 >= group) {
+            return None;
+        }
+        out.push((group, state));
+    }
+    Some(out)
+}
+
+impl Scan<'_> {
+    /// Takes a segment by its footer, if that verifies and agrees with the next segment. `None`: it must be read.
+    pub(super) fn sealed(
+        &mut self,
+        top: &SegmentHeader,
+        next: &SegmentHeader,
+        first: bool,
+    ) -> Option<Arc<dyn VfsFile>> {
+        let open = |id| {
+            let path = segment_path(&self.options.dir, id);
+            self.vfs.open(&path, OpenMode::Read).ok()
+        };
+        let file = open(top.id)?;
+        let (footer, index) = Footer::read(&*file, file.len().ok()?, top.salt())?;
+        let continued = first || (self.seq + 1 == top.first_seq && self.chain == top.chain);
+        let agrees = footer.first_seq == top.first_seq
+            && footer.last_seq + 1 == next.first_seq
+            && footer.chain == next.chain;
+        if !continued || !agrees {
+            return None;
+        }
+        let sealed = footer::parse(&index, top.id, footer.end)?;
+        let after = read_checkpoint(&*open(next.id)?, next)?;
+        if first {
+            let before = read_checkpoint(&*file, top)?;
+            self.groups = Groups::default();
+            let records = before.into_iter();
+            self.groups
+                .restore(records.map(|(id, state)| (id, DiskRecord::Checkpoint(state))));
+        }
+        if !footer::adopt(&mut self.groups, sealed, after) {
+            self.report.notes.push(format!(
+                "read segment {:016x}, whose footer does not fit what is around it",
+                top.id
+            ));
+            return None;
+        }
+        (self.seq, self.chain) = (footer.last_seq, footer.chain);
+        self.proven = self.proven.max(footer.last_seq);
+        self.report.batches += next.first_seq - top.first_seq;
+        self.report.from_footers += 1;
+        Some(Arc::from(file))
+    }
+
+    pub(super) fn segment(
+        &mut self,
+        segment: &Segment,
+        successor: Option<&SegmentHeader>,
+        first: bool,
+    ) -> Result<(), LogError> {
+        let top = &segment.header;
+        let path = segment_path(&self.options.dir, top.id);
+        let corrupt =
+            |offset: u64, text: String| LogError::at(ErrorKind::Corruption, &path, offset, text);
+        let stop = successor.map(|next| next.first_seq);
+        let (mut at, mut chain) = (SEGMENT_DATA as usize, top.chain);
+        let mut expected = top.first_seq - 1;
+        if !first && (self.seq != expected || self.chain != top.chain) {
+            return Err(corrupt(
+                0,
+                format!(
+                    "expected to continue after batch {}, found {expected}; restore the log or rebuild this member",
+                    self.seq
+                ),
+            ));
+        }
+        self.proven = self.proven.max(top.synced_seq);
+        let file_len = segment.data.len() as u64;
+        if let Some((footer, _)) = Footer::read(&*segment.file, file_len, top.salt()) {
+            // It was written after these batches were synced.
+            self.proven = self.proven.max(footer.last_seq);
+        }
+        let mut pending = Vec::new();
+        loop {
+            let checkpoint = at == SEGMENT_DATA as usize;
+            if !checkpoint && stop.is_some_and(|stop| expected >= stop) {
+                break;
+            }
+            let Some((header, body)) = batch_at(&segment.data, at, top.salt(), expected, chain)
+            else {
+                let bound = if stop.is_some() || checkpoint {
+                    expected
+                } else {
+                    self.proven
+                };
+                self.judge(segment, at, expected, expected <= bound)?;
+                break;
+            };
+            self.proven = self.proven.max(header.synced_seq);
+            if checkpoint {
+                self.checkpoint(body, first)
+                    .map_err(|text| corrupt(at as u64, text))?;
+            } else {
+                pending.push((expected, at, header, body));
+            }
+            at += BATCH_HEADER + body.len();
+            chain = header.crc;
+            expected += 1;
+        }
+        (self.seq, self.chain) = (expected - 1, chain);
+        let proven = stop.map_or(self.proven, |stop| stop - 1);
+        for (seq, at, header, body) in pending {
+            if seq <= proven {
+                replay(&mut self.groups, top.id, at as u64, seq, body)
+                    .map_err(|text| corrupt(at as u64, text))?;
+                self.report.batches += 1;
+            } else {
+                self.unproven.push(Unproven {
+                    seq,
+                    chain: header.chain,
+                    records: header.record_count,
+                    body: body.to_vec(),
+                });
+            }
+        }
+        (self.proven, self.chain) = match self.unproven.first() {
+            Some(first) => (first.seq - 1, first.chain),
+            None => (self.seq, chain),
+        };
+        Ok(())
+    }
+
+    fn checkpoint(&mut self, body: &[u8], first: bool) -> Result<(), String> {
+        let records = decode_all(body)?;
+        let mut groups = Groups::default();
+        if !groups.restore(records.into_iter()) {
+            return Err("expected a checkpoint, found other records; rebuild this member".into());
+        }
+        if first {
+            self.groups = groups;
+        } else if groups.checkpoint() != self.groups.checkpoint() {
+            return Err(
+                "the checkpoint differs from the batches before it; rebuild this member".into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Returns when the log ends here, with or without a tail that is cut.
+    fn judge(
+        &mut self,
+        segment: &Segment,
+        at: usize,
+        expected: u64,
+        known: bool,
+    ) -> Result<(), LogError> {
+        let top = &segment.header;
+        let end = footer::batches_end(&segment.data, top.salt()).max(at);
+        let rest = segment.data.get(at..end).unwrap_or_default();
+        let finding = look(rest, at, top.salt(), expected, known, segment.io_error);
+        let path = segment_path(&self.options.dir, top.id);
+        match table::judge(finding) {
+            Verdict::CleanEnd => return Ok(()),
+            Verdict::Cut => {}
+            Verdict::Suspect if self.options.accept_suspect_tail => {}
+            Verdict::Corruption => {
+                return Err(LogError::at(
+                    ErrorKind::Corruption,
+                    &path,
+                    at as u64,
+                    format!(
+                        "expected batch {expected}, which was synced, found bytes that do not verify; \
+                         restore the file or rebuild this member"
+                    ),
+                ));
+            }
+            Verdict::Suspect => {
+                return Err(LogError::at(
+                    ErrorKind::SuspectTail,
+                    &path,
+                    at as u64,
+                    format!(
+                        "batch {expected}, the last one, does not verify and may have been acknowledged; \
+                         read the file, then accept the suspect tail or rebuild this member"
+                    ),
+                ));
+            }
+        }
+        let used = rest.iter().rposition(|byte| *byte != 0);
+        self.cut = Some(Cut {
+            segment: top.id,
+            offset: at as u64,
+            bytes: rest[..used.map_or(0, |last| last + 1)].to_vec(),
+        });
+        Ok(())
+    }
+}
+
+/// What lies where batch `expected` should begin.
+fn look(
+    rest: &[u8],
+    at: usize,
+    salt: u64,
+    expected: u64,
+    known_synced: bool,
+    io_error: bool,
+) -> Finding {
+    let (mut later_header, mut known_synced) = (false, known_synced);
+    for step in (8..rest.len().saturating_sub(BATCH_HEADER - 1)).step_by(8) {
+        if rest[step] == 0 {
+            continue;
+        }
+        let Some(found) = BatchHeader::decode(&rest[step..], (at + step) as u64, salt) else {
+            continue;
+        };
+        later_header |= found.seq > expected;
+        known_synced |= found.seq > expected && found.synced_seq >= expected;
+    }
+    let (head, behind) = rest.split_at(rest.len().min(BATCH_HEADER));
+    let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    Finding {
+        known_synced,
+        later_header,
+        io_error,
+        empty: zero(head),
+        torn_shape: torn_shape(rest, at, salt),
+        bare: BatchHeader::decode(rest, at as u64, salt).is_none() && zero(behind),
+    }
+}
+
+/// True when a whole sector of what is damaged is zero, or the batch runs past the end of the file.
+fn torn_shape(rest: &[u8], at: usize, salt: u64) -> bool {
+    let range = match BatchHeader::decode(rest, at as u64, salt) {
+        None => 0..rest.len().min(BATCH_HEADER),
+        Some(header) => {
+            let end = BATCH_HEADER + header.body_len as usize;
+            let Some(body) = rest.get(BATCH_HEADER..end) else {
+                return true;
+            };
+            let mut start = 0;
+            while let Some(raw) = format::raw_record(body, start) {
+                start = (start + raw.len).next_multiple_of(8);
+            }
+            BATCH_HEADER + start.min(body.len())..end
+        }
+    };
+    let mut from = range.start;
+    while from < range.end {
+        let to = ((at + from + 1).next_multiple_of(512) - at).min(range.end);
+        if rest[from..to].iter().all(|byte| *byte == 0) {
+            return true;
+        }
+        from = to;
+    }
+    false
+}
+
+fn decode_all(body: &[u8]) -> Result<Vec<(GroupId, DiskRecord)>, String> {
+    format::decode_records(body).ok_or_else(|| UNVERIFIED.to_owned())
+}
+
+const UNVERIFIED: &str = "a record does not verify inside a batch that does; rebuild this member";
+
+/// Takes the records of one batch that verified.
+pub(super) fn replay(
+    groups: &mut Groups,
+    segment: u64,
+    offset: u64,
+    seq: u64,
+    body: &[u8],
+) -> Result<(), String> {
+    let mut at = 0;
+    while at < body.len() {
+        let raw = format::raw_record(body, at).ok_or(UNVERIFIED)?;
+        let start = offset + (BATCH_HEADER + at) as u64;
+        at = (at + raw.len).next_multiple_of(8);
+        match format::decode_record(body, raw).ok_or(UNVERIFIED)? {
+            DiskRecord::Checkpoint(_) => return Err("a checkpoint lies among other batches".into()),
+            DiskRecord::Entry(entry) => {
+                let len = format::RECORD_HEADER + ENTRY_HEADER + entry.payload.len();
+                let position = Position::new(segment, start, len as u32);
+                groups.replay_entry(raw.group, entry, position)?;
+            }
+            DiskRecord::Other(record) => {
+                let records = [(raw.group, record)];
+                groups.check(&records).map_err(|(_, text)| text)?;
+                let [(id, record)] = records;
+                groups.apply(seq, id, record, || unreachable!("no entries"));
+            }
+        }
+    }
+    groups.trim_cache(1 << 20, seq);
+    Ok(())
+}

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use raft_log::vfs::{SharedVfs, SimFs};
 use raft_log::{
-    Base, Entry, EntryKind, ErrorKind, GroupId, Index, IoMode, Log, LogOptions, Record, Space,
-    StoreId, Term, WriteBatch,
+    Base, Entry, EntryKind, ErrorKind, GroupId, HardState, Index, IoMode, Log, LogOptions, Record,
+    Space, StoreId, Term, WriteBatch,
 };
 
 const GROUP: GroupId = GroupId(1);
@@ -70,4 +70,70 @@ fn disk_without_room_for_a_segment_says_full_until_there_is_room_and_loses_nothi
         .unwrap();
     assert_eq!(entries.len() as u64, index + 1);
     assert!(entries.iter().all(|entry| entry.payload.len() == PAYLOAD));
+}
+
+/// Fills a log on a small disk; returns it with the last index that was written, and before anything is stuck if told
+/// how many entries fit.
+fn filled(fs: &SimFs, entries: u64) -> (Log, u64) {
+    let log = open(fs);
+    let mut first = WriteBatch::new();
+    first.push(GROUP, Record::Compact(Base::default()));
+    let state = HardState {
+        term: Term(1),
+        ..HardState::default()
+    };
+    first.push(GROUP, Record::HardState(state));
+    log.write(first).unwrap();
+    // Three segments, manifest and votes.
+    fs.set_capacity(Some(64 << 10));
+    for index in 1..=entries {
+        let ticket = log.enqueue(batch(index)).unwrap();
+        log.drive().unwrap();
+        if !log.is_durable(ticket).unwrap() {
+            return (log, index - 1);
+        }
+    }
+    (log, entries)
+}
+
+#[test]
+fn full_segment_takes_terms_truncations_and_compactions_and_space_comes_back() {
+    let (_, fits) = filled(&SimFs::new(1), u64::MAX);
+    assert!(fits > 10);
+    let fs = SimFs::new(1);
+    let (log, last) = filled(&fs, fits);
+    assert_eq!((last, log.space()), (fits, Space::Full));
+    let segments = log.stats().segments;
+    let write = |record: Record| {
+        let mut batch = WriteBatch::new();
+        batch.push(GROUP, record);
+        let ticket = log.enqueue(batch).unwrap();
+        log.drive().unwrap();
+        assert!(log.is_durable(ticket).unwrap());
+    };
+    for term in 2..=6 {
+        write(Record::HardState(HardState {
+            term: Term(term),
+            ..HardState::default()
+        }));
+    }
+    write(Record::Truncate(Index(last)));
+    assert_eq!(log.space(), Space::Full);
+    assert_eq!(log.stats().segments, segments);
+    write(Record::Compact(Base {
+        index: Index(last - 1),
+        term: Term(1),
+        ..Base::default()
+    }));
+    // Without entries the older segments go, and there is room for the next one.
+    log.drive().unwrap();
+    assert_eq!(log.space(), Space::Available);
+    log.write(batch(last)).unwrap();
+    log.close().unwrap();
+    drop(log);
+    let info = open(&fs).group(GROUP).unwrap();
+    assert_eq!(
+        (info.last_index, info.hard_state.term),
+        (Index(last), Term(6))
+    );
 }

@@ -10,11 +10,11 @@ use super::format::{u32_at, u64_at};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{GroupId, LogError, NodeId, StoreId, Term};
 
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 /// Bytes that are read or written at a time; a multiple of a pair.
 const CHUNK: usize = 1 << 20;
 const EMPTY: [u8; BLOCK] = [0; BLOCK];
-const MAGIC: &[u8; 8] = b"FLOTVOT\x01";
+pub(super) const MAGIC: &[u8; 8] = b"FLOTVOT\x01";
 
 /// One block that verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -223,9 +223,15 @@ impl Votes {
             let free = self.places.len() as u64;
             let place = self.places.entry(slot.group).or_insert((free, 0));
             let block = place.0 * 2 + place.1 % 2;
+            let fresh = place.1 == 0;
             place.1 += 1;
+            let mut bytes = encode(self.store, slot, place.1).to_vec();
+            if fresh {
+                // Both at once, so that a full disk does not get in the way of the second vote.
+                bytes.extend_from_slice(&EMPTY);
+            }
             self.file
-                .write_all_at(&encode(self.store, slot, place.1), block * BLOCK as u64)
+                .write_all_at(&bytes, block * BLOCK as u64)
                 .map_err(|error| LogError::io("cannot write a vote slot", &self.path, error))?;
         }
         self.file

@@ -21,8 +21,8 @@ pub(super) const RUN: u64 = 16;
 /// Bytes of an entry's place.
 pub(super) const PLACE: u64 = 8;
 
-const MAGIC: &[u8; 8] = b"FLOTFTR\x01";
-const VERSION: u16 = 1;
+pub(super) const MAGIC: &[u8; 8] = b"FLOTFTR\x01";
+pub(super) const VERSION: u16 = 1;
 
 /// What a footer says besides its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,7 +264,14 @@ mod tests {
     #[test]
     fn index_that_points_outside_the_batches_is_not_taken() {
         let mut index = Vec::new();
-        for word in [5, 1, 1 | 1 << 32, 1, 4, (SEGMENT_DATA + 64) / 8 | 50 << 32] {
+        for word in [
+            5,
+            1,
+            1 | (1 << 32),
+            1,
+            4,
+            ((SEGMENT_DATA + 64) / 8) | (50 << 32),
+        ] {
             index.extend_from_slice(&word.to_le_bytes());
         }
         let sealed = parse(&index, 2, 5000).unwrap();

@@ -495,3 +495,98 @@ pub(crate) fn u32_at(data: &[u8], at: usize) -> u32 {
 pub(crate) fn u64_at(data: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(data[at..at + 8].try_into().expect("eight bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{footer, manifest, votes};
+    use super::*;
+
+    const SPECIFICATION: &str = include_str!("../../../docs/FORMAT.md");
+
+    #[test]
+    fn specification_has_the_constants_of_the_code() {
+        let text = |magic: &[u8; 8]| {
+            let name = String::from_utf8_lossy(&magic[..7]);
+            format!("| magic `{name}\\x{:02x}` |", magic[7])
+        };
+        let mut wanted = vec![
+            format!("| 0 | 8 {}", text(&SEGMENT_MAGIC)),
+            format!("| 0 | 8 {}", text(votes::MAGIC)),
+            format!("| 0 | 8 {}", text(manifest::MAGIC)),
+            format!("| -{} | 8 {}", footer::FOOTER, text(footer::MAGIC)),
+            format!("| 0 | 4 | magic 0x{BATCH_MAGIC:x} |"),
+            format!("| 8 | 2 | format version, {FORMAT_VERSION} |"),
+            format!("| 4 | 2 | format version, {FORMAT_VERSION} |"),
+            format!(
+                "| 8 | 2 | format version of the manifest, {} |",
+                manifest::VERSION
+            ),
+            format!(
+                "| -56 | 2 | format version of the footer, {} |",
+                footer::VERSION
+            ),
+            format!("Header, the first {SEGMENT_HEADER} bytes"),
+            format!("Header, {BATCH_HEADER} bytes"),
+            format!("The checkpoint lies at offset {SEGMENT_DATA}"),
+            format!("`votes` holds blocks of {} bytes", votes::BLOCK),
+            format!(
+                "blocks of {} bytes, written in turn, the one",
+                manifest::BLOCK
+            ),
+            format!("at most {} MiB |", BATCH_BODY_MAX >> 20),
+            format!(
+                "at most {} MiB ({ENTRY_HEADER} bytes more",
+                RECORD_PAYLOAD_MAX >> 20
+            ),
+            format!("longer than {} GiB", SEGMENT_BYTES_MAX >> 30),
+            format!("takes at most {} MiB", CHECKPOINT_MAX >> 20),
+            format!("at least {} zeros", footer::FOOTER_GAP),
+        ];
+        let kinds = [
+            (KIND_ENTRY, "entry"),
+            (KIND_HARD_STATE, "hard state"),
+            (KIND_TRUNCATE, "truncate"),
+            (KIND_COMPACT, "compact"),
+            (KIND_SNAPSHOT, "snapshot reference"),
+            (KIND_DESTROY, "group destroyed"),
+            (KIND_CHECKPOINT, "checkpoint"),
+        ];
+        wanted.extend(kinds.map(|(kind, name)| format!("| {kind} | {name} |")));
+        for line in wanted {
+            assert!(SPECIFICATION.contains(&line), "not in FORMAT.md: {line}");
+        }
+    }
+
+    #[test]
+    fn length_above_the_bound_is_refused_before_anything_is_allocated() {
+        let mut header = BatchHeader {
+            seq: 1,
+            offset: 4096,
+            synced_seq: 0,
+            body_len: BATCH_BODY_MAX as u32,
+            record_count: 1,
+            chain: 0,
+            body_crc: 0,
+            crc: 0,
+        };
+        let mut out = [0; BATCH_HEADER];
+        header.encode(3, &mut out);
+        assert!(BatchHeader::decode(&out, 4096, 3).is_some());
+        header.body_len += 8;
+        header.encode(3, &mut out);
+        assert!(BatchHeader::decode(&out, 4096, 3).is_none());
+
+        let mut body = BodyEncoder::default();
+        body.push(GroupId(1), &Record::Truncate(Index(4)), &mut Vec::new());
+        assert!(raw_record(&body.bytes, 0).is_some());
+        for len in [
+            9u32,
+            (RECORD_PAYLOAD_MAX + ENTRY_HEADER + 1) as u32,
+            u32::MAX,
+        ] {
+            let mut bytes = body.bytes.clone();
+            bytes[12..16].copy_from_slice(&len.to_le_bytes());
+            assert!(raw_record(&bytes, 0).is_none(), "{len}");
+        }
+    }
+}

@@ -41,7 +41,7 @@ impl Position {
 
     /// The place within its segment, as a footer holds it.
     pub(super) fn packed(self) -> u64 {
-        u64::from(self.eighths) | u64::from(self.len) << 32
+        u64::from(self.eighths) | (u64::from(self.len) << 32)
     }
 
     pub(super) fn unpack(segment: u64, packed: u64) -> Self {

@@ -12,10 +12,10 @@ use super::segment;
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, LogError, StoreId};
 
-const BLOCK: usize = 4096;
+pub(super) const BLOCK: usize = 4096;
 const USED: usize = 64;
-const MAGIC: &[u8; 8] = b"FLOTMAN\x01";
-const VERSION: u16 = 1;
+pub(super) const MAGIC: &[u8; 8] = b"FLOTMAN\x01";
+pub(super) const VERSION: u16 = 1;
 
 /// What a block says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -34,7 +34,6 @@ struct Run {
     /// Syncs of directories fail too. A kernel that cannot do one stops the file system, so each crash loses power.
     sync_dir_faults: bool,
     /// The start before this one was cut short.
-    cut_start: bool,
     /// The process ends by itself.
     ends: bool,
 }
@@ -49,7 +48,6 @@ pub(crate) fn run(seed: u64, trouble: Trouble, lie: Option<Lie>) -> Result<(), S
         history: History::new(State::new()),
         unique: 0,
         sync_dir_faults: seed.is_multiple_of(3),
-        cut_start: false,
         ends: false,
     };
     for round in 0..ROUNDS {
@@ -69,7 +67,6 @@ impl Run {
         let Some(mut world) = self.start()? else {
             return Ok(false);
         };
-        self.cut_start = false;
         let steps = self.rng.below(40);
         self.fs.fail_after(self.rng.below(160));
         self.trouble();
@@ -95,7 +92,6 @@ impl Run {
             let opened = World::try_open(&self.fs, self.lie, &self.history, self.unique);
             if self.fs.is_down() {
                 drop(opened);
-                self.cut_start = true;
                 self.crash();
                 continue;
             }
@@ -349,8 +345,7 @@ fn same_seed_gives_the_same_run() {
             history: History::new(State::new()),
             unique: 0,
             sync_dir_faults: false,
-            cut_start: false,
-            ends: false,
+                ends: false,
         };
         for _ in 0..ROUNDS {
             run.round().unwrap();

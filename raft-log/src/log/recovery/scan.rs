@@ -21,7 +21,8 @@ pub(super) struct Segment {
     pub(super) header: SegmentHeader,
     pub(super) file: Arc<dyn VfsFile>,
     pub(super) data: Vec<u8>,
-    io_error: bool,
+    /// Some of it could not be read.
+    pub(super) io_error: bool,
 }
 
 /// A batch that verified and is not provably synced.

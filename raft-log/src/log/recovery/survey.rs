@@ -180,6 +180,11 @@ fn is_as_made(
     top: &SegmentHeader,
 ) -> Result<bool, LogError> {
     let segment = load(vfs, options, *top)?;
+    if segment.io_error {
+        let path = segment_path(&options.dir, top.id);
+        let text = "a part of the segment cannot be read; look at the disk, then start again";
+        return Err(LogError::at(ErrorKind::Io, &path, 0, text));
+    }
     let (mut at, mut seq, mut chain) = (SEGMENT_DATA as usize, top.first_seq - 1, top.chain);
     while seq <= top.synced_seq {
         let Some((header, body)) = batch_at(&segment.data, at, top.salt(), seq, chain) else {

@@ -1,0 +1,173 @@
+//! Files that released code wrote open for ever. `UPDATE=1 cargo test -p raft-log --test golden` writes them anew.
+#![expect(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    reason = "the golden files lie beside the tests, and a failed expectation is a failed test"
+)]
+
+use std::path::{Path, PathBuf};
+
+use raft_log::vfs::{SimFs, Vfs};
+use raft_log::{
+    Base, Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId, Record,
+    SnapshotRef, StoreId, Term, WriteBatch,
+};
+
+const FILES: [&str; 4] = [
+    "0000000000000001.seg",
+    "0000000000000002.seg",
+    "votes",
+    "MANIFEST",
+];
+
+fn golden(run: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("testdata/golden/v1")
+        .join(run)
+}
+
+fn options() -> LogOptions {
+    let mut options = LogOptions::new("/log", StoreId(0x0123_4567_89ab_cdef));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    options.io = IoMode::Inline;
+    options
+}
+
+fn entry(index: u64, term: u64, kind: EntryKind) -> Entry {
+    Entry {
+        index: Index(index),
+        term: Term(term),
+        kind,
+        payload: vec![b'a' + (index % 26) as u8; 150 + index as usize].into(),
+    }
+}
+
+/// Every kind of record, over two segments; the second run is killed, the first one closed.
+fn write(fs: &SimFs, close: bool) {
+    let (log, _) = Log::open(fs.shared(), options()).unwrap();
+    let put = |records: Vec<(u64, Record)>| {
+        let mut batch = WriteBatch::new();
+        for (group, record) in records {
+            batch.push(GroupId(group), record);
+        }
+        log.write(batch).unwrap();
+        log.drive().unwrap();
+    };
+    let base = |creation| Base {
+        creation,
+        membership: vec![1, 2, 3].into(),
+        ..Base::default()
+    };
+    let state = HardState {
+        term: Term(2),
+        vote: Some(NodeId(5)),
+        commit: Index(3),
+    };
+    put(vec![
+        (1, Record::Compact(base(7))),
+        (1, Record::HardState(state)),
+        (2, Record::Compact(base(8))),
+        (3, Record::Compact(base(9))),
+    ]);
+    for index in 1..=40 {
+        let kind = if index == 3 {
+            EntryKind::Config
+        } else {
+            EntryKind::Normal
+        };
+        put(vec![(
+            1,
+            Record::Entries(vec![entry(index, 1 + index / 20, kind)]),
+        )]);
+    }
+    put(vec![
+        (
+            2,
+            Record::Entries((1..=3).map(|n| entry(n, 1, EntryKind::Normal)).collect()),
+        ),
+        (2, Record::Truncate(Index(3))),
+        (3, Record::Destroy),
+    ]);
+    let snapshot = SnapshotRef {
+        index: Index(5),
+        term: Term(1),
+        number: 77,
+        content_len: 1_000,
+        content_crc: 0xdead_beef,
+        membership: vec![4].into(),
+    };
+    put(vec![(1, Record::SnapshotRef(snapshot))]);
+    if close {
+        log.close().unwrap();
+    } else {
+        log.mark_synced().unwrap();
+    }
+}
+
+fn check(log: &Log) {
+    assert_eq!(log.groups(), [GroupId(1), GroupId(2)]);
+    let info = log.group(GroupId(1)).unwrap();
+    assert_eq!(
+        (info.base.creation, &info.base.membership[..]),
+        (7, &[1, 2, 3][..])
+    );
+    assert_eq!(
+        (info.hard_state.term, info.hard_state.vote),
+        (Term(2), Some(NodeId(5)))
+    );
+    assert_eq!((info.last_index, info.last_term), (Index(40), Term(3)));
+    let snapshot = info.snapshot.unwrap();
+    assert_eq!((snapshot.number, snapshot.content_crc), (77, 0xdead_beef));
+    let entries = log
+        .entries(GroupId(1), Index(1)..Index(41), usize::MAX)
+        .unwrap();
+    for (found, index) in entries.iter().zip(1..) {
+        let kind = if index == 3 {
+            EntryKind::Config
+        } else {
+            EntryKind::Normal
+        };
+        assert_eq!(*found, entry(index, 1 + index / 20, kind));
+    }
+    assert_eq!(entries.len(), 40);
+    assert_eq!(log.group(GroupId(2)).unwrap().last_index, Index(2));
+}
+
+#[test]
+fn golden_files_open_with_their_content_and_are_what_is_written_today() {
+    for run in ["closed", "killed"] {
+        let (dir, fs) = (golden(run), SimFs::new(1));
+        write(&fs, run == "closed");
+        let mut names = fs.list("/log".as_ref()).unwrap();
+        names.retain(|name| name != "LOCK" && name != "next.tmp");
+        assert_eq!(names, {
+            let mut files = FILES.map(str::to_owned);
+            files.sort();
+            files
+        });
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::create_dir_all(&dir).unwrap();
+            for name in FILES {
+                let content = fs.read_file(format!("/log/{name}")).unwrap();
+                std::fs::write(dir.join(name), content).unwrap();
+            }
+        }
+        let old = SimFs::new(2);
+        old.create_dir_all("/log".as_ref()).unwrap();
+        for name in FILES {
+            let content = std::fs::read(dir.join(name)).unwrap();
+            assert!(
+                fs.read_file(format!("/log/{name}")).unwrap() == content,
+                "{run}/{name} is not what is written today: the format changed"
+            );
+            old.write_file(format!("/log/{name}"), &content).unwrap();
+        }
+        let (log, report) = Log::open(old.shared(), options()).unwrap();
+        check(&log);
+        assert_eq!(report.from_footers, 1, "{report}");
+        log.close().unwrap();
+        drop(log);
+        check(&Log::open(old.shared(), options()).unwrap().0);
+    }
+}

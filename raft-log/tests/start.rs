@@ -1,0 +1,504 @@
+//! What a start makes of what it finds: footers, marks, the manifest, and damage to each of them.
+#![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
+
+use raft_log::log::inspect;
+use raft_log::vfs::sim::{CrashKind, Fault, SimFs};
+use raft_log::vfs::{OpenMode, Vfs};
+use raft_log::{
+    Base, Entry, EntryKind, ErrorKind, GroupId, GroupInfo, HardState, Index, IoMode, Log, LogError,
+    LogOptions, NodeId, Record, RecoveryReport, StoreId, Term, WriteBatch,
+};
+
+const FIRST: GroupId = GroupId(1);
+
+fn options() -> LogOptions {
+    let mut options = LogOptions::new("/log", StoreId(7));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    options.io = IoMode::Inline;
+    options
+}
+
+fn try_open(fs: &SimFs) -> Result<(Log, RecoveryReport), LogError> {
+    Log::open(fs.shared(), options())
+}
+
+fn open(fs: &SimFs) -> (Log, RecoveryReport) {
+    try_open(fs).unwrap()
+}
+
+fn refusal(fs: &SimFs) -> LogError {
+    let fs = fs.fork(1);
+    fs.crash(CrashKind::Process);
+    try_open(&fs).unwrap_err()
+}
+
+fn base(index: u64, term: u64, creation: u64) -> Record {
+    Record::Compact(Base {
+        index: Index(index),
+        term: Term(term),
+        creation,
+        membership: vec![9; 10].into(),
+    })
+}
+
+fn entry(index: u64, term: u64) -> Record {
+    Record::Entries(vec![Entry {
+        index: Index(index),
+        term: Term(term),
+        kind: EntryKind::Normal,
+        payload: vec![index as u8 | 1; 60 + (index % 90) as usize].into(),
+    }])
+}
+
+fn vote(term: u64) -> Record {
+    Record::HardState(HardState {
+        term: Term(term),
+        vote: Some(NodeId(term)),
+        commit: Index(0),
+    })
+}
+
+fn write(log: &Log, records: Vec<(GroupId, Record)>) {
+    let mut batch = WriteBatch::new();
+    for (group, record) in records {
+        batch.push(group, record);
+    }
+    log.write(batch).unwrap();
+    log.drive().unwrap();
+}
+
+/// A log of one group, with so many entries.
+fn written(fs: &SimFs, entries: u64) -> Log {
+    let (log, _) = open(fs);
+    write(&log, vec![(FIRST, base(0, 0, 1)), (FIRST, vote(1))]);
+    for index in 1..=entries {
+        write(&log, vec![(FIRST, entry(index, 1))]);
+    }
+    log
+}
+
+type State = Vec<(GroupId, GroupInfo, Vec<Entry>)>;
+
+/// All that can be read.
+fn state(log: &Log) -> State {
+    let groups = log.groups().into_iter();
+    groups
+        .map(|id| {
+            let info = log.group(id).unwrap();
+            let range = info.base.index.next()..info.last_index.next();
+            let entries = log.entries(id, range, usize::MAX).unwrap();
+            for entry in &entries {
+                assert_eq!(log.term_at(id, entry.index), Some(entry.term));
+            }
+            (id, info, entries)
+        })
+        .collect()
+}
+
+fn segments(fs: &SimFs) -> Vec<String> {
+    let mut names = fs.list("/log".as_ref()).unwrap();
+    names.retain(|name| name.ends_with(".seg"));
+    names
+}
+
+fn newest(fs: &SimFs) -> String {
+    format!("/log/{}", segments(fs).last().unwrap())
+}
+
+/// Where the last byte that is not zero lies, before the footer if there is one.
+fn last_used(fs: &SimFs, path: &str) -> u64 {
+    let data = fs.read_file(path).unwrap();
+    data.iter().rposition(|byte| *byte != 0).unwrap() as u64
+}
+
+/// Many groups that overwrite, truncate, compact, and are destroyed and made again, over several segments.
+fn eventful(fs: &SimFs) -> Log {
+    let (log, _) = open(fs);
+    let ids: Vec<GroupId> = (1..=4).map(GroupId).collect();
+    let create = |id: &GroupId| [(*id, base(0, 0, 1)), (*id, vote(1))];
+    write(&log, ids.iter().flat_map(create).collect());
+    for round in 1..=120u64 {
+        for id in &ids {
+            let info = log.group(*id).unwrap();
+            let (last, term) = (info.last_index.0, 1 + round / 25);
+            let mut records = vec![(*id, entry(last + 1, term.max(info.last_term.0)))];
+            match (round + id.0 * 7) % 31 {
+                3 if last > info.base.index.0 + 3 => {
+                    records.push((*id, Record::Truncate(Index(last - 1))));
+                }
+                5 if last > info.base.index.0 + 5 => {
+                    records = vec![(*id, entry(last - 3, term.max(info.last_term.0)))];
+                }
+                9 if last > info.base.index.0 + 12 => {
+                    let to = info.base.index.0 + 6;
+                    let term = log.term_at(*id, Index(to)).unwrap();
+                    records.push((*id, base(to, term.0, info.base.creation)));
+                }
+                11 => records.push((*id, vote(info.hard_state.term.0 + 1))),
+                17 if id.0 == 3 => {
+                    records = vec![
+                        (*id, Record::Destroy),
+                        (*id, base(0, 0, info.base.creation + 1)),
+                        (*id, vote(1)),
+                        (*id, entry(1, 1)),
+                    ];
+                }
+                _ => {}
+            }
+            write(&log, records);
+        }
+    }
+    log
+}
+
+#[test]
+fn killed_log_opened_by_footers_is_the_same_as_read_in_full() {
+    let fs = SimFs::new(1);
+    let expected = state(&eventful(&fs));
+    fs.crash(CrashKind::Process);
+    let scanned = fs.fork(2);
+    let (log, report) = open(&fs);
+    assert!(report.segments > 3, "{report}");
+    assert_eq!(report.from_footers, report.segments - 1, "{report}");
+    for (found, wanted) in state(&log).iter().zip(&expected) {
+        assert_eq!(found.1, wanted.1);
+        let first = found.2.iter().zip(&wanted.2).find(|(a, b)| a != b);
+        assert_eq!(
+            first,
+            None,
+            "{} {} {}",
+            found.0,
+            found.2.len(),
+            wanted.2.len()
+        );
+    }
+    assert_eq!(state(&log), expected);
+    for name in segments(&scanned) {
+        let path = format!("/log/{name}");
+        let len = scanned.file_len(&path).unwrap();
+        scanned.corrupt(&path, len - 20, 4).unwrap();
+    }
+    let (log, read) = open(&scanned);
+    assert_eq!((read.from_footers, read.batches), (0, report.batches));
+    assert_eq!(state(&log), expected);
+}
+
+#[test]
+fn closed_log_opened_again_and_again_keeps_using_footers() {
+    let fs = SimFs::new(1);
+    let log = written(&fs, 150);
+    let expected = state(&log);
+    log.close().unwrap();
+    for round in 0..3 {
+        let (log, report) = open(&fs);
+        assert_eq!(
+            report.from_footers + 1,
+            report.segments,
+            "round {round}: {report}"
+        );
+        assert_eq!((report.copied, report.notes.len()), (0, 0), "{report}");
+        assert_eq!(state(&log), expected);
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn bit_flipped_in_a_sealed_segment_never_gives_other_data() {
+    let fs = SimFs::new(1);
+    let log = written(&fs, 150);
+    let expected = state(&log);
+    log.close().unwrap();
+    drop(log);
+    for at in (0..16 << 10).step_by(61) {
+        let flipped = fs.fork(3);
+        flipped
+            .corrupt("/log/0000000000000001.seg", at, 1 << (at % 8))
+            .unwrap();
+        let Ok((log, _)) = try_open(&flipped) else {
+            continue;
+        };
+        let info = log.group(FIRST).unwrap();
+        assert_eq!(info, expected[0].1, "offset {at}");
+        match log.entries(FIRST, Index(1)..info.last_index.next(), usize::MAX) {
+            Ok(entries) => assert_eq!(entries, expected[0].2, "offset {at}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corruption, "offset {at}"),
+        }
+    }
+}
+
+#[test]
+fn damaged_last_batch_is_suspect_until_a_mark_follows_it() {
+    let fs = SimFs::new(1);
+    let log = written(&fs, 5);
+    let path = newest(&fs);
+    let at = last_used(&fs, &path);
+    let unmarked = fs.fork(2);
+    assert!(log.mark_synced().unwrap());
+    assert!(!log.mark_synced().unwrap(), "one mark is enough");
+    drop(log);
+    unmarked.corrupt(&path, at, 1).unwrap();
+    assert_eq!(refusal(&unmarked).kind(), ErrorKind::SuspectTail);
+    let marked = fs.fork(3);
+    marked.corrupt(&path, at, 1).unwrap();
+    assert_eq!(refusal(&marked).kind(), ErrorKind::Corruption);
+    // The mark itself is worth nothing.
+    for back in 0..64 {
+        let fs = fs.fork(4);
+        fs.crash(CrashKind::Process);
+        let end = last_used(&fs, &path);
+        fs.corrupt(&path, end - back, 1).unwrap();
+        let (log, report) = open(&fs);
+        assert_eq!(log.group(FIRST).unwrap().last_index, Index(5));
+        assert_eq!(
+            report.copied,
+            if report.cut.is_some() { 1 } else { 0 },
+            "{report}"
+        );
+    }
+}
+
+#[test]
+fn idle_thread_marks_once_what_a_lone_writer_left() {
+    let fs = SimFs::new(1);
+    let mut options = options();
+    options.io = IoMode::Thread;
+    let (log, _) = Log::open(fs.shared(), options).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    log.on_progress(Box::new(move || {
+        // Nobody listens any more once the mark is there.
+        let _ = tell.send(());
+    }));
+    write(&log, vec![(FIRST, base(0, 0, 1)), (FIRST, entry(1, 1))]);
+    let last_batch_is_a_mark = || {
+        let mut last = None;
+        inspect::segment(&fs, "/log".as_ref(), 1, &mut |batch| last = Some(batch)).unwrap();
+        last.is_some_and(|batch| batch.seq > 1 && batch.records.is_empty())
+    };
+    while !last_batch_is_a_mark() {
+        told.recv().unwrap();
+    }
+    assert!(!log.mark_synced().unwrap(), "a mark is not marked");
+}
+
+#[test]
+fn newest_segment_gone_is_refused_by_name() {
+    let fs = SimFs::new(1);
+    written(&fs, 150).close().unwrap();
+    let gone = newest(&fs);
+    fs.remove(gone.as_ref()).unwrap();
+    let error = refusal(&fs);
+    assert_eq!(error.kind(), ErrorKind::Corruption);
+    let name = gone.trim_start_matches("/log/").trim_end_matches(".seg");
+    assert!(error.to_string().contains(name), "{error}");
+}
+
+#[test]
+fn manifest_block_damaged_is_replaced_and_both_are_suspect() {
+    let fs = SimFs::new(1);
+    let log = written(&fs, 150);
+    let expected = state(&log);
+    log.close().unwrap();
+    for block in [0, 4096] {
+        let fs = fs.fork(2);
+        fs.corrupt("/log/MANIFEST", block + 40, 2).unwrap();
+        let (log, report) = open(&fs);
+        assert!(report.to_string().contains("MANIFEST"), "{report}");
+        assert_eq!(state(&log), expected);
+        drop(log);
+        assert_eq!(open(&fs).1.notes.len(), 0);
+    }
+    fs.corrupt("/log/MANIFEST", 40, 2).unwrap();
+    fs.corrupt("/log/MANIFEST", 4096 + 40, 2).unwrap();
+    assert_eq!(refusal(&fs).kind(), ErrorKind::SuspectTail);
+    let mut accepting = options();
+    accepting.accept_suspect_tail = true;
+    let (log, _) = Log::open(fs.shared(), accepting).unwrap();
+    assert_eq!(state(&log), expected);
+}
+
+#[test]
+fn manifest_of_an_earlier_time_is_refused() {
+    let fs = SimFs::new(1);
+    let old = {
+        written(&fs, 5).close().unwrap();
+        fs.read_file("/log/MANIFEST").unwrap()
+    };
+    let (log, _) = open(&fs);
+    write(&log, vec![(FIRST, entry(6, 1))]);
+    drop(log);
+    fs.write_file("/log/MANIFEST", &old).unwrap();
+    assert_eq!(refusal(&fs).kind(), ErrorKind::Corruption);
+}
+
+#[test]
+fn directory_sync_that_fails_in_a_start_loses_nothing_after_a_power_loss() {
+    for clean in [false, true] {
+        for nth in 0..8 {
+            for seed in 0..12 {
+                let fs = SimFs::new(seed);
+                let log = written(&fs, 40);
+                let mut expected = state(&log)[0].2.len() as u64;
+                if clean {
+                    log.close().unwrap();
+                }
+                fs.crash(CrashKind::Process);
+                fs.fail_nth(Fault::SyncDir, nth);
+                let first = try_open(&fs);
+                if let Ok((log, _)) = &first {
+                    // The fault is still to come; this run notices it at the latest when it purges.
+                    let mut batch = WriteBatch::new();
+                    batch.push(FIRST, entry(expected + 1, 1));
+                    expected += u64::from(log.write(batch).is_ok());
+                }
+                drop(first);
+                fs.crash(CrashKind::Process);
+                if let Ok((log, _)) = try_open(&fs) {
+                    let last = log.group(FIRST).unwrap().last_index;
+                    write(&log, vec![(FIRST, entry(last.0 + 1, 1))]);
+                    expected = last.0 + 1;
+                }
+                fs.crash(CrashKind::Power);
+                let (log, _) = try_open(&fs).unwrap_or_else(|error| {
+                    panic!("clean {clean}, fault {nth}, seed {seed}: {error}")
+                });
+                let info = log.group(FIRST).unwrap();
+                assert!(
+                    info.last_index.0 >= expected,
+                    "clean {clean}, fault {nth}, seed {seed}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn crash_at_every_operation_of_a_start_rotation_and_purge_keeps_what_was_synced() {
+    for kind in [CrashKind::Process, CrashKind::Power] {
+        for point in 0.. {
+            let fs = SimFs::new(point);
+            written(&fs, 30);
+            fs.crash(CrashKind::Process);
+            fs.fail_after(point);
+            let (mut synced, mut purged) = (30, 0);
+            if let Ok((log, _)) = try_open(&fs) {
+                for index in 31..=150 {
+                    let mut batch = WriteBatch::new();
+                    batch.push(FIRST, entry(index, 1));
+                    if index == 120 {
+                        batch.push(FIRST, base(100, 1, 1));
+                    }
+                    if log.write(batch).is_err() || log.drive().is_err() {
+                        break;
+                    }
+                    (synced, purged) = (index, if index >= 120 { 100 } else { purged });
+                }
+                let _ = log.close();
+            }
+            let finished = !fs.is_down();
+            fs.crash(kind);
+            for round in 0..2 {
+                let (log, _) = try_open(&fs)
+                    .unwrap_or_else(|error| panic!("{kind:?} {point} {round}: {error}"));
+                let info = log.group(FIRST).unwrap();
+                assert!(info.last_index.0 >= synced, "{kind:?} {point}");
+                assert!(info.base.index.0 >= purged, "{kind:?} {point}");
+                state(&log);
+                drop(log);
+                fs.crash(CrashKind::Power);
+            }
+            if finished {
+                assert_eq!(synced, 150);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn reading_that_fails_in_a_start_is_an_error_and_the_next_start_works() {
+    let fs = SimFs::new(1);
+    let expected = state(&written(&fs, 150));
+    fs.crash(CrashKind::Process);
+    let mut failed = 0;
+    for nth in 0..60 {
+        let fs = fs.fork(nth);
+        fs.fail_nth(Fault::Read, nth);
+        let error = match try_open(&fs) {
+            Err(error) => error,
+            Ok((log, _)) => {
+                // A footer, a checkpoint or a block of a small file: another one does.
+                assert!(log.group(FIRST).is_some());
+                continue;
+            }
+        };
+        assert!(
+            matches!(error.kind(), ErrorKind::Io | ErrorKind::SuspectTail),
+            "read {nth}: {error}"
+        );
+        failed += 1;
+        assert_eq!(state(&open(&fs).0), expected, "read {nth}");
+    }
+    assert!(failed > 0);
+}
+
+#[test]
+fn many_groups_share_small_segments_checkpoints_and_a_start() {
+    let fs = SimFs::new(1);
+    let (log, _) = open(&fs);
+    let ids: Vec<GroupId> = (1..=5_000).map(GroupId).collect();
+    write(&log, ids.iter().map(|id| (*id, base(0, 0, 1))).collect());
+    write(&log, ids.iter().map(|id| (*id, vote(2))).collect());
+    for index in 1..=12 {
+        write(&log, ids.iter().map(|id| (*id, entry(index, 2))).collect());
+    }
+    let odd = ids.iter().filter(|id| id.0 % 2 == 1);
+    write(&log, odd.map(|id| (*id, base(2, 2, 1))).collect());
+    let expected = state(&log);
+    log.close().unwrap();
+    let (log, report) = open(&fs);
+    assert_eq!(state(&log), expected);
+    assert!(report.segments > 1, "{report}");
+    // A checkpoint takes 120 bytes and the membership for each group, and a segment eight times that.
+    let len = fs.file_len(newest(&fs)).unwrap();
+    let checkpoint = 5_000 * (24 + 32 + 32 + 10 + 16u64).next_multiple_of(8);
+    assert!(len >= 8 * checkpoint && len < 10 * checkpoint, "{len}");
+}
+
+#[test]
+fn groups_whose_checkpoint_would_not_fit_are_refused() {
+    let fs = SimFs::new(1);
+    let (log, _) = open(&fs);
+    let create = |id| {
+        let mut batch = WriteBatch::new();
+        let base = Base {
+            membership: vec![1; 20 << 20].into(),
+            ..Base::default()
+        };
+        batch.push(GroupId(id), Record::Compact(base));
+        log.enqueue(batch)
+    };
+    for id in 1..=3 {
+        create(id).unwrap();
+    }
+    assert_eq!(create(4).unwrap_err().kind(), ErrorKind::TooLarge);
+}
+
+#[test]
+fn leftover_segment_that_was_struck_off_is_removed() {
+    let fs = SimFs::new(1);
+    let log = written(&fs, 150);
+    let old = fs.read_file("/log/0000000000000001.seg").unwrap();
+    write(&log, vec![(FIRST, base(140, 1, 1))]);
+    log.close().unwrap();
+    let expected = state(&open(&fs).0);
+    assert!(!segments(&fs).contains(&"0000000000000001.seg".to_owned()));
+    fs.write_file("/log/0000000000000001.seg", &old).unwrap();
+    let (log, report) = open(&fs);
+    assert_eq!(report.notes.len(), 1, "{report}");
+    assert_eq!(state(&log), expected);
+    assert!(
+        fs.open("/log/0000000000000001.seg".as_ref(), OpenMode::Read)
+            .is_err()
+    );
+}

@@ -33,7 +33,6 @@ struct Run {
     unique: u64,
     /// Syncs of directories fail too. A kernel that cannot do one stops the file system, so each crash loses power.
     sync_dir_faults: bool,
-    /// The start before this one was cut short.
     /// The process ends by itself.
     ends: bool,
 }
@@ -345,7 +344,7 @@ fn same_seed_gives_the_same_run() {
             history: History::new(State::new()),
             unique: 0,
             sync_dir_faults: false,
-                ends: false,
+            ends: false,
         };
         for _ in 0..ROUNDS {
             run.round().unwrap();

@@ -2,13 +2,13 @@
 
 use tracing::Level;
 use tracing_subscriber::Layer;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogFormat, ServerConfig};
 
-/// Crates whose everyday lines mean nothing to an operator; their warnings do.
+/// Crates whose lines mean nothing to an operator: what fails in them is reported by whoever called them.
 const CHATTY: &[&str] = &["lsm_tree"];
 
 /// Installs the subscriber. Called once, before anything is logged.
@@ -16,9 +16,9 @@ pub(crate) fn init(config: &ServerConfig) {
     let level = config.log_level;
     // At debug and trace whoever asked wants all of it.
     let chatty = if level > Level::INFO {
-        level
+        LevelFilter::from_level(level)
     } else {
-        level.min(Level::WARN)
+        LevelFilter::OFF
     };
     let filter = Targets::new()
         .with_default(level)

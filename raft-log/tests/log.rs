@@ -149,6 +149,25 @@ fn open_with_a_damaged_synced_batch_is_refused() {
     assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
 }
 
+/// A copy that was interrupted: without a look at the length, what is missing passes for a write that a crash tore.
+#[test]
+fn open_of_a_segment_that_was_cut_short_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    create(&log);
+    (1..=20).for_each(|index| append(&log, index));
+    log.close().unwrap();
+    drop(log);
+    let path = raft_log::log::segment_path(&dir.path().join("log"), 1);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(6_000).unwrap();
+    let error = open(dir.path(), IoMode::Inline).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.offset()),
+        (ErrorKind::Corruption, Some(6_000))
+    );
+}
+
 /// The only segment was removed: the log came up empty, as if nothing had ever been acknowledged.
 #[test]
 fn open_of_votes_without_any_segment_is_refused() {

@@ -71,6 +71,17 @@ pub(super) fn load(
             format!("expected at most {SEGMENT_BYTES_MAX} bytes, found {len}; restore the file"),
         ));
     }
+    // A segment has its whole length, in blocks, before it has its name, and no crash shortens it.
+    if !len.is_multiple_of(SEGMENT_DATA) {
+        return Err(LogError::at(
+            ErrorKind::Corruption,
+            &path,
+            len,
+            format!(
+                "expected a multiple of {SEGMENT_DATA} bytes, found {len}: the file was cut; restore it"
+            ),
+        ));
+    }
     let mut data = vec![0; len as usize];
     // Sector by sector after a failure, so that what is readable is judged by itself.
     let mut io_error = false;

@@ -104,7 +104,7 @@ impl LsmEngine {
             Ok(Ok(AnyTree::Blob(_))) => {
                 return Err(EngineError::new(context(), "it separates keys and values"));
             }
-            Ok(Err(error)) => return Err(EngineError::new(context(), error)),
+            Ok(Err(error)) => return Err(cannot_open(context(), error)),
             Err(_) => {
                 return Err(EngineError::new(
                     context(),
@@ -157,6 +157,14 @@ impl LsmEngine {
             // A panic was turned into a failure of the engine where it happened.
             let _ = threads.remove(0).join();
         }
+    }
+}
+
+/// An IO error stays one, so that who opens the engine can tell a full disk or a missing right from damage.
+fn cannot_open(context: String, error: lsm_tree::Error) -> EngineError {
+    match error {
+        lsm_tree::Error::Io(error) => EngineError::new(context, error),
+        error => EngineError::new(context, error),
     }
 }
 

@@ -132,3 +132,12 @@ fn leftovers_of_a_crash_are_removed_at_open() {
     assert_eq!(read_all(&setup).unwrap(), expected);
     assert_eq!(files(&setup), before);
 }
+
+/// A full disk at open was taken for damage, and the engine moved aside.
+#[test]
+fn io_error_of_the_tree_at_open_keeps_its_kind() {
+    let full = std::io::ErrorKind::StorageFull;
+    let error = cannot_open("open it".to_owned(), lsm_tree::Error::Io(full.into()));
+    let found = error.source.downcast_ref::<std::io::Error>();
+    assert_eq!(found.map(std::io::Error::kind), Some(full), "{error}");
+}

@@ -24,6 +24,17 @@ impl Failure {
         Self::Failed(format!("{doing}: {error}"))
     }
 
+    /// Adds what went wrong after this; how the process ends stays as it is.
+    pub(crate) fn then(self, next: &Self) -> Self {
+        let (Self::Failed(after) | Self::Usage(after) | Self::Damaged(after)) = next;
+        let with = |text: String| format!("{text}; while stopping: {after}");
+        match self {
+            Self::Failed(text) => Self::Failed(with(text)),
+            Self::Usage(text) => Self::Usage(with(text)),
+            Self::Damaged(text) => Self::Damaged(with(text)),
+        }
+    }
+
     /// Says on standard error what happened, and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         let (code, text) = match self {

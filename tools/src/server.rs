@@ -68,8 +68,11 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
         Err(failure) => Err(failure),
     };
     let stopped = node.stop().map_err(failure_of);
-    // What made the server stop says more than what then failed while it stopped.
-    outcome.and(stopped)?;
+    match (outcome, stopped) {
+        // The end of the node often names the cause of what came before it.
+        (Err(first), Err(next)) => return Err(first.then(&next)),
+        (outcome, stopped) => outcome.and(stopped)?,
+    }
     info!("stopped");
     Ok(())
 }

@@ -189,10 +189,11 @@ impl Node {
 
     /// Finishes what is under way, makes the engine durable, closes the log.
     pub fn stop(self) -> Result<(), NodeError> {
-        let stopped = self.host.stop();
-        self.engine.close()?;
-        self.log.close()?;
-        stopped.map_err(NodeError::Host)
+        // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.
+        let host = self.host.stop().map_err(NodeError::Host);
+        let engine = self.engine.close().map_err(NodeError::Engine);
+        let log = self.log.close().map_err(NodeError::Log);
+        host.and(engine).and(log)
     }
 }
 

@@ -97,6 +97,30 @@ fn filled(fs: &SimFs, entries: u64) -> (Log, u64) {
 }
 
 #[test]
+fn disk_with_little_room_gets_a_shorter_segment() {
+    let fs = SimFs::new(1);
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 256 << 10;
+    options.io = IoMode::Inline;
+    let vfs: SharedVfs = Arc::new(fs.clone());
+    let (log, _) = Log::open(vfs, options).unwrap();
+    let mut first = WriteBatch::new();
+    first.push(GROUP, Record::Compact(Base::default()));
+    log.write(first).unwrap();
+    // 16, 32 and 64 KiB, manifest and votes, and no room for 128.
+    fs.set_capacity(Some(224 << 10));
+    let mut index = 0;
+    while log.stats().segments < 4 {
+        index += 1;
+        let ticket = log.enqueue(batch(index)).unwrap();
+        log.drive().unwrap();
+        assert!(log.is_durable(ticket).unwrap(), "entry {index}");
+    }
+    log.close().unwrap();
+}
+
+#[test]
 fn full_segment_takes_terms_truncations_and_compactions_and_space_comes_back() {
     let (_, fits) = filled(&SimFs::new(1), u64::MAX);
     assert!(fits > 10);

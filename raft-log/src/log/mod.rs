@@ -79,6 +79,8 @@ struct Core {
     segment: u64,
     offset: u64,
     size: u64,
+    /// The length of the file that waits to become the next segment, until a segment is planned in it.
+    ready: Option<u64>,
     error: Option<LogError>,
     busy: bool,
     /// The next segment cannot be prepared: no new work should be taken.
@@ -179,6 +181,7 @@ impl Log {
             segment: found.segment,
             offset: found.offset,
             size: found.size,
+            ready: None,
             error: None,
             busy: false,
             waiters: Waiters::default(),
@@ -566,9 +569,11 @@ impl Shared {
                 body.push_checkpoint(group, &state);
             }
         }
+        // What must be filled while somebody waits is kept short.
+        let wanted = core.ready.take().unwrap_or(core.size / 2);
         let size = segment_size(
             &self.options,
-            core.size * 2,
+            wanted,
             body.bytes.len() as u64,
             needed + FOOTER_GAP + FOOTER as u64,
         );

@@ -60,7 +60,8 @@ impl Shared {
             .map_err(|error| LogError::io("cannot sync the log's directory", dir, error).latched())
     }
 
-    /// Fills the next segment ahead of its use; a full disk shows in `space`.
+    /// Fills the next segment ahead of its use: twice as long as the one at hand, but no more than a quarter of
+    /// what the disk has left, which others need as well. A full disk shows in `space`.
     pub(super) fn prepare_next(&self) {
         let mut ready = self
             .next
@@ -72,11 +73,18 @@ impl Shared {
             core.full = core.stuck;
             return;
         }
-        let size = segment_size(&self.options, self.core().size * 2, 0, 0);
-        let made = segment::prepare(&*self.vfs, &self.options.dir.join("next.tmp"), size);
+        let dir = &self.options.dir;
+        // Where the disk does not say, the attempt does.
+        let available = self.vfs.available(dir).unwrap_or(u64::MAX);
+        let wanted = (self.core().size * 2).min(available / 4);
+        let size = segment_size(&self.options, wanted, 0, 0);
+        let made = segment::prepare(&*self.vfs, &dir.join("next.tmp"), size);
         let mut core = self.core();
         match made {
             Ok(prepared) => {
+                // A segment that is planned already takes this file.
+                let free = core.files.contains_key(&core.segment);
+                core.ready = free.then_some(prepared.size);
                 *ready = Some(prepared);
                 core.full = core.stuck;
             }

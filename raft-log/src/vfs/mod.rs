@@ -47,6 +47,9 @@ pub trait Vfs: fmt::Debug + Send + Sync + 'static {
     /// Makes the names in a directory durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// About how many more bytes the disk under a directory takes. Only a hint: others write to it as well.
+    fn available(&self, path: &Path) -> io::Result<u64>;
+
     /// Creates the file if needed and locks it against every other holder, in this process or another.
     /// `WouldBlock` when somebody else holds it. The lock ends with the returned value, or with the process.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>>;

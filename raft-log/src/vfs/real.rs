@@ -129,6 +129,11 @@ impl Vfs for RealFs {
         File::open(path)?.sync_all()
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(path)?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
         let file = OpenOptions::new()
             .read(true)

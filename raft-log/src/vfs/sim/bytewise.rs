@@ -53,6 +53,10 @@ impl Vfs for BytewiseFs {
         self.inner.sync_dir(path)
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        self.inner.available(path)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
         self.inner.lock(path)
     }

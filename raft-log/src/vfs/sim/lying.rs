@@ -94,6 +94,10 @@ impl Vfs for LyingFs {
         }
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        self.inner.available(path)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
         self.inner.lock(path)
     }

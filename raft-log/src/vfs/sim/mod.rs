@@ -345,6 +345,12 @@ impl Vfs for SimFs {
         self.disk().operate(|disk| disk.sync_dir(path))
     }
 
+    fn available(&self, _path: &Path) -> io::Result<u64> {
+        let disk = self.disk();
+        disk.check_up()?;
+        Ok(disk.room())
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
         let mut disk = self.disk();
         disk.check_up()?;

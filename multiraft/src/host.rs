@@ -86,6 +86,8 @@ pub struct HostCore<S: StateMachine> {
     outbox: Box<dyn Outbox>,
     last_tick: u64,
     housekeeping_at: u64,
+    /// What the inbox was last told of the disk.
+    full: bool,
 }
 
 impl<S: StateMachine> HostCore<S> {
@@ -130,6 +132,7 @@ impl<S: StateMachine> HostCore<S> {
             outbox,
             last_tick: 0,
             housekeeping_at: HOUSEKEEPING_TICKS,
+            full: false,
         };
         host.publish();
         (host, handle)
@@ -138,6 +141,8 @@ impl<S: StateMachine> HostCore<S> {
     /// One round at tick `now` (never less than before): inputs, persistence, applying, answers.
     pub fn turn(&mut self, now: u64) -> Result<Turn, GroupError> {
         self.complete()?;
+        self.full = self.log.space() == Space::Full;
+        self.inbox.set_full(self.full);
         self.tick(now);
         self.take_inbox();
         self.collect(now)?;
@@ -230,7 +235,6 @@ impl<S: StateMachine> HostCore<S> {
             return;
         }
         self.last_tick = now;
-        self.inbox.set_full(self.log.space() == Space::Full);
         for slot in self.slots.values_mut() {
             slot.group.tick(now, elapsed);
         }
@@ -304,11 +308,17 @@ impl<S: StateMachine> HostCore<S> {
     fn keep_house(&mut self, batch: &mut WriteBatch) {
         let pinning = self.log.needs_compaction();
         for (id, slot) in &mut self.slots {
-            let due = slot.group.entries_not_durable() >= self.options.snapshot_entries;
+            // On a full disk the log gives back what it can.
+            let due_at = if self.full {
+                1
+            } else {
+                self.options.snapshot_entries
+            };
+            let due = slot.group.entries_not_durable() >= due_at;
             if due || pinning.contains(id) {
                 slot.group.request_persist();
             }
-            slot.group.compact(batch);
+            slot.group.compact(batch, self.full);
         }
     }
 
@@ -385,12 +395,13 @@ impl<S: StateMachine> HostCore<S> {
             .filter_map(|slot| slot.group.next_deadline(now))
             .min();
         let groups = groups.map(|ticks| now + ticks.max(1));
-        // Something may have become durable that lets the log shrink; an idle and clean store sleeps on.
-        let dirty = self
-            .slots
-            .values()
-            .any(|slot| slot.group.entries_not_durable() > 0)
-            || self.log.space() == Space::Full;
+        // Something may have become durable that lets the log shrink; an idle and clean store sleeps on. While proposals
+        // are refused none of them wakes the host: it must look itself whether there is space again.
+        let dirty = self.full
+            || self
+                .slots
+                .values()
+                .any(|slot| slot.group.entries_not_durable() > 0);
         let housekeeping = dirty.then_some(self.housekeeping_at);
         groups.into_iter().chain(housekeeping).min()
     }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use multiraft::{HostCore, HostError, HostHandle, HostOptions};
 use raft_log::vfs::{SimFs, sim::CrashKind};
-use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
+use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, Space, StoreId};
 use raft_node::core::{Config, Membership};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use raft_node::{Applied, ApplyError, Entry, Index, StateMachine, TickContext};
@@ -292,4 +292,66 @@ fn inbox_at_its_bound_refuses_and_stopped_host_says_so() {
     node.handle.stop();
     propose(1);
     assert_eq!(outcomes.lock().unwrap()[1].2, Err(HostError::Stopped));
+}
+
+/// Space can come back between a turn's look at the log and the time until which that turn lets the host sleep.
+#[test]
+fn host_that_refused_for_space_wakes_once_there_is_space() {
+    let fs = SimFs::new(5);
+    let durable: Vec<_> = GROUPS.iter().map(|_| Arc::default()).collect();
+    let mut node = open(&fs, &durable).unwrap();
+    let mut now = 0;
+    run(&mut node, &mut now).unwrap();
+    let outcomes: Seen = Seen::default();
+    let propose = |node: &Node| {
+        let seen = Arc::clone(&outcomes);
+        let payload = Bytes::from(vec![1; 4096]);
+        let reply = Box::new(move |outcome| {
+            seen.lock()
+                .unwrap()
+                .push((GROUPS[0], Bytes::new(), outcome));
+        });
+        outcomes.lock().unwrap().clear();
+        node.handle.propose(GROUPS[0], payload, reply);
+        outcomes
+            .lock()
+            .unwrap()
+            .pop()
+            .map(|(_, _, outcome)| outcome)
+    };
+    fs.set_capacity(Some(0));
+    while node.log.space() == Space::Available {
+        propose(&node);
+        node.core.turn(now).unwrap();
+        let _full = node.log.drive();
+    }
+    now += 1;
+    node.core.turn(now).unwrap();
+    assert_eq!(propose(&node), Some(Err(HostError::NoSpace)));
+
+    fs.set_capacity(None);
+    while node.log.drive().unwrap() {}
+    assert_eq!(node.log.space(), Space::Available);
+    // Nothing else keeps the host awake.
+    for (group, durable) in GROUPS.into_iter().zip(&durable) {
+        *durable.lock().unwrap() = node.core.machine(group).unwrap().now.clone();
+    }
+    let woken = run_until_rest(&mut node, &mut now);
+    assert_eq!(propose(&node), None, "accepted after {woken} turns");
+}
+
+/// Turns when the host asks for it, until it would sleep for ever.
+fn run_until_rest(node: &mut Node, now: &mut u64) -> usize {
+    for turns in 0..1000 {
+        let turn = node.core.turn(*now).unwrap();
+        let wrote = node.log.drive().unwrap();
+        if turn.busy || wrote || turn.unsynced.is_some() {
+            continue;
+        }
+        match turn.deadline {
+            Some(deadline) => *now = deadline,
+            None => return turns,
+        }
+    }
+    panic!("the host never sleeps");
 }

@@ -454,13 +454,14 @@ impl Drop for SmallDisk {
 
 /// Writes until the disk is full, then again until it is not.
 async fn put_until(
+    server: &Server,
     kv: &mut KvClient<Channel>,
     enough: impl Fn(&Result<tonic::Response<pb::PutResponse>, Status>) -> bool,
 ) -> u64 {
     let start = Instant::now();
     let mut acknowledged = 0;
     loop {
-        assert!(start.elapsed() < PATIENCE, "it does not end");
+        assert!(start.elapsed() < PATIENCE, "it does not end\n{server}");
         let key = format!("fill-{acknowledged:06}").into_bytes();
         let result = kv.put(put_request(key, vec![b'x'; 100_000])).await;
         acknowledged += u64::from(result.is_ok());
@@ -472,17 +473,17 @@ async fn put_until(
 
 #[test]
 fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
-    let Some(disk) = SmallDisk::mount(40) else {
+    let Some(disk) = SmallDisk::mount(72) else {
         println!("skipped: this process may not mount a file system");
         return;
     };
     let ballast = disk.0.path().join("ballast");
-    fs::write(&ballast, vec![0; 16 << 20]).unwrap();
+    fs::write(&ballast, vec![0; 44 << 20]).unwrap();
     let setup = Setup::new(FLOTILLA, &disk.0.path().join("data"));
     let server = setup.start();
     block_on(async {
         let mut kv = kv(&server).await;
-        let written = put_until(&mut kv, |result| match result {
+        let written = put_until(&server, &mut kv, |result| match result {
             Ok(_) => false,
             Err(status) => {
                 let message = "etcdserver: mvcc: database space exceeded";
@@ -503,7 +504,7 @@ fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
         let response = kv.range(count.clone()).await.unwrap().into_inner();
         assert_eq!(response.count.unsigned_abs(), written, "reads go on");
         fs::remove_file(&ballast).unwrap();
-        put_until(&mut kv, Result::is_ok).await;
+        put_until(&server, &mut kv, Result::is_ok).await;
         let response = kv.range(count).await.unwrap().into_inner();
         assert!(response.count.unsigned_abs() >= written);
     });

@@ -4,6 +4,7 @@
 //! so that a purge in between cannot take them away. Called by whoever sends or applies entries; never writes.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::format::{self, DiskRecord};
@@ -11,6 +12,36 @@ use super::index::Position;
 use super::{Core, Log, Shared, segment};
 use crate::vfs::VfsFile;
 use crate::{Entry, ErrorKind, GroupId, Index, LogError};
+
+/// How much is read at once where entries lie close together.
+const SPAN_BYTES_MAX: u64 = 256 << 10;
+/// The distance between two entries up to which one read for both is cheaper than two.
+const GAP_BYTES_MAX: u64 = 4 << 10;
+
+/// An entry that must come from disk.
+struct Cold {
+    index: Index,
+    position: Position,
+    file: Arc<dyn VfsFile>,
+}
+
+impl Cold {
+    fn end(&self) -> u64 {
+        self.position.offset() + u64::from(self.position.len)
+    }
+}
+
+/// How many of these entries, at least one, are read at once.
+fn span_len(cold: &[Cold]) -> usize {
+    let together = cold.windows(2).take_while(|pair| {
+        let (one, next) = (&pair[0], &pair[1]);
+        let gap = next.position.offset().checked_sub(one.end());
+        one.position.segment() == next.position.segment()
+            && gap.is_some_and(|gap| gap <= GAP_BYTES_MAX)
+            && next.end() - cold[0].position.offset() <= SPAN_BYTES_MAX
+    });
+    together.count() + 1
+}
 
 impl Log {
     /// Entries from memory or from disk: as many as fit in `bytes_max`, at least one.
@@ -26,13 +57,25 @@ impl Log {
         let (cold, mut out) = self.0.core().plan(id, range, bytes_max)?;
         let mut read = Vec::with_capacity(cold.len() + out.len());
         let mut bytes = 0;
-        for (index, position, file) in &cold {
-            let entry = self.0.read(id, *index, *position, &**file)?;
-            bytes += entry.cost();
-            if bytes > bytes_max && !read.is_empty() {
-                return Ok(read);
+        let mut rest = &cold[..];
+        while !rest.is_empty() {
+            let mut len = span_len(rest);
+            let mut found = self.0.read_span(&rest[..len]);
+            if found.is_err() && len > 1 {
+                // What lies between them or behind may be to blame: each is worth an attempt of its own.
+                len = 1;
+                found = self.0.read_span(&rest[..1]);
             }
-            read.push(entry);
+            let (found, (span, behind)) = (found?, rest.split_at(len));
+            for at in span {
+                let entry = self.0.decode(id, at, span, &found)?;
+                bytes += entry.cost();
+                if bytes > bytes_max && !read.is_empty() {
+                    return Ok(read);
+                }
+                read.push(entry);
+            }
+            rest = behind;
         }
         for entry in out.drain(..) {
             bytes += entry.cost();
@@ -47,13 +90,12 @@ impl Log {
 
 impl Core {
     /// Which entries must come from disk, and those behind them that are in memory.
-    #[expect(clippy::type_complexity, reason = "a private pair of lists")]
     fn plan(
         &self,
         id: GroupId,
         range: Range<Index>,
         bytes_max: usize,
-    ) -> Result<(Vec<(Index, Position, Arc<dyn VfsFile>)>, Vec<Entry>), LogError> {
+    ) -> Result<(Vec<Cold>, Vec<Entry>), LogError> {
         let unknown = || {
             LogError::new(
                 ErrorKind::UnknownGroup,
@@ -99,7 +141,11 @@ impl Core {
                 .files
                 .get(&position.segment())
                 .expect("what is not cached is written");
-            cold.push((Index(index), position, Arc::clone(file)));
+            cold.push(Cold {
+                index: Index(index),
+                position,
+                file: Arc::clone(file),
+            });
         }
         let from = range.start.max(cached_from);
         let skip = group
@@ -124,30 +170,46 @@ impl Core {
 }
 
 impl Shared {
-    fn read(
+    /// The bytes from the first entry of a span to the end of its last.
+    fn read_span(&self, span: &[Cold]) -> Result<Vec<u8>, LogError> {
+        let (Some(first), Some(last)) = (span.first(), span.last()) else {
+            return Ok(Vec::new());
+        };
+        let mut bytes = vec![0; (last.end() - first.position.offset()) as usize];
+        first
+            .file
+            .read_exact_at(&mut bytes, first.position.offset())
+            .map_err(|error| LogError::io("cannot read entries", &self.path(first), error))?;
+        Ok(bytes)
+    }
+
+    fn decode(
         &self,
         id: GroupId,
-        index: Index,
-        at: Position,
-        file: &dyn VfsFile,
+        at: &Cold,
+        span: &[Cold],
+        found: &[u8],
     ) -> Result<Entry, LogError> {
-        let path = segment::segment_path(&self.options.dir, at.segment());
-        let mut bytes = vec![0; at.len as usize];
-        file.read_exact_at(&mut bytes, at.offset())
-            .map_err(|error| LogError::io("cannot read an entry", &path, error))?;
-        let record = format::raw_record(&bytes, 0)
+        let start = (at.position.offset() - span[0].position.offset()) as usize;
+        let bytes = &found[start..start + at.position.len as usize];
+        let record = format::raw_record(bytes, 0)
             .filter(|raw| raw.group == id)
-            .and_then(|raw| format::decode_record(&bytes, raw));
+            .and_then(|raw| format::decode_record(bytes, raw));
         match record {
-            Some(DiskRecord::Entry(entry)) if entry.index == index => Ok(entry),
+            Some(DiskRecord::Entry(entry)) if entry.index == at.index => Ok(entry),
             _ => Err(LogError::at(
                 ErrorKind::Corruption,
-                &path,
-                at.offset(),
+                &self.path(at),
+                at.position.offset(),
                 format!(
-                    "expected entry {index} of group {id}, found bytes that do not verify; rebuild this member"
+                    "expected entry {} of group {id}, found bytes that do not verify; rebuild this member",
+                    at.index
                 ),
             )),
         }
+    }
+
+    fn path(&self, at: &Cold) -> PathBuf {
+        segment::segment_path(&self.options.dir, at.position.segment())
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::footer::{FOOTER, FOOTER_GAP, GROUP_HEADER, PLACE, RUN, Sealed};
 use super::format::{DiskRecord, GroupCheckpoint, RECORD_HEADER};
+use super::unsynced::Unsynced;
 use crate::{Base, Entry, GroupId, HardState, Index, Record, SnapshotRef, Term};
 
 /// Where an entry's record lies. There is one for each entry of the log, so it is kept small: records begin at
@@ -62,8 +63,7 @@ pub(super) struct Group {
     runs: VecDeque<(Index, Term)>,
     /// Newest entries; the last one is the group's last.
     pub(super) cache: VecDeque<Entry>,
-    /// Batches that wrote entries and may not be synced yet: sequence and first index.
-    pub(super) unsynced: VecDeque<(u64, Index)>,
+    pub(super) unsynced: Unsynced,
     /// The segment, and the term, of the last entry that was counted for a footer.
     counted: (u64, Term),
 }
@@ -254,14 +254,7 @@ impl Groups {
                 };
                 self.cut(id, first);
                 let group = self.map.get_mut(&id).expect("checked");
-                while group
-                    .unsynced
-                    .front()
-                    .is_some_and(|batch| batch.0 <= self.durable)
-                {
-                    group.unsynced.pop_front();
-                }
-                group.unsynced.push_back((seq, first));
+                group.unsynced.push(seq, first, self.durable);
                 for entry in entries {
                     self.push(id, entry, place());
                 }
@@ -499,8 +492,7 @@ impl Groups {
                 return;
             }
             if let Some(group) = self.map.get_mut(&id) {
-                let unsynced = group.unsynced.iter().filter(|batch| batch.0 > durable);
-                let pinned = unsynced.map(|batch| batch.1).min();
+                let pinned = group.unsynced.first(durable);
                 if let Some(oldest) = group.cache.front().filter(|entry| entry.index <= last) {
                     if pinned.is_some_and(|pinned| oldest.index >= pinned) {
                         return;

@@ -12,6 +12,7 @@ mod options;
 mod read;
 mod recovery;
 mod segment;
+mod unsynced;
 mod upkeep;
 mod votes;
 mod waiters;
@@ -322,12 +323,7 @@ impl Log {
         let core = self.0.core();
         let group = core.groups.map.get(&id)?;
         let last_index = group.last();
-        let waiting = group
-            .unsynced
-            .iter()
-            .filter(|batch| batch.0 > core.durable)
-            .map(|batch| batch.1.prev())
-            .min();
+        let waiting = group.unsynced.first(core.durable).map(Index::prev);
         Some(GroupInfo {
             base: group.base.clone(),
             last_index,

@@ -151,7 +151,7 @@ fn open_with_a_damaged_synced_batch_is_refused() {
 
 /// A copy that was interrupted: without a look at the length, what is missing passes for a write that a crash tore.
 #[test]
-fn open_of_a_segment_that_was_cut_short_is_refused() {
+fn open_of_a_segment_of_another_length_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path(), IoMode::Inline).unwrap();
     create(&log);
@@ -160,12 +160,18 @@ fn open_of_a_segment_that_was_cut_short_is_refused() {
     drop(log);
     let path = raft_log::log::segment_path(&dir.path().join("log"), 1);
     let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    file.set_len(6_000).unwrap();
-    let error = open(dir.path(), IoMode::Inline).unwrap_err();
-    assert_eq!(
-        (error.kind(), error.offset()),
-        (ErrorKind::Corruption, Some(6_000))
-    );
+    let whole = file.metadata().unwrap().len();
+    for len in [whole + 4096, whole - 4096, 8_192, 6_000, 4_096] {
+        file.set_len(len).unwrap();
+        let error = open(dir.path(), IoMode::Inline).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.offset()),
+            (ErrorKind::Corruption, Some(len)),
+            "{error}"
+        );
+        let what = ["was cut", "was appended"][usize::from(len > whole)];
+        assert!(error.to_string().contains(what), "{error}");
+    }
 }
 
 /// The only segment was removed: the log came up empty, as if nothing had ever been acknowledged.

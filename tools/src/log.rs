@@ -112,6 +112,12 @@ fn failure_of(error: &LogError) -> Failure {
 fn damage(info: &SegmentInfo, next_first_seq: Option<u64>) -> Option<String> {
     let covered = next_first_seq.is_some_and(|next| info.last_seq + 1 >= next);
     let what = match info.tail {
+        Tail::WrongLength => {
+            let (path, len) = (info.path.display(), info.len);
+            return Some(format!(
+                "{path} at offset {len}: the file ends here, which is not where its header says"
+            ));
+        }
         Tail::Clean if next_first_seq.is_none() || covered => return None,
         _ if covered => return None,
         Tail::Clean => "nothing",

@@ -58,6 +58,8 @@ pub(crate) struct SegmentHeader {
     pub synced_seq: u64,
     /// The chain value before the segment's checkpoint.
     pub chain: u32,
+    /// Length of the file in bytes, a multiple of [`SEGMENT_DATA`]; zero in files from before it was kept.
+    pub len: u64,
 }
 
 /// Why a header was not read.
@@ -80,6 +82,8 @@ impl SegmentHeader {
         out[36..44].copy_from_slice(&self.first_seq.to_le_bytes());
         out[44..52].copy_from_slice(&self.synced_seq.to_le_bytes());
         out[52..56].copy_from_slice(&self.chain.to_le_bytes());
+        assert!(self.len.is_multiple_of(SEGMENT_DATA) && self.len <= SEGMENT_BYTES_MAX);
+        out[56..60].copy_from_slice(&((self.len / SEGMENT_DATA) as u32).to_le_bytes());
         let crc = crc32fast::hash(&out[..60]);
         out[60..64].copy_from_slice(&crc.to_le_bytes());
         out
@@ -97,8 +101,9 @@ impl SegmentHeader {
         if version != FORMAT_VERSION {
             return Err(HeaderFault::Newer(version));
         }
+        let len = u64::from(u32_at(data, 56)) * SEGMENT_DATA;
         // Batches are numbered from 1; a checkpoint has the number before its segment's first.
-        if u64_at(data, 36) == 0 {
+        if u64_at(data, 36) == 0 || len > SEGMENT_BYTES_MAX {
             return Err(HeaderFault::Damaged);
         }
         Ok(Self {
@@ -108,7 +113,17 @@ impl SegmentHeader {
             first_seq: u64_at(data, 36),
             synced_seq: u64_at(data, 44),
             chain: u32_at(data, 52),
+            len,
         })
+    }
+
+    /// True when a file of `found` bytes has been cut or grown: it has its whole length before it has its name, and no
+    /// crash changes that.
+    pub(crate) fn contradicts_len(&self, found: u64) -> bool {
+        match self.len {
+            0 => !found.is_multiple_of(SEGMENT_DATA),
+            len => len != found,
+        }
     }
 
     /// What each batch header of this segment carries, so that bytes of another file never verify here.

@@ -49,6 +49,8 @@ pub enum Tail {
     Unverified,
     /// Bytes that cannot be read.
     Unreadable,
+    /// The file is not as long as its header says: it was cut, or something was appended.
+    WrongLength,
 }
 
 /// One batch that verifies.
@@ -146,6 +148,9 @@ pub fn segment(
         } else {
             Tail::Unreadable
         };
+    }
+    if top.contradicts_len(len) {
+        info.tail = Tail::WrongLength;
     }
     Ok(info)
 }
@@ -299,7 +304,8 @@ mod tests {
             .unwrap();
         file.set_len(100).unwrap();
         let info = segment(&*vfs, &dir, 1, &mut |_| panic!("a batch was seen")).unwrap();
-        assert_eq!((info.len, info.records, info.tail), (100, 0, Tail::Clean));
+        assert_eq!((info.len, info.records), (100, 0));
+        assert_eq!(info.tail, Tail::WrongLength);
     }
 
     #[test]

@@ -260,6 +260,7 @@ impl Writer {
             first_seq: seq + 1,
             synced_seq: *seq,
             chain: self.chain,
+            len: prepared.size,
         };
         let mut out = Vec::new();
         let chain = frame(

@@ -53,7 +53,7 @@ fn hunt(lie: Option<Lie>) -> Option<String> {
     }
     attempt(|| flips::flip_all(false, 5).map(drop))
         .or_else(|| attempt(|| flips::foreign_batches().map(drop)))
-        .or_else(|| attempt(|| hostile::truncated_files(7)))
+        .or_else(|| attempt(|| hostile::files_of_another_length(7)))
 }
 
 fn found(name: &str, text: Option<String>) {

@@ -59,6 +59,7 @@ fn tail(info: &SegmentInfo) -> &'static str {
         Tail::Clean => "clean",
         Tail::Unverified => "unverified",
         Tail::Unreadable => "unreadable",
+        Tail::WrongLength => "wrong length",
     }
 }
 

@@ -198,6 +198,7 @@ fn finish(
         first_seq: proven + 1,
         synced_seq: seq,
         chain,
+        len: prepared.size,
     };
     files.insert(id, publish(vfs, dir, &prepared, &top, &out)?);
     let contents = Contents {

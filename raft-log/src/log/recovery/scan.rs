@@ -71,15 +71,21 @@ pub(super) fn load(
             format!("expected at most {SEGMENT_BYTES_MAX} bytes, found {len}; restore the file"),
         ));
     }
-    // A segment has its whole length, in blocks, before it has its name, and no crash shortens it.
-    if !len.is_multiple_of(SEGMENT_DATA) {
+    if header.contradicts_len(len) {
+        let wanted = match header.len {
+            0 => format!("a multiple of {SEGMENT_DATA} bytes"),
+            whole => format!("{whole} bytes"),
+        };
+        let what = if len > header.len && header.len > 0 {
+            "something was appended to the file"
+        } else {
+            "the file was cut"
+        };
         return Err(LogError::at(
             ErrorKind::Corruption,
             &path,
             len,
-            format!(
-                "expected a multiple of {SEGMENT_DATA} bytes, found {len}: the file was cut; restore it"
-            ),
+            format!("expected {wanted}, found {len}: {what}; restore it"),
         ));
     }
     let mut data = vec![0; len as usize];
@@ -142,7 +148,8 @@ impl Scan<'_> {
             self.vfs.open(&path, OpenMode::Read).ok()
         };
         let file = open(top.id)?;
-        let (footer, index) = Footer::read(&*file, file.len().ok()?, top.salt())?;
+        let len = file.len().ok().filter(|len| !top.contradicts_len(*len))?;
+        let (footer, index) = Footer::read(&*file, len, top.salt())?;
         let continued = first || (self.seq + 1 == top.first_seq && self.chain == top.chain);
         let agrees = footer.first_seq == top.first_seq
             && footer.last_seq + 1 == next.first_seq

@@ -86,6 +86,16 @@ pub enum SnapshotError {
         /// The field, what it may be and what it is.
         what: String,
     },
+    /// The store stopped after a sync that failed: what it would report from then on could be wrong. Snapshots are still
+    /// read and sent; restart the process.
+    Failed {
+        /// The file or directory whose sync failed first.
+        path: PathBuf,
+        /// What was being done to it.
+        doing: &'static str,
+        /// The file system's answer.
+        cause: String,
+    },
     /// The log refused the reference of a snapshot, or failed while writing it.
     Log(LogError),
 }
@@ -210,6 +220,12 @@ impl fmt::Display for SnapshotError {
                     "the announced snapshot is impossible: {what}; check the sender"
                 )
             }
+            Self::Failed { path, doing, cause } => write!(
+                f,
+                "the snapshot store stopped because it could not {doing} {}: {cause}; restart the \
+                 process",
+                path.display()
+            ),
             Self::Log(error) => write!(f, "cannot record the snapshot: {error}"),
         }
     }
@@ -239,6 +255,7 @@ impl From<SnapshotError> for io::Error {
         let kind = match &error {
             SnapshotError::Io { source, .. } => source.kind(),
             SnapshotError::Busy { .. } => io::ErrorKind::ResourceBusy,
+            SnapshotError::Failed { .. } => io::ErrorKind::Other,
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)

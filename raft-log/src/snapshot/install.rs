@@ -83,6 +83,7 @@ impl SnapshotStore {
         mut pending: PendingSnapshot,
     ) -> Result<Installed, SnapshotError> {
         let _one_at_a_time = self.0.installing();
+        self.0.latch.healthy()?;
         let group = pending.group();
         let batch = records(log, &pending)?;
         // Until here a failure lets the file go with `pending`.
@@ -105,6 +106,7 @@ impl SnapshotStore {
     /// and before the first snapshot is made.
     pub fn recover(&self, log: &Log) -> Result<SnapshotReport, SnapshotError> {
         let _one_at_a_time = self.0.installing();
+        self.0.latch.healthy()?;
         let mut report = SnapshotReport::default();
         let groups = log.groups();
         let with_files = self.0.catalog.groups()?;
@@ -147,6 +149,7 @@ impl SnapshotStore {
     /// durable in the log. A crash before leaves them to [`SnapshotStore::recover`].
     pub fn remove_group(&self, group: GroupId) -> Result<(), SnapshotError> {
         let _one_at_a_time = self.0.installing();
+        self.0.latch.healthy()?;
         self.remove_files(group, |_| true)?;
         self.remove_parts(group, |_| true)?;
         self.sync_group(group)
@@ -241,11 +244,9 @@ impl SnapshotStore {
 
     pub(super) fn sync_group(&self, group: GroupId) -> Result<(), SnapshotError> {
         let dir = self.0.catalog.group_dir(group);
-        match self.0.catalog.vfs.sync_dir(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(SnapshotError::io(&dir, "sync")(error))
-            }
-            _ => Ok(()),
+        match self.0.latch.sync_dir(&dir) {
+            Err(error) if error.is_missing() => Ok(()),
+            synced => synced,
         }
     }
 }

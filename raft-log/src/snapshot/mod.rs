@@ -101,6 +101,12 @@
 //! record. Numbers name the files; none is ever used twice in a store, so a name that was once seen
 //! means the same bytes or none.
 //!
+//! # When a sync fails
+//!
+//! The first failed sync, of a file or of a directory, is final: every later call that changes something, of every handle
+//! and writer, returns [`SnapshotError::Failed`] with the cause of the first. A sync is never tried again. Reading and
+//! sending go on.
+//!
 //! What this module does not do: decide when to make a snapshot or when the log may be compacted,
 //! interpret content, or speak a protocol. The layout is in `docs/FORMAT.md`, what each crash
 //! leaves in `docs/DURABILITY.md`.
@@ -110,6 +116,7 @@ mod chunk;
 mod error;
 mod format;
 mod install;
+mod latch;
 mod number;
 mod options;
 mod output;
@@ -132,6 +139,7 @@ pub use chunk::Compression;
 pub use error::SnapshotError;
 use format::{Header, MEMBERSHIP_MAX};
 pub use install::{Installed, SnapshotReport};
+use latch::Latch;
 use number::Numbers;
 pub use options::{SnapshotMeta, SnapshotOptions};
 use output::Output;
@@ -172,9 +180,8 @@ impl SnapshotStore {
     /// Of the file system; [`SnapshotError::NumbersUnknown`] when the counter of numbers is lost.
     pub fn open_with(vfs: SharedVfs, options: SnapshotOptions) -> Result<Self, SnapshotError> {
         let options = options.bounded();
-        let dir = &options.dir;
-        vfs.create_dir_all(dir)
-            .map_err(SnapshotError::io(dir, "create"))?;
+        let (dir, latch) = (&options.dir, Latch::new(Arc::clone(&vfs)));
+        latch.create_dir_all(dir)?;
         let catalog = Catalog::new(Arc::clone(&vfs), dir, Some(options.store));
         let mut is_new = true;
         for group in catalog.groups()? {
@@ -186,12 +193,11 @@ impl SnapshotStore {
                     is_new = false;
                 }
             }
-            vfs.sync_dir(&dir)
-                .map_err(SnapshotError::io(&dir, "sync"))?;
+            latch.sync_dir(&dir)?;
         }
-        let numbers = Numbers::open(Arc::clone(&vfs), dir, options.store, is_new)?;
-        vfs.sync_dir(dir).map_err(SnapshotError::io(dir, "sync"))?;
-        Ok(Self(Shared::new(catalog, options, numbers)))
+        let numbers = Numbers::open(Arc::clone(&latch), dir, options.store, is_new)?;
+        latch.sync_dir(dir)?;
+        Ok(Self(Shared::new(catalog, options, numbers, latch)))
     }
 
     /// Begins a snapshot. One of each group can be in the making, until it is installed or dropped.
@@ -201,6 +207,7 @@ impl SnapshotStore {
     pub fn create(&self, meta: SnapshotMeta) -> Result<SnapshotWriter, SnapshotError> {
         let len = meta.membership.len();
         assert!(len <= MEMBERSHIP_MAX, "a membership of {len} bytes");
+        self.0.latch.healthy()?;
         let claim = self.0.claim_making(meta.group)?;
         let key = (meta.index, meta.term, self.0.draw_number()?);
         let header = Header {
@@ -229,6 +236,7 @@ impl SnapshotStore {
         manifest: SnapshotManifest,
         creation: u64,
     ) -> Result<SnapshotReceiver, SnapshotError> {
+        self.0.latch.healthy()?;
         let group = manifest.group;
         let claim = self.0.claim_receiving(group)?;
         let header = SnapshotReceiver::header(&claim, &manifest, creation)?;
@@ -317,7 +325,7 @@ impl SnapshotStore {
                 } == *header
             });
             if same && found.is_none() {
-                found = Some(Output::new(file, path, &self.0.options));
+                found = Some(Output::new(&self.0.latch, file, path, &self.0.options));
             } else {
                 drop(file);
                 pins::remove(&self.0.catalog.vfs, &path)?;
@@ -350,13 +358,16 @@ impl SnapshotStore {
 
     /// Makes a file, and its directory if need be.
     fn new_output(&self, group: GroupId, path: PathBuf) -> Result<Output, SnapshotError> {
-        let (vfs, dir) = (&self.0.catalog.vfs, self.0.catalog.group_dir(group));
-        vfs.create_dir_all(&dir)
-            .map_err(SnapshotError::io(&dir, "create"))?;
-        let file = vfs
+        self.0
+            .latch
+            .create_dir_all(&self.0.catalog.group_dir(group))?;
+        let file = self
+            .0
+            .catalog
+            .vfs
             .open(&path, OpenMode::CreateNew)
             .map_err(SnapshotError::io(&path, "create"))?;
-        Ok(Output::new(file, path, &self.0.options))
+        Ok(Output::new(&self.0.latch, file, path, &self.0.options))
     }
 
     fn path(&self, group: GroupId, snapshot: &SnapshotRef) -> PathBuf {

@@ -7,11 +7,13 @@
 //! error, for guessing would be reuse.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::error::SnapshotError;
 use super::format::{read_exact, u32_at, u64_at};
+use super::latch::Latch;
 use crate::StoreId;
-use crate::vfs::{OpenMode, SharedVfs, VfsFile};
+use crate::vfs::{OpenMode, VfsFile};
 
 const NAME: &str = "NUMBERS";
 const NAME_TMP: &str = "NUMBERS.tmp";
@@ -26,7 +28,7 @@ const BLOCK: u64 = 64;
 /// The numbers of one store.
 #[derive(Debug)]
 pub(super) struct Numbers {
-    vfs: SharedVfs,
+    latch: Arc<Latch>,
     dir: PathBuf,
     store: StoreId,
     next: u64,
@@ -38,13 +40,13 @@ impl Numbers {
     /// Reads the counter. The caller syncs the directory before it draws. A missing file counts as
     /// new only in a store without snapshots.
     pub(super) fn open(
-        vfs: SharedVfs,
+        latch: Arc<Latch>,
         dir: &Path,
         store: StoreId,
         is_new: bool,
     ) -> Result<Self, SnapshotError> {
         let path = dir.join(NAME);
-        let reserved = match vfs.open(&path, OpenMode::Read) {
+        let reserved = match latch.vfs().open(&path, OpenMode::Read) {
             Ok(file) => read(&*file, &path, store).map_err(|error| match error {
                 SnapshotError::Damaged { .. } => SnapshotError::NumbersUnknown {
                     path,
@@ -59,7 +61,7 @@ impl Numbers {
             }
         };
         Ok(Self {
-            vfs,
+            latch,
             dir: dir.to_owned(),
             store,
             next: reserved,
@@ -81,14 +83,14 @@ impl Numbers {
 
     fn write(&self, reserved: u64) -> Result<(), SnapshotError> {
         let (path, tmp) = (self.dir.join(NAME), self.dir.join(NAME_TMP));
-        match self.vfs.remove(&tmp) {
+        let vfs = self.latch.vfs();
+        match vfs.remove(&tmp) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(SnapshotError::io(&tmp, "remove")(error));
             }
             _ => {}
         }
-        let file = self
-            .vfs
+        let file = vfs
             .open(&tmp, OpenMode::CreateNew)
             .map_err(SnapshotError::io(&tmp, "create"))?;
         let copy = encode(self.store, reserved);
@@ -97,14 +99,11 @@ impl Numbers {
         bytes[COPY_STRIDE..].copy_from_slice(&copy);
         file.write_all_at(&bytes, 0)
             .map_err(SnapshotError::io(&tmp, "write"))?;
-        file.sync_data().map_err(SnapshotError::io(&tmp, "sync"))?;
+        self.latch.sync_file(&*file, &tmp)?;
         drop(file);
-        self.vfs
-            .rename(&tmp, &path)
+        vfs.rename(&tmp, &path)
             .map_err(SnapshotError::io(&tmp, "rename"))?;
-        self.vfs
-            .sync_dir(&self.dir)
-            .map_err(SnapshotError::io(&self.dir, "sync"))
+        self.latch.sync_dir(&self.dir)
     }
 }
 

@@ -10,16 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::error::SnapshotError;
+use super::latch::Latch;
 use super::options::SnapshotOptions;
 use super::syncer::Syncer;
 use crate::IoMode;
-use crate::vfs::{SharedVfs, VfsFile};
+use crate::vfs::VfsFile;
 
 /// Bytes that are gathered for one write, if the syncs are not closer together.
 const PIECE: u64 = 1 << 20;
 
 #[derive(Debug)]
 pub(super) struct Output {
+    latch: Arc<Latch>,
     file: Arc<dyn VfsFile>,
     path: PathBuf,
     /// Where the buffer goes.
@@ -35,8 +37,14 @@ pub(super) struct Output {
 
 impl Output {
     /// Writes `file` from its beginning.
-    pub(super) fn new(file: Box<dyn VfsFile>, path: PathBuf, options: &SnapshotOptions) -> Self {
+    pub(super) fn new(
+        latch: &Arc<Latch>,
+        file: Box<dyn VfsFile>,
+        path: PathBuf,
+        options: &SnapshotOptions,
+    ) -> Self {
         Self {
+            latch: Arc::clone(latch),
             file: file.into(),
             path,
             offset: 0,
@@ -72,7 +80,7 @@ impl Output {
         }
         if self.unsynced >= self.sync_bytes {
             let result = self.begin_sync();
-            self.note(result, "sync")?;
+            self.settled(result)?;
             self.unsynced = 0;
         }
         Ok(())
@@ -112,12 +120,7 @@ impl Output {
 
     /// Writes the rest, puts `header` over the beginning of the file, makes all of it durable, and
     /// then gives the file its name.
-    pub(super) fn publish(
-        mut self,
-        vfs: &SharedVfs,
-        header: &[u8],
-        name: &Path,
-    ) -> Result<(), PublishError> {
+    pub(super) fn publish(mut self, header: &[u8], name: &Path) -> Result<(), PublishError> {
         let not_named = |error| PublishError {
             error,
             named: false,
@@ -129,32 +132,38 @@ impl Output {
             .syncer
             .take()
             .map_or(Ok(()), |mut syncer| syncer.wait());
-        self.note(result, "sync").map_err(not_named)?;
-        let result = self.file.sync_data();
-        self.note(result, "sync").map_err(not_named)?;
-        let Self { file, path, .. } = self;
+        self.settled(result).map_err(not_named)?;
+        let Self {
+            latch, file, path, ..
+        } = self;
+        latch.sync_file(&*file, &path).map_err(not_named)?;
         drop(file);
-        vfs.rename(&path, name)
+        latch
+            .vfs()
+            .rename(&path, name)
             .map_err(SnapshotError::io(&path, "rename"))
             .map_err(not_named)?;
-        let dir = name.parent().unwrap_or(name);
-        vfs.sync_dir(dir)
-            .map_err(SnapshotError::io(dir, "sync"))
+        latch
+            .sync_dir(name.parent().unwrap_or(name))
             .map_err(|error| PublishError { error, named: true })
     }
 
-    fn begin_sync(&mut self) -> io::Result<()> {
+    fn begin_sync(&mut self) -> Result<(), SnapshotError> {
         if self.io == IoMode::Inline {
-            return self.file.sync_data();
+            return self.latch.sync_file(&*self.file, &self.path);
         }
         let syncer = match &mut self.syncer {
             Some(syncer) => syncer,
-            none => none.insert(Syncer::start(Arc::clone(&self.file))?),
+            none => {
+                let (latch, file) = (Arc::clone(&self.latch), Arc::clone(&self.file));
+                none.insert(Syncer::start(latch, file, self.path.clone())?)
+            }
         };
         syncer.sync()
     }
 
     fn healthy(&self) -> Result<(), SnapshotError> {
+        self.latch.healthy()?;
         if !self.failed {
             return Ok(());
         }
@@ -167,6 +176,11 @@ impl Output {
     fn note(&mut self, result: io::Result<()>, doing: &'static str) -> Result<(), SnapshotError> {
         self.failed |= result.is_err();
         result.map_err(SnapshotError::io(&self.path, doing))
+    }
+
+    fn settled(&mut self, result: Result<(), SnapshotError>) -> Result<(), SnapshotError> {
+        self.failed |= result.is_err();
+        result
     }
 }
 

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::SnapshotError;
+use super::latch::Latch;
 use crate::vfs::SharedVfs;
 
 #[derive(Debug)]
 pub(super) struct Pins {
-    vfs: SharedVfs,
+    latch: Arc<Latch>,
     state: Mutex<State>,
 }
 
@@ -25,9 +26,9 @@ struct State {
 }
 
 impl Pins {
-    pub(super) fn new(vfs: SharedVfs) -> Self {
+    pub(super) fn new(latch: Arc<Latch>) -> Self {
         Self {
-            vfs,
+            latch,
             state: Mutex::default(),
         }
     }
@@ -44,13 +45,14 @@ impl Pins {
     /// Removes the file, now or when its last pin goes; true if it is gone. The caller syncs the
     /// directory.
     pub(super) fn remove(&self, path: &Path) -> Result<bool, SnapshotError> {
+        self.latch.healthy()?;
         // Under the lock, so that nobody pins the file meanwhile.
         let mut state = self.state();
         if state.counts.contains_key(path) {
             state.doomed.insert(path.to_owned());
             return Ok(false);
         }
-        remove(&self.vfs, path)
+        remove(self.latch.vfs(), path)
     }
 
     fn unpin(&self, path: &Path) -> Result<(), SnapshotError> {
@@ -64,12 +66,10 @@ impl Pins {
         if !state.doomed.remove(path) {
             return Ok(());
         }
-        remove(&self.vfs, path)?;
+        self.latch.healthy()?;
+        remove(self.latch.vfs(), path)?;
         drop(state);
-        let dir = path.parent().unwrap_or(path);
-        self.vfs
-            .sync_dir(dir)
-            .map_err(SnapshotError::io(dir, "sync"))
+        self.latch.sync_dir(path.parent().unwrap_or(path))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

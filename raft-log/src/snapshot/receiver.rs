@@ -223,7 +223,7 @@ impl SnapshotReceiver {
         let claim = self.claim.take().expect(OPEN);
         let output = self.output.take().expect(OPEN);
         let pending = PendingSnapshot::new(claim, path.clone(), &self.header, &footer);
-        let published = output.publish(pending.vfs(), &self.header.encode(), &path);
+        let published = output.publish(&self.header.encode(), &path);
         pending.or_forget(published, None)
     }
 
@@ -231,12 +231,10 @@ impl SnapshotReceiver {
     pub fn abort(mut self) -> Result<(), SnapshotError> {
         self.output = None;
         let claim = self.claim.take().expect(OPEN);
+        let latch = &claim.shared().latch;
+        latch.healthy()?;
         pins::remove(claim.vfs(), &self.part)?;
-        let dir = self.part.parent().unwrap_or(&self.part);
-        claim
-            .vfs()
-            .sync_dir(dir)
-            .map_err(SnapshotError::io(dir, "sync"))
+        latch.sync_dir(self.part.parent().unwrap_or(&self.part))
     }
 
     fn output(&mut self) -> &mut Output {

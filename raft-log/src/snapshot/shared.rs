@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::catalog::Catalog;
 use super::error::SnapshotError;
+use super::latch::Latch;
 use super::number::Numbers;
 use super::options::SnapshotOptions;
 use super::pins::Pins;
@@ -16,6 +17,7 @@ use crate::vfs::SharedVfs;
 pub(super) struct Shared {
     pub(super) catalog: Catalog,
     pub(super) options: SnapshotOptions,
+    pub(super) latch: Arc<Latch>,
     pub(super) pins: Arc<Pins>,
     numbers: Mutex<Numbers>,
     claims: Mutex<Claims>,
@@ -33,9 +35,15 @@ struct Claims {
 }
 
 impl Shared {
-    pub(super) fn new(catalog: Catalog, options: SnapshotOptions, numbers: Numbers) -> Arc<Self> {
+    pub(super) fn new(
+        catalog: Catalog,
+        options: SnapshotOptions,
+        numbers: Numbers,
+        latch: Arc<Latch>,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            pins: Arc::new(Pins::new(Arc::clone(&catalog.vfs))),
+            pins: Arc::new(Pins::new(Arc::clone(&latch))),
+            latch,
             catalog,
             options,
             numbers: Mutex::new(numbers),

@@ -81,7 +81,7 @@ impl SnapshotWriter {
         let pending = PendingSnapshot::new(claim, self.path.clone(), &self.header, &footer);
         let output = self.output.take().expect(OPEN);
         let tmp = output.path().to_owned();
-        let published = output.publish(pending.vfs(), &self.header.encode(), &self.path);
+        let published = output.publish(&self.header.encode(), &self.path);
         pending.or_forget(published, Some(&tmp))
     }
 

@@ -6,6 +6,7 @@ mod common;
 mod damage;
 mod install;
 mod install_crash;
+mod latch;
 mod numbers;
 mod receive;
 mod restore;

@@ -177,6 +177,8 @@ fn chunks_whose_sync_failed_are_written_again() {
     assert!(matches!(error, SnapshotError::Io { .. }), "{error}");
     assert!(receiver.push(receiver.next(), &chunks[0]).is_err());
     drop(receiver);
+    fs.crash(CrashKind::Process);
+    let store = coarse(&fs).unwrap();
     // All of it is readable, and none of it is on the disk.
     let mut receiver = store.receive(manifest, CREATION).unwrap();
     assert!(receiver.next() > 0);

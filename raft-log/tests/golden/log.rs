@@ -1,18 +1,12 @@
-//! Files that released code wrote open for ever. `UPDATE=1 cargo test -p raft-log --test golden` writes those of today
-//! anew; what an earlier code wrote stays as it is.
-#![expect(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    reason = "the golden files lie beside the tests, and a failed expectation is a failed test"
-)]
-
-use std::path::{Path, PathBuf};
+//! Segments, votes and manifest: a log of every kind of record.
 
 use raft_log::vfs::{SimFs, Vfs};
 use raft_log::{
     Base, Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId, Record,
-    SnapshotRef, StoreId, Term, WriteBatch,
+    SnapshotRef, Term, WriteBatch,
 };
+
+use crate::{STORE, golden, keep, updating};
 
 const FILES: [&str; 4] = [
     "0000000000000001.seg",
@@ -24,14 +18,8 @@ const FILES: [&str; 4] = [
 /// What each run of today is called, whether it closes the log, and what was written before segments kept their length.
 const RUNS: [(&str, bool, &str); 2] = [("closed-2", true, "closed"), ("killed-2", false, "killed")];
 
-fn golden(run: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("testdata/golden/v1")
-        .join(run)
-}
-
 fn options() -> LogOptions {
-    let mut options = LogOptions::new("/log", StoreId(0x0123_4567_89ab_cdef));
+    let mut options = LogOptions::new("/log", STORE);
     options.segment_bytes_min = 16 << 10;
     options.segment_bytes_max = 16 << 10;
     options.io = IoMode::Inline;
@@ -152,7 +140,7 @@ fn stored(run: &str) -> SimFs {
 #[test]
 fn golden_files_are_what_is_written_today() {
     for (run, close, _) in RUNS {
-        let (dir, fs) = (golden(run), SimFs::new(1));
+        let fs = SimFs::new(1);
         write(&fs, close);
         let mut names = fs.list("/log".as_ref()).unwrap();
         names.retain(|name| name != "LOCK" && name != "next.tmp");
@@ -161,11 +149,12 @@ fn golden_files_are_what_is_written_today() {
             files.sort();
             files
         });
-        if std::env::var_os("UPDATE").is_some() {
-            std::fs::create_dir_all(&dir).unwrap();
+        if updating() {
             for name in FILES {
-                let content = fs.read_file(format!("/log/{name}")).unwrap();
-                std::fs::write(dir.join(name), content).unwrap();
+                keep(
+                    &golden(run).join(name),
+                    &fs.read_file(format!("/log/{name}")).unwrap(),
+                );
             }
         }
         let golden = stored(run);

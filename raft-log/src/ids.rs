@@ -49,6 +49,9 @@ id!(
 );
 
 impl Index {
+    /// What no entry has: nothing could follow it.
+    pub const MAX: Self = Self(u64::MAX);
+
     /// The index after this one.
     #[must_use]
     pub fn next(self) -> Self {

@@ -196,6 +196,38 @@ fn open_of_votes_without_any_segment_is_refused() {
     }
 }
 
+/// Nothing can follow the last index that there is: what computes the next one would overflow, after a restart as well.
+#[test]
+fn submit_of_the_last_index_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    let base = |index| {
+        Record::Compact(Base {
+            index,
+            ..Base::default()
+        })
+    };
+    let submit = |records: Vec<Record>| {
+        let mut batch = WriteBatch::new();
+        for record in records {
+            batch.push(GROUP, record);
+        }
+        log.submit(batch).map_err(|error| error.kind())
+    };
+    let last = entry(u64::MAX);
+    let before = base(last.index.prev());
+    assert_eq!(submit(vec![base(last.index)]), Err(ErrorKind::InvalidBatch));
+    assert_eq!(
+        submit(vec![before.clone(), Record::Entries(vec![last])]),
+        Err(ErrorKind::InvalidBatch)
+    );
+    submit(vec![before]).unwrap();
+    log.close().unwrap();
+    drop(log);
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    assert_eq!(log.group(GROUP).unwrap().base.index.next(), Index::MAX);
+}
+
 #[test]
 fn submit_that_leaves_a_gap_is_refused() {
     let dir = tempfile::tempdir().unwrap();

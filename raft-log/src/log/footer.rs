@@ -48,6 +48,13 @@ pub(super) struct Sealed {
     pub(super) places: Vec<Position>,
 }
 
+impl Sealed {
+    /// The last of the entries, of which there is at least one.
+    fn last(&self) -> Index {
+        Index(self.first.0 + (self.places.len() as u64 - 1))
+    }
+}
+
 impl Footer {
     /// The bytes that end the segment: the index, and the fixed part behind it.
     pub(super) fn encode(&self, mut index: Vec<u8>) -> Vec<u8> {
@@ -156,7 +163,9 @@ pub(super) fn parse(mut index: &[u8], segment: u64, end: u64) -> Option<Vec<Seal
             .map(|run| (Index(u64_at(run, 0)), Term(u64_at(run, 8))))
             .collect();
         let ordered = runs.first().is_some_and(|run| run.0 == first)
-            && runs.windows(2).all(|pair| pair[0].0 < pair[1].0)
+            && runs
+                .windows(2)
+                .all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1)
             && runs.last().is_some_and(|run| run.0.0 <= last)
             && out.last().is_none_or(|before| before.group < group);
         if !ordered || count == 0 {
@@ -203,7 +212,7 @@ pub(super) fn adopt(
             Some(sealed) => {
                 sealed.first > state.base.index
                     && reaches(sealed.first.prev())
-                    && sealed.first.0 + sealed.places.len() as u64 == state.last_index.0 + 1
+                    && sealed.last() == state.last_index
             }
             None => reaches(state.last_index) && state.last_index >= state.base.index,
         };

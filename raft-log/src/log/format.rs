@@ -363,12 +363,21 @@ pub(crate) fn raw_record(body: &[u8], start: usize) -> Option<RawRecord> {
     })
 }
 
+/// The record at `start` as [`raw_record`] finds it, if the zeros that pad it are there; and where the next one begins.
+pub(crate) fn next_record(body: &[u8], start: usize) -> Option<(RawRecord, usize)> {
+    let raw = raw_record(body, start)?;
+    let end = start + raw.len;
+    let next = end.next_multiple_of(8);
+    let padding = body.get(end..next)?;
+    padding.iter().all(|byte| *byte == 0).then_some((raw, next))
+}
+
 /// All records of a body; none when one does not verify, although the batch around it does.
 pub(crate) fn decode_records(body: &[u8]) -> Option<Vec<(GroupId, DiskRecord)>> {
     let (mut at, mut out) = (0, Vec::new());
     while at < body.len() {
-        let raw = raw_record(body, at)?;
-        at = (raw.start + raw.len).next_multiple_of(8);
+        let (raw, next) = next_record(body, at)?;
+        at = next;
         out.push((raw.group, decode_record(body, raw)?));
     }
     Some(out)
@@ -381,7 +390,7 @@ pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
     let kind = u8::try_from(u32_at(bytes, 8)).ok()?;
     let record = match kind {
         KIND_ENTRY => {
-            let (index, term) = (Index(take_u64(&mut input)?), Term(take_u64(&mut input)?));
+            let (index, term) = (take_index(&mut input)?, Term(take_u64(&mut input)?));
             let kind = match take_u64(&mut input)? {
                 0 => EntryKind::Normal,
                 1 => EntryKind::Config,
@@ -403,7 +412,7 @@ pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
         KIND_CHECKPOINT => {
             let hard_state = take_hard_state(&mut input)?;
             let base = take_base(&mut input)?;
-            let last_index = Index(take_u64(&mut input)?);
+            let last_index = take_index(&mut input)?;
             let snapshot = match take_u64(&mut input)? {
                 0 => None,
                 1 => Some(take_snapshot(&mut input)?),
@@ -456,6 +465,12 @@ fn take_u64(input: &mut &[u8]) -> Option<u64> {
     Some(u64_at(head, 0))
 }
 
+/// An index that another one can follow.
+fn take_index(input: &mut &[u8]) -> Option<Index> {
+    let index = Index(take_u64(input)?);
+    (index < Index::MAX).then_some(index)
+}
+
 fn take_bytes(input: &mut &[u8]) -> Option<Bytes> {
     let len = usize::try_from(take_u64(input)?).ok()?;
     let (head, rest) = input.split_at_checked(len)?;
@@ -466,12 +481,7 @@ fn take_bytes(input: &mut &[u8]) -> Option<Bytes> {
 fn take_hard_state(input: &mut &[u8]) -> Option<HardState> {
     let term = Term(take_u64(input)?);
     let voted = take_u64(input)?;
-    let node = NodeId(take_u64(input)?);
-    let vote = match voted {
-        0 => None,
-        1 => Some(node),
-        _ => return None,
-    };
+    let vote = vote_of(voted, take_u64(input)?)?;
     Some(HardState {
         term,
         vote,
@@ -479,9 +489,18 @@ fn take_hard_state(input: &mut &[u8]) -> Option<HardState> {
     })
 }
 
+/// A vote as two words; `None` where they make no sense.
+pub(crate) fn vote_of(voted: u64, node: u64) -> Option<Option<NodeId>> {
+    match (voted, node) {
+        (0, 0) => Some(None),
+        (1, node) => Some(Some(NodeId(node))),
+        _ => None,
+    }
+}
+
 fn take_base(input: &mut &[u8]) -> Option<Base> {
     Some(Base {
-        index: Index(take_u64(input)?),
+        index: take_index(input)?,
         term: Term(take_u64(input)?),
         creation: take_u64(input)?,
         membership: take_bytes(input)?,

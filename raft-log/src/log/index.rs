@@ -166,6 +166,10 @@ impl Groups {
                     group.hard_state,
                 ))
             });
+            if matches!(record, Record::Compact(base) if base.index == Index::MAX) {
+                let text = format!("group {id}: no entry can follow base {}", Index::MAX);
+                return Err((false, text));
+            }
             let Some((base, last, last_term, state)) = shadow.as_mut() else {
                 let Record::Compact(base) = record else {
                     return Err((
@@ -180,7 +184,10 @@ impl Groups {
             match record {
                 Record::Entries(entries) => {
                     for (at, entry) in entries.iter().enumerate() {
-                        if entry.index <= base.index || entry.index > last.next() {
+                        if entry.index <= base.index
+                            || entry.index > last.next()
+                            || entry.index == Index::MAX
+                        {
                             return wrong(format!(
                                 "entry {} does not follow {last} above base {}",
                                 entry.index, base.index

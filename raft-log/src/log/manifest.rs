@@ -52,7 +52,7 @@ pub(super) struct Manifest {
     contents: Contents,
 }
 
-fn encode(store: StoreId, contents: &Contents) -> [u8; BLOCK] {
+pub(super) fn encode(store: StoreId, contents: &Contents) -> [u8; BLOCK] {
     let mut out = [0; BLOCK];
     out[0..8].copy_from_slice(MAGIC);
     out[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -71,18 +71,22 @@ fn encode(store: StoreId, contents: &Contents) -> [u8; BLOCK] {
     out
 }
 
-enum Block {
+/// A block whose checksum verifies.
+pub(super) enum Block {
     Sound(StoreId, Contents),
     Newer(u16),
 }
 
-fn decode(data: &[u8]) -> Option<Block> {
+pub(super) fn decode(data: &[u8]) -> Option<Block> {
     if &data[..8] != MAGIC || u32_at(data, 60) != crc32fast::hash(&data[..60]) {
         return None;
     }
     let version = u16_at(data, 8);
     if version != VERSION {
         return Some(Block::Newer(version));
+    }
+    if u16_at(data, 10) != 0 || u64_at(data, 52) != 0 {
+        return None;
     }
     let contents = Contents {
         generation: u64_at(data, 20),

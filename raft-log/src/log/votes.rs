@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::format::{u32_at, u64_at};
+use super::format::{u32_at, u64_at, vote_of};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{GroupId, LogError, NodeId, StoreId, Term};
 
@@ -62,7 +62,7 @@ impl Slots {
     }
 
     /// Takes the two blocks of a pair: `None` for one that cannot be read.
-    fn take(&mut self, store: StoreId, pair: [Option<&[u8]>; 2]) {
+    pub(super) fn take(&mut self, store: StoreId, pair: [Option<&[u8]>; 2]) {
         let (mut damaged, mut owner) = (0, None);
         for block in pair {
             if block.is_some_and(|block| block.iter().all(|byte| *byte == 0)) {
@@ -94,7 +94,7 @@ pub(super) struct Votes {
     places: BTreeMap<GroupId, (u64, u64)>,
 }
 
-fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] {
+pub(super) fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] {
     let mut out = [0; BLOCK];
     out[..8].copy_from_slice(MAGIC);
     let words = [
@@ -114,14 +114,14 @@ fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] {
     out
 }
 
-fn decode(store: StoreId, block: &[u8]) -> Option<Slot> {
+pub(super) fn decode(store: StoreId, block: &[u8]) -> Option<Slot> {
     if &block[..8] != MAGIC
         || u64_at(block, 8) != store.0
         || u32_at(block, 64) != crc32fast::hash(&block[..64])
     {
         return None;
     }
-    let vote = (u64_at(block, 48) == 1).then(|| NodeId(u64_at(block, 56)));
+    let vote = vote_of(u64_at(block, 48), u64_at(block, 56))?;
     Some(Slot {
         group: GroupId(u64_at(block, 16)),
         creation: u64_at(block, 24),

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::chunk::CHUNK_SIZE_MAX;
+use super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE_MAX};
 use super::error::SnapshotError;
 use crate::vfs::VfsFile;
 use crate::{GroupId, Index, SnapshotRef, StoreId, Term};
@@ -248,6 +248,21 @@ impl Footer {
             SnapshotError::expect(path, at + 32, "content checksum", crc, footer.content_crc)?;
         }
         Ok(footer)
+    }
+}
+
+impl Footer {
+    /// Checks that a chunk at `at` ends before the footer, so that room is made for no more than the file holds.
+    pub(super) fn encloses(
+        &self,
+        header: &Header,
+        path: &Path,
+        at: u64,
+        stored: u32,
+    ) -> Result<(), SnapshotError> {
+        let end = header.len() + self.stored_len;
+        let room = end.saturating_sub(at + CHUNK_HEAD_LEN as u64);
+        bounded(path, at, "chunk length", 1, room, u64::from(stored))
     }
 }
 

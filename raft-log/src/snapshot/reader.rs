@@ -105,6 +105,7 @@ impl SnapshotReader {
         read_exact(&*self.file, path, &mut head, at, "chunk head")?;
         let len = self.left.min(u64::from(self.header.chunk_size)) as u32;
         let head = ChunkHead::decode(&head, len).map_err(SnapshotError::chunk(path, at))?;
+        self.footer.encloses(&self.header, path, at, head.stored)?;
         self.stored.resize(head.stored as usize, 0);
         let content = at + CHUNK_HEAD_LEN as u64;
         read_exact(&*self.file, path, &mut self.stored, content, "chunk")?;

@@ -141,6 +141,7 @@ impl SnapshotSender {
         let (len, size) = (self.footer.content_len, self.header.chunk_size);
         let head = ChunkHead::decode(&bytes, chunk_len(len, size, self.number))
             .map_err(SnapshotError::chunk(path, at))?;
+        self.footer.encloses(&self.header, path, at, head.stored)?;
         Ok((bytes, head))
     }
 }

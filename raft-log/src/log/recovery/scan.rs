@@ -399,9 +399,9 @@ pub(super) fn replay(
 ) -> Result<(), String> {
     let mut at = 0;
     while at < body.len() {
-        let raw = format::raw_record(body, at).ok_or(UNVERIFIED)?;
+        let (raw, next) = format::next_record(body, at).ok_or(UNVERIFIED)?;
         let start = offset + (BATCH_HEADER + at) as u64;
-        at = (at + raw.len).next_multiple_of(8);
+        at = next;
         match format::decode_record(body, raw).ok_or(UNVERIFIED)? {
             DiskRecord::Checkpoint(_) => return Err("a checkpoint lies among other batches".into()),
             DiskRecord::Entry(entry) => {

@@ -130,6 +130,9 @@
 //! loses, tears and corrupts writes on command from one seed. `vfs::sim` says how to test a store of your own with it;
 //! how this crate is tested is in `docs/TESTING.md`, what lies on disk in `docs/FORMAT.md`.
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod snapshot;
 #[cfg(feature = "seeded-bugs")]
 #[doc(hidden)]

@@ -5,12 +5,17 @@
 
 mod footer;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod index;
 pub mod inspect;
 mod manifest;
 mod options;
 mod read;
 mod recovery;
+#[cfg(all(test, feature = "fuzzing"))]
+mod round_trips;
 mod segment;
 mod unsynced;
 mod upkeep;

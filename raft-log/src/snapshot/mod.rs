@@ -115,6 +115,9 @@ mod catalog;
 mod chunk;
 mod error;
 mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod install;
 mod latch;
 mod number;
@@ -125,6 +128,8 @@ mod pins;
 mod reader;
 mod receiver;
 mod restore;
+#[cfg(all(test, feature = "fuzzing"))]
+mod round_trips;
 mod sender;
 mod shared;
 mod syncer;

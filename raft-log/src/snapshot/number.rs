@@ -19,9 +19,9 @@ const NAME: &str = "NUMBERS";
 const NAME_TMP: &str = "NUMBERS.tmp";
 const MAGIC: u64 = u64::from_le_bytes(*b"FLOTSNUM");
 const VERSION: u16 = 1;
-const COPY_LEN: usize = 40;
+pub(super) const COPY_LEN: usize = 40;
 /// The copies lie this far apart, so that no sector and no page holds both.
-const COPY_STRIDE: usize = 4096;
+pub(super) const COPY_STRIDE: usize = 4096;
 /// Numbers that one write of the file reserves.
 const BLOCK: u64 = 64;
 
@@ -107,7 +107,7 @@ impl Numbers {
     }
 }
 
-fn encode(store: StoreId, reserved: u64) -> [u8; COPY_LEN] {
+pub(super) fn encode(store: StoreId, reserved: u64) -> [u8; COPY_LEN] {
     let mut out = [0; COPY_LEN];
     out[..8].copy_from_slice(&MAGIC.to_le_bytes());
     out[8..10].copy_from_slice(&VERSION.to_le_bytes());
@@ -119,7 +119,7 @@ fn encode(store: StoreId, reserved: u64) -> [u8; COPY_LEN] {
 }
 
 /// Either copy will do: both say the same.
-fn read(file: &dyn VfsFile, path: &Path, store: StoreId) -> Result<u64, SnapshotError> {
+pub(super) fn read(file: &dyn VfsFile, path: &Path, store: StoreId) -> Result<u64, SnapshotError> {
     let first = read_copy(file, path, store, 0);
     match first {
         Err(SnapshotError::Damaged { .. }) => {
@@ -129,7 +129,7 @@ fn read(file: &dyn VfsFile, path: &Path, store: StoreId) -> Result<u64, Snapshot
     }
 }
 
-fn read_copy(
+pub(super) fn read_copy(
     file: &dyn VfsFile,
     path: &Path,
     store: StoreId,

@@ -44,9 +44,32 @@ pub struct LogError(Arc<Inner>);
 struct Inner {
     kind: ErrorKind,
     message: String,
+    difference: Option<Difference>,
     path: Option<PathBuf>,
     offset: Option<u64>,
     source: Option<io::Error>,
+}
+
+/// What a file should hold in a place, and what is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// What should be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+    /// What to do about it.
+    pub advice: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            expected,
+            found,
+            advice,
+        } = self;
+        write!(f, "expected {expected}, found {found}; {advice}")
+    }
 }
 
 impl LogError {
@@ -55,6 +78,7 @@ impl LogError {
         Self(Arc::new(Inner {
             kind,
             message: message.into(),
+            difference: None,
             path: None,
             offset: None,
             source: None,
@@ -71,6 +95,31 @@ impl LogError {
         Self(Arc::new(Inner {
             kind,
             message: message.into(),
+            difference: None,
+            path: Some(path.to_owned()),
+            offset: Some(offset),
+            source: None,
+        }))
+    }
+
+    /// An error at a place in a file, with what should be there, what is, and what to do.
+    pub(crate) fn differs(
+        kind: ErrorKind,
+        path: &Path,
+        offset: u64,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        let difference = Difference {
+            expected: expected.into(),
+            found: found.into(),
+            advice: advice.into(),
+        };
+        Self(Arc::new(Inner {
+            kind,
+            message: difference.to_string(),
+            difference: Some(difference),
             path: Some(path.to_owned()),
             offset: Some(offset),
             source: None,
@@ -86,6 +135,7 @@ impl LogError {
         Self(Arc::new(Inner {
             kind,
             message: what.to_owned(),
+            difference: None,
             path: Some(path.to_owned()),
             offset: None,
             source: Some(source),
@@ -111,6 +161,12 @@ impl LogError {
     pub fn is_not_found(&self) -> bool {
         let source = self.0.source.as_ref();
         source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// What a file should hold and what it does, of an error that is about that.
+    #[must_use]
+    pub fn difference(&self) -> Option<&Difference> {
+        self.0.difference.as_ref()
     }
 
     /// The file concerned, if one is.

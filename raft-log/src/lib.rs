@@ -147,7 +147,7 @@ mod ids;
 pub mod log;
 
 pub use batch::{Base, Entry, EntryKind, HardState, Record, SnapshotRef, WriteBatch};
-pub use error::{ErrorKind, LogError};
+pub use error::{Difference, ErrorKind, LogError};
 pub use ids::{GroupId, Index, NodeId, StoreId, Term};
 pub use log::{GroupInfo, IoMode, Log, LogOptions, LogStats, RecoveryReport, Space, Ticket};
 pub use snapshot::{SnapshotError, SnapshotStore};

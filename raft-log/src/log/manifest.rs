@@ -117,24 +117,23 @@ pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found,
         match decode(&data) {
             None => {}
             Some(Block::Newer(version)) => {
-                return Err(LogError::at(
+                return Err(LogError::differs(
                     ErrorKind::NewerFormat,
                     &path,
                     at,
-                    format!(
-                        "expected format {VERSION} or older, found {version}; open it with a newer version"
-                    ),
+                    format!("format {VERSION} or older"),
+                    version.to_string(),
+                    "open it with a newer version",
                 ));
             }
             Some(Block::Sound(owner, _)) if owner != store => {
-                return Err(LogError::at(
+                return Err(LogError::differs(
                     ErrorKind::ForeignStore,
                     &path,
                     at,
-                    format!(
-                        "expected store {store}, found {owner}; the file belongs to another data directory, \
-                         move it back"
-                    ),
+                    format!("store {store}"),
+                    owner.to_string(),
+                    "the file belongs to another data directory, move it back",
                 ));
             }
             Some(Block::Sound(_, contents)) => sound.push(contents),
@@ -146,6 +145,19 @@ pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found,
         (Some(contents), 1) => Found::Half(*contents),
         (Some(contents), _) => Found::Whole(*contents),
     })
+}
+
+/// Offsets of the blocks that do not verify; none when there is no file that can be read.
+pub(super) fn damaged(vfs: &SharedVfs, dir: &Path) -> Vec<u64> {
+    let Ok(file) = vfs.open(&dir.join("MANIFEST"), OpenMode::Read) else {
+        return Vec::new();
+    };
+    let mut offsets = vec![0, BLOCK as u64];
+    offsets.retain(|at| {
+        let mut data = [0; USED];
+        file.read_exact_at(&mut data, *at).is_err() || decode(&data).is_none()
+    });
+    offsets
 }
 
 impl Manifest {

@@ -192,24 +192,28 @@ impl Shared {
     ) -> Result<Entry, LogError> {
         let start = (at.position.offset() - span[0].position.offset()) as usize;
         let bytes = &found[start..start + at.position.len as usize];
-        let record = format::raw_record(bytes, 0)
-            .filter(|raw| raw.group == id)
-            .and_then(|raw| format::decode_record(bytes, raw));
-        match record {
-            Some(DiskRecord::Entry(entry)) if entry.index == at.index => Ok(entry),
-            _ => Err(LogError::at(
+        entry_in(bytes, id, at.index).ok_or_else(|| {
+            LogError::differs(
                 ErrorKind::Corruption,
                 &self.path(at),
                 at.position.offset(),
-                format!(
-                    "expected entry {} of group {id}, found bytes that do not verify; rebuild this member",
-                    at.index
-                ),
-            )),
-        }
+                format!("entry {} of group {id}", at.index),
+                "bytes that do not verify",
+                "rebuild this member",
+            )
+        })
     }
 
     fn path(&self, at: &Cold) -> PathBuf {
         segment::segment_path(&self.options.dir, at.position.segment())
+    }
+}
+
+/// The entry whose record these bytes are, if they verify and are that one.
+pub(super) fn entry_in(bytes: &[u8], id: GroupId, index: Index) -> Option<Entry> {
+    let raw = format::raw_record(bytes, 0).filter(|raw| raw.group == id)?;
+    match format::decode_record(bytes, raw) {
+        Some(DiskRecord::Entry(entry)) if entry.index == index => Some(entry),
+        _ => None,
     }
 }

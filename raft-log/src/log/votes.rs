@@ -32,10 +32,10 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     /// Groups of which one block does not verify, ascending.
     halves: Vec<GroupId>,
-    /// Blocks that are neither empty nor verify.
-    pub(super) damaged: usize,
-    /// Pairs with a damaged block and none that verifies: they may be anybody's.
-    pub(super) orphans: usize,
+    /// Offsets of blocks that are neither empty nor verify.
+    pub(super) damaged: Vec<u64>,
+    /// Offsets of pairs with a damaged block and none that verifies: they may be anybody's.
+    pub(super) orphans: Vec<u64>,
 }
 
 impl Slots {
@@ -61,10 +61,10 @@ impl Slots {
         self.halves.binary_search(&group).is_ok()
     }
 
-    /// Takes the two blocks of a pair: `None` for one that cannot be read.
-    pub(super) fn take(&mut self, store: StoreId, pair: [Option<&[u8]>; 2]) {
-        let (mut damaged, mut owner) = (0, None);
-        for block in pair {
+    /// Takes the two blocks of the pair at an offset: `None` for one that cannot be read.
+    pub(super) fn take(&mut self, store: StoreId, at: u64, pair: [Option<&[u8]>; 2]) {
+        let (before, mut owner) = (self.damaged.len(), None);
+        for (half, block) in pair.into_iter().enumerate() {
             if block.is_some_and(|block| block.iter().all(|byte| *byte == 0)) {
                 continue;
             }
@@ -73,14 +73,13 @@ impl Slots {
                     owner = Some(slot.group);
                     self.slots.push(slot);
                 }
-                None => damaged += 1,
+                None => self.damaged.push(at + (half * BLOCK) as u64),
             }
         }
-        self.damaged += damaged;
         match owner {
-            _ if damaged == 0 => {}
+            _ if self.damaged.len() == before => {}
             Some(group) => self.halves.push(group),
-            None => self.orphans += 1,
+            None => self.orphans.push(at),
         }
     }
 }
@@ -169,7 +168,7 @@ pub(super) fn read(
                     found => found.filter(|_| readable[half]),
                 }
             };
-            out.take(store, [block(0), block(1)]);
+            out.take(store, at + pair as u64, [block(0), block(1)]);
         }
         at += size as u64;
     }

@@ -26,13 +26,15 @@ pub(super) fn merge(
 ) -> Result<Merged, LogError> {
     let read = votes::read(vfs, &options.dir, options.store_id)?;
     let path = options.dir.join("votes");
-    let damage = |text: String| LogError::at(ErrorKind::Corruption, &path, 0, text);
+    let damage = |expected: String, found: &str, advice: &str| {
+        LogError::differs(ErrorKind::Corruption, &path, 0, expected, found, advice)
+    };
     // A segment that holds the group is on disk before its first vote is.
     if report.segments == 0 && read.any_vote() {
         return Err(damage(
-            "votes are kept here, but the log has no segment; its segments are missing, restore them or rebuild this \
-             member"
-                .to_owned(),
+            "the segments of a log whose votes are kept here".to_owned(),
+            "none",
+            "restore them or rebuild this member",
         ));
     }
     let (mut slots, mut changed) = (Vec::new(), Vec::new());
@@ -45,10 +47,11 @@ pub(super) fn merge(
                 && state.vote.is_some()
                 && slot.vote != state.vote
             {
-                return Err(damage(format!(
-                    "group {id}: two different votes in term {}; remove this member and add it again",
-                    slot.term
-                )));
+                return Err(damage(
+                    format!("one vote of group {id} in term {}", slot.term),
+                    "two different ones here and in the log",
+                    "remove this member and add it again",
+                ));
             }
             if slot.term > state.term {
                 (state.term, state.vote) = (slot.term, slot.vote);
@@ -63,15 +66,16 @@ pub(super) fn merge(
             damaged: if seen {
                 read.is_half(*id)
             } else {
-                read.orphans > 0
+                !read.orphans.is_empty()
             },
             voted: group.hard_state.term.0 > 0,
         });
         if trust == Trust::Unknown && !options.accept_suspect_tail {
-            return Err(damage(format!(
-                "group {id}: a vote slot is damaged and the log's tail is torn, so term and vote are \
-                 unknown; remove this member and add it again"
-            )));
+            return Err(damage(
+                format!("the vote slots of group {id}, whose log has a torn tail"),
+                "a damaged or missing one, so that term and vote are unknown",
+                "remove this member and add it again",
+            ));
         }
         if state != group.hard_state {
             group.hard_state = state;
@@ -86,6 +90,6 @@ pub(super) fn merge(
             });
         }
     }
-    report.vote_blocks_replaced = read.damaged;
+    report.vote_blocks_replaced = read.damaged.len();
     Ok(Merged { slots, changed })
 }

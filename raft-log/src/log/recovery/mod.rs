@@ -12,19 +12,22 @@ mod survey;
 mod table;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::format::{self, BodyEncoder, SEGMENT_DATA, SegmentHeader};
 use super::index::Groups;
 use super::manifest::{Contents, Manifest};
 use super::segment::{prepare, segment_path};
-use super::votes::Votes;
+use super::votes::{Slot, Votes};
 use super::writer::{frame, header, publish};
 use super::{LogOptions, segment_size};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
-use crate::{ErrorKind, LogError, Record};
+use crate::{ErrorKind, GroupId, HardState, LogError, Record};
 pub use report::RecoveryReport;
-use scan::{Cut, Scan, Unproven, load, replay};
+pub(super) use scan::{Cut, load};
+use scan::{Scan, Unproven, replay};
+pub(super) use survey::read_header;
 use survey::{Survey, survey};
 
 const EVIDENCE_FILES_MAX: usize = 16;
@@ -45,7 +48,37 @@ pub(super) struct Recovered {
     pub(super) report: RecoveryReport,
 }
 
-pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered, LogError> {
+/// What a start makes of the files, before it has changed any.
+pub(super) struct Plan {
+    pub(super) survey: Survey,
+    pub(super) files: BTreeMap<u64, Arc<dyn VfsFile>>,
+    /// The groups with everything that goes on, also what is copied.
+    pub(super) groups: Groups,
+    /// The vote slots to write.
+    slots: Vec<Slot>,
+    /// What is left behind.
+    pub(super) cut: Option<Cut>,
+    next: NextSegment,
+    pub(super) report: RecoveryReport,
+}
+
+/// The segment that a start makes.
+struct NextSegment {
+    id: u64,
+    predecessor: u64,
+    /// The newest batch that is proven, and the chain value behind it.
+    proven: u64,
+    chain: u32,
+    /// Checkpoint, copies and hard states, as they go into the file.
+    batches: Vec<u8>,
+    checkpoint_len: u64,
+    /// The newest batch in it, and the chain value behind that one.
+    seq: u64,
+    link: u32,
+}
+
+/// Reads and judges everything, and changes nothing.
+pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogError> {
     let mut report = RecoveryReport::default();
     let survey = survey(vfs, options, &mut report)?;
     let headers = &survey.headers;
@@ -75,7 +108,7 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
         files.insert(top.id, file);
     }
     let Scan {
-        groups,
+        mut groups,
         chain,
         proven,
         mut unproven,
@@ -86,131 +119,165 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
     while unproven.last().is_some_and(|batch| batch.body.is_empty()) {
         unproven.pop();
     }
-    let tail = Tail {
+    let mut next = NextSegment::begin(options, headers.last(), &groups, proven, chain);
+    next.copy(options, &mut groups, &unproven)?;
+    report.copied = unproven.len() as u64;
+    let oldest = headers.first().map_or(next.id, |top| top.id);
+    check_complete(&groups, &segment_path(&options.dir, oldest))?;
+    let merged = ballots::merge(vfs, options, &mut groups, cut.is_some(), &mut report)?;
+    next.add_hard_states(options, &merged.changed);
+    Ok(Plan {
+        survey,
+        files,
         groups,
-        chain,
-        proven,
-        unproven,
+        slots: merged.slots,
         cut,
-    };
-    finish(vfs, options, files, &survey, tail, report)
+        next,
+        report,
+    })
 }
 
-struct Tail {
-    groups: Groups,
-    chain: u32,
-    proven: u64,
-    unproven: Vec<Unproven>,
-    cut: Option<Cut>,
-}
-
-fn finish(
-    vfs: &SharedVfs,
-    options: &LogOptions,
-    mut files: BTreeMap<u64, Arc<dyn VfsFile>>,
-    survey: &Survey,
-    tail: Tail,
-    mut report: RecoveryReport,
-) -> Result<Recovered, LogError> {
-    let Tail {
-        mut groups,
-        chain,
-        proven,
-        unproven,
-        cut,
-    } = tail;
-    let dir = &options.dir;
-    let last = survey.headers.last();
-    let id = last.map_or(1, |top| top.id + 1);
-    let mut checkpoint = BodyEncoder::default();
-    for (group, state) in groups.checkpoint() {
-        checkpoint.push_checkpoint(group, &state);
-    }
-    let salt = format::salt(options.store_id, id);
-    let mut out = Vec::new();
-    let mut link = frame(
-        &mut out,
-        salt,
-        header(proven, SEGMENT_DATA, proven, checkpoint.records, chain),
-        &checkpoint.bytes,
-    );
-    let mut seq = proven;
-    for batch in &unproven {
-        let offset = SEGMENT_DATA + out.len() as u64;
-        replay(&mut groups, id, offset, batch.seq, &batch.body).map_err(|text| {
-            LogError::at(ErrorKind::Corruption, &segment_path(dir, id - 1), 0, text)
-        })?;
-        link = frame(
-            &mut out,
-            salt,
-            header(batch.seq, offset, proven, batch.records, link),
-            &batch.body,
-        );
-        seq = batch.seq;
-        report.copied += 1;
-    }
+/// Every entry above a group's base must be somewhere.
+fn check_complete(groups: &Groups, path: &Path) -> Result<(), LogError> {
     for (group, state) in &groups.map {
         if state.missing_to > state.base.index {
-            return Err(LogError::at(
+            return Err(LogError::differs(
                 ErrorKind::Corruption,
-                &segment_path(dir, id),
+                path,
                 0,
                 format!(
-                    "group {group}: entries {} to {} are in no segment; restore the log or rebuild this member",
+                    "entries {} to {} of group {group} in an earlier segment",
                     state.base.index.next(),
                     state.missing_to
                 ),
+                "them in none",
+                "restore the log or rebuild this member",
             ));
         }
     }
-    let merged = ballots::merge(vfs, options, &mut groups, cut.is_some(), &mut report)?;
-    let mut changed = BodyEncoder::default();
-    for (group, state) in &merged.changed {
-        changed.push(*group, &Record::HardState(*state), &mut Vec::new());
-    }
-    if changed.records > 0 {
-        seq += 1;
-        let offset = SEGMENT_DATA + out.len() as u64;
-        link = frame(
-            &mut out,
-            salt,
-            header(seq, offset, proven, changed.records, link),
-            &changed.bytes,
+    Ok(())
+}
+
+impl NextSegment {
+    /// With a checkpoint of what is proven.
+    fn begin(
+        options: &LogOptions,
+        last: Option<&SegmentHeader>,
+        groups: &Groups,
+        proven: u64,
+        chain: u32,
+    ) -> Self {
+        let mut checkpoint = BodyEncoder::default();
+        for (group, state) in groups.checkpoint() {
+            checkpoint.push_checkpoint(group, &state);
+        }
+        let id = last.map_or(1, |top| top.id + 1);
+        let mut batches = Vec::new();
+        let link = frame(
+            &mut batches,
+            format::salt(options.store_id, id),
+            header(proven, SEGMENT_DATA, proven, checkpoint.records, chain),
+            &checkpoint.bytes,
         );
+        Self {
+            id,
+            predecessor: last.map_or(0, |top| top.id),
+            proven,
+            chain,
+            batches,
+            checkpoint_len: checkpoint.bytes.len() as u64,
+            seq: proven,
+            link,
+        }
     }
+
+    /// Adds batches that verified and are not proven, and takes their records.
+    fn copy(
+        &mut self,
+        options: &LogOptions,
+        groups: &mut Groups,
+        unproven: &[Unproven],
+    ) -> Result<(), LogError> {
+        for batch in unproven {
+            let offset = SEGMENT_DATA + self.batches.len() as u64;
+            replay(groups, self.id, offset, batch.seq, &batch.body).map_err(|text| {
+                let path = segment_path(&options.dir, self.predecessor);
+                LogError::at(ErrorKind::Corruption, &path, 0, text)
+            })?;
+            self.push(options, batch.seq, batch.records, &batch.body);
+        }
+        Ok(())
+    }
+
+    /// Adds what the vote slots changed.
+    fn add_hard_states(&mut self, options: &LogOptions, changed: &[(GroupId, HardState)]) {
+        let mut body = BodyEncoder::default();
+        for (group, state) in changed {
+            body.push(*group, &Record::HardState(*state), &mut Vec::new());
+        }
+        if body.records > 0 {
+            self.push(options, self.seq + 1, body.records, &body.bytes);
+        }
+    }
+
+    fn push(&mut self, options: &LogOptions, seq: u64, records: u32, body: &[u8]) {
+        let offset = SEGMENT_DATA + self.batches.len() as u64;
+        self.link = frame(
+            &mut self.batches,
+            format::salt(options.store_id, self.id),
+            header(seq, offset, self.proven, records, self.link),
+            body,
+        );
+        self.seq = seq;
+    }
+}
+
+/// Judges what is there, and then makes the segment with which the log goes on.
+pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered, LogError> {
+    let Plan {
+        survey,
+        mut files,
+        groups,
+        slots,
+        cut,
+        next,
+        mut report,
+    } = judge(vfs, options)?;
+    let dir = &options.dir;
     if let Some(cut) = cut {
         report.cut = Some(keep_evidence(vfs, options, &cut)?);
     }
     // The higher ones first, so that what a crash leaves of them is still a chain.
     remove(vfs, options, survey.unnamed.iter().rev())?;
-    let used = SEGMENT_DATA + out.len() as u64;
+    let id = next.id;
+    let used = SEGMENT_DATA + next.batches.len() as u64;
     let size = segment_size(
         options,
         options.segment_bytes_min,
-        checkpoint.bytes.len() as u64,
-        used - SEGMENT_DATA + groups.footer_room(id),
+        next.checkpoint_len,
+        next.batches.len() as u64 + groups.footer_room(id),
     );
     let prepared = prepare(&**vfs, &dir.join("next.tmp"), size)?;
     let top = SegmentHeader {
         store: options.store_id,
         id,
-        predecessor: last.map_or(0, |top| top.id),
-        first_seq: proven + 1,
-        synced_seq: seq,
-        chain,
+        predecessor: next.predecessor,
+        first_seq: next.proven + 1,
+        synced_seq: next.seq,
+        chain: next.chain,
         len: prepared.size,
     };
-    files.insert(id, publish(vfs, dir, &prepared, &top, &out)?);
+    files.insert(id, publish(vfs, dir, &prepared, &top, &next.batches)?);
     let contents = Contents {
         generation: survey.manifest.map_or(0, |old| old.generation) + 1,
         oldest: survey.headers.first().map_or(id, |top| top.id),
         newest: id,
-        synced_seq: seq,
+        synced_seq: next.seq,
     };
     let manifest = Manifest::create(vfs, dir, options.store_id, contents)?;
     // The slots follow from what the new segment holds, so they come once it is part of the log: before that a crash
     // goes back to the old segments, and maybe to a group that this start saw destroyed.
-    let votes = Votes::create(vfs, dir, options.store_id, &merged.slots)?;
+    let votes = Votes::create(vfs, dir, options.store_id, &slots)?;
     remove(vfs, options, survey.struck.iter())?;
     Ok(Recovered {
         groups,
@@ -218,11 +285,11 @@ fn finish(
         votes,
         manifest,
         segment: id,
-        first_seq: proven + 1,
+        first_seq: next.proven + 1,
         size,
         offset: used,
-        seq,
-        chain: link,
+        seq: next.seq,
+        chain: next.link,
         report,
     })
 }

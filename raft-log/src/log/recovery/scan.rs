@@ -17,12 +17,12 @@ use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, GroupId, LogError};
 
 /// A segment in memory.
-pub(super) struct Segment {
+pub(in super::super) struct Segment {
     pub(super) header: SegmentHeader,
-    pub(super) file: Arc<dyn VfsFile>,
-    pub(super) data: Vec<u8>,
+    pub(in super::super) file: Arc<dyn VfsFile>,
+    pub(in super::super) data: Vec<u8>,
     /// Some of it could not be read.
-    pub(super) io_error: bool,
+    pub(in super::super) io_error: bool,
 }
 
 /// A batch that verified and is not provably synced.
@@ -35,10 +35,10 @@ pub(super) struct Unproven {
 }
 
 /// What is left behind of a tail.
-pub(super) struct Cut {
-    pub(super) segment: u64,
-    pub(super) offset: u64,
-    pub(super) bytes: Vec<u8>,
+pub(in super::super) struct Cut {
+    pub(in super::super) segment: u64,
+    pub(in super::super) offset: u64,
+    pub(in super::super) bytes: Vec<u8>,
 }
 
 pub(super) struct Scan<'a> {
@@ -54,7 +54,7 @@ pub(super) struct Scan<'a> {
 }
 
 /// Reads a whole segment; what cannot be read is zero, and said.
-pub(super) fn load(
+pub(in super::super) fn load(
     vfs: &SharedVfs,
     options: &LogOptions,
     header: SegmentHeader,
@@ -64,11 +64,13 @@ pub(super) fn load(
     let file: Arc<dyn VfsFile> = Arc::from(vfs.open(&path, OpenMode::Read).map_err(failed)?);
     let len = file.len().map_err(failed)?;
     if len > SEGMENT_BYTES_MAX {
-        return Err(LogError::at(
+        return Err(LogError::differs(
             ErrorKind::Corruption,
             &path,
             0,
-            format!("expected at most {SEGMENT_BYTES_MAX} bytes, found {len}; restore the file"),
+            format!("at most {SEGMENT_BYTES_MAX} bytes"),
+            len.to_string(),
+            "restore the file",
         ));
     }
     if header.contradicts_len(len) {
@@ -81,11 +83,13 @@ pub(super) fn load(
         } else {
             "the file was cut"
         };
-        return Err(LogError::at(
+        return Err(LogError::differs(
             ErrorKind::Corruption,
             &path,
             len,
-            format!("expected {wanted}, found {len}: {what}; restore it"),
+            wanted,
+            format!("{len}: {what}"),
+            "restore it",
         ));
     }
     let mut data = vec![0; len as usize];
@@ -194,12 +198,13 @@ impl Scan<'_> {
         let (mut at, mut chain) = (SEGMENT_DATA as usize, top.chain);
         let mut expected = top.first_seq - 1;
         if !first && (self.seq != expected || self.chain != top.chain) {
-            return Err(corrupt(
+            return Err(LogError::differs(
+                ErrorKind::Corruption,
+                &path,
                 0,
-                format!(
-                    "expected to continue after batch {}, found {expected}; restore the log or rebuild this member",
-                    self.seq
-                ),
+                format!("to continue after batch {}", self.seq),
+                expected.to_string(),
+                "restore the log or rebuild this member",
             ));
         }
         self.proven = self.proven.max(top.synced_seq);
@@ -292,25 +297,23 @@ impl Scan<'_> {
             Verdict::Cut => {}
             Verdict::Suspect if self.options.accept_suspect_tail => {}
             Verdict::Corruption => {
-                return Err(LogError::at(
+                return Err(LogError::differs(
                     ErrorKind::Corruption,
                     &path,
                     at as u64,
-                    format!(
-                        "expected batch {expected}, which was synced, found bytes that do not verify; \
-                         restore the file or rebuild this member"
-                    ),
+                    format!("batch {expected}, which was synced"),
+                    "bytes that do not verify",
+                    "restore the file or rebuild this member",
                 ));
             }
             Verdict::Suspect => {
-                return Err(LogError::at(
+                return Err(LogError::differs(
                     ErrorKind::SuspectTail,
                     &path,
                     at as u64,
-                    format!(
-                        "batch {expected}, the last one, does not verify and may have been acknowledged; \
-                         read the file, then accept the suspect tail or rebuild this member"
-                    ),
+                    format!("batch {expected}, the last one"),
+                    "bytes that do not verify and may have been acknowledged",
+                    "read the file, then accept the suspect tail or rebuild this member",
                 ));
             }
         }

@@ -18,9 +18,9 @@ use crate::vfs::{OpenMode, SharedVfs};
 use crate::{ErrorKind, LogError};
 
 /// The segments to read, and those to remove.
-pub(super) struct Survey {
+pub(in super::super) struct Survey {
     /// In order; each is the predecessor of the next.
-    pub(super) headers: Vec<SegmentHeader>,
+    pub(in super::super) headers: Vec<SegmentHeader>,
     /// Made and never named in the manifest: to be removed before the log goes on under their ids.
     pub(super) unnamed: Vec<u64>,
     /// Struck off the manifest: to be removed once the manifest is written anew.
@@ -62,15 +62,13 @@ pub(super) fn survey(
     let unnamed = unnamed(vfs, options, found, &mut headers, report)?;
     for pair in headers.windows(2) {
         if pair[1].predecessor != pair[0].id || pair[1].first_seq < pair[0].first_seq {
-            return Err(LogError::at(
+            return Err(LogError::differs(
                 ErrorKind::Corruption,
                 &segment_path(dir, pair[1].id),
                 0,
-                format!(
-                    "expected the successor of segment {:016x}, found one of {:016x}; a segment is missing, \
-                     restore it or rebuild this member",
-                    pair[0].id, pair[1].predecessor
-                ),
+                format!("the successor of segment {:016x}", pair[0].id),
+                format!("one of {:016x}", pair[1].predecessor),
+                "a segment is missing, restore it or rebuild this member",
             ));
         }
     }
@@ -116,36 +114,34 @@ fn unnamed(
         beyond: split < headers.len(),
         used: used.is_some(),
     });
-    let refuse = |kind, text: String| Err(LogError::at(kind, &path, 0, text));
+    let refuse = |kind, expected: String, found: String, advice: &str| {
+        Err(LogError::differs(kind, &path, 0, expected, found, advice))
+    };
     match stock {
         Stock::Suspect if !options.accept_suspect_tail => {
             return refuse(
                 ErrorKind::SuspectTail,
-                "neither block verifies, so it is not known whether the newest segment is there; \
-                 look at the segments, then accept the suspect tail or rebuild this member"
-                    .into(),
+                "a block that verifies".into(),
+                "none, so it is not known whether the newest segment is there".into(),
+                "look at the segments, then accept the suspect tail or rebuild this member",
             );
         }
         Stock::Missing => {
             return refuse(
                 ErrorKind::Corruption,
-                format!(
-                    "expected segment {named:016x}, found {} as the newest; restore the segment or rebuild \
-                     this member",
-                    headers
-                        .last()
-                        .map_or("none".into(), |top| hex(Some(&top.id)))
-                ),
+                format!("segment {named:016x}"),
+                headers.last().map_or("none".into(), |top| {
+                    format!("{:016x} as the newest", top.id)
+                }),
+                "restore the segment or rebuild this member",
             );
         }
         Stock::Contradiction => {
             return refuse(
                 ErrorKind::Corruption,
-                format!(
-                    "expected segment {named:016x} as the newest, found batches in {}; the manifest is not of \
-                     this log, restore it or rebuild this member",
-                    hex(used.as_ref())
-                ),
+                format!("segment {named:016x} as the newest"),
+                format!("batches in {}", hex(used.as_ref())),
+                "the manifest is not of this log, restore it or rebuild this member",
             );
         }
         Stock::Named => {
@@ -197,7 +193,8 @@ fn is_as_made(
     Ok(rest.iter().take(BATCH_HEADER).all(|byte| *byte == 0))
 }
 
-fn read_header(
+/// Reads and judges the header of one segment; `struck` when the manifest needs it no more.
+pub(in super::super) fn read_header(
     vfs: &SharedVfs,
     options: &LogOptions,
     id: u64,
@@ -222,36 +219,35 @@ fn read_header(
         named: decoded.is_ok_and(|top| top.id == id && id <= SEGMENT_ID_MAX && top.first_seq > 0),
         struck,
     });
-    let error = |kind, text: String| Err(LogError::at(kind, &path, 0, text));
+    let error = |kind, expected: String, found: String, advice: &str| {
+        Err(LogError::differs(kind, &path, 0, expected, found, advice))
+    };
     match (kind, decoded, failure) {
         (Kind::Segment | Kind::LeftOver, Ok(top), _) => Ok((kind, top)),
         (Kind::Newer, Err(HeaderFault::Newer(version)), _) => error(
             ErrorKind::NewerFormat,
-            format!(
-                "expected format {} or older, found {version}; open it with a newer version",
-                format::FORMAT_VERSION
-            ),
+            format!("format {} or older", format::FORMAT_VERSION),
+            version.to_string(),
+            "open it with a newer version",
         ),
         (Kind::Foreign, Ok(top), _) => error(
             ErrorKind::ForeignStore,
-            format!(
-                "expected store {}, found {}; the file belongs to another data directory, move it back",
-                options.store_id, top.store
-            ),
+            format!("store {}", options.store_id),
+            top.store.to_string(),
+            "the file belongs to another data directory, move it back",
         ),
         (Kind::Renamed, Ok(top), _) => error(
             ErrorKind::Corruption,
-            format!(
-                "expected segment {id:016x}, found {:016x}; a file was renamed, restore its name",
-                top.id
-            ),
+            format!("segment {id:016x}"),
+            format!("{:016x}", top.id),
+            "a file was renamed, restore its name",
         ),
         (_, _, Some(failure)) => Err(LogError::io("cannot read a segment", &path, failure)),
         _ => error(
             ErrorKind::Corruption,
-            "expected a segment header, found bytes that do not verify; \
-             restore the file or rebuild this member"
-                .into(),
+            "a segment header".into(),
+            "bytes that do not verify".into(),
+            "restore the file or rebuild this member",
         ),
     }
 }

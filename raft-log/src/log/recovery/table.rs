@@ -170,7 +170,7 @@ pub(super) struct Label {
 
 /// What a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in super::super) enum Kind {
     /// A segment of this log.
     Segment,
     /// One that is not needed any more, and whose removal did not last.

@@ -3,6 +3,7 @@
 //! State sits behind one short lock; writing is a role that one thread holds at a time, outside that lock. A waiter
 //! on an idle log takes the role itself, so that no thread hop is paid. It knows nothing of Raft's rules.
 
+pub mod check;
 mod footer;
 mod format;
 #[cfg(feature = "fuzzing")]

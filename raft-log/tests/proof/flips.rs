@@ -12,7 +12,7 @@ use crate::world::{Op, STORE, World, options};
 
 /// A store with two segments, a vote file and a snapshot, and what it went through. What is not closed may lose its
 /// last batch, which nothing proves to be synced.
-fn store(close: bool) -> Result<(SimFs, History), String> {
+pub(crate) fn store(close: bool) -> Result<(SimFs, History), String> {
     let (fs, state) = World::prepared(None)?;
     let mut world = World::open(&fs, None, &History::new(state), 100)?;
     for op in [
@@ -36,7 +36,7 @@ fn store(close: bool) -> Result<(SimFs, History), String> {
 }
 
 /// Files of the log whose bits matter.
-fn files(fs: &SimFs) -> Vec<String> {
+pub(crate) fn files(fs: &SimFs) -> Vec<String> {
     let names = fs.list(Path::new("/data/log")).unwrap();
     names
         .into_iter()
@@ -54,7 +54,7 @@ pub(crate) struct Outcomes {
 }
 
 /// Which bits of a byte to flip: all where something is written or could be read next, one elsewhere.
-fn masks(content: &[u8], at: usize) -> impl Iterator<Item = u8> + use<> {
+pub(crate) fn masks(content: &[u8], at: usize) -> impl Iterator<Item = u8> + use<> {
     let near = &content[at.saturating_sub(80)..(at + 8).min(content.len())];
     let all = crate::runs() > 1 || near.iter().any(|byte| *byte != 0);
     let chosen = if all { 0..8 } else { at % 8..at % 8 + 1 };

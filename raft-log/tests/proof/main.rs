@@ -12,6 +12,7 @@ mod flips;
 mod hostile;
 mod model;
 mod random;
+mod verify;
 mod world;
 
 /// How many times the normal number of random runs to do.

@@ -1,8 +1,8 @@
 //! `flotilla log`: what is in a data directory's log, also beside a running server and on a damaged log.
 //!
 //! `show` prints records, `ls` sums them up per segment and group, `stat` by kind, `timeline` leaves the commands out,
-//! `diff` compares two members. None takes a lock or writes a byte. Bytes that do not verify are named with file and
-//! offset, and make the exit code 3.
+//! `diff` compares two members, `verify` judges as a start does and reads everything. None takes a lock or writes a
+//! byte. Bytes that do not verify are named with file and offset, and make the exit code 3.
 
 mod diff;
 mod ls;
@@ -10,6 +10,7 @@ mod show;
 mod stat;
 mod table;
 mod timeline;
+mod verify;
 mod walk;
 
 use std::path::{Path, PathBuf};
@@ -43,6 +44,8 @@ enum What {
     Timeline(timeline::TimelineArgs),
     /// Say where the logs of two members part
     Diff(diff::DiffArgs),
+    /// Say whether everything is there and verifies: exit code 0, or 3 with what and where
+    Verify(verify::VerifyArgs),
 }
 
 /// Which directory.
@@ -67,6 +70,7 @@ pub(crate) fn run(args: &LogArgs) -> Result<(), Failure> {
         What::Stat(args) => stat::run(args),
         What::Timeline(args) => timeline::run(args),
         What::Diff(args) => diff::run(args),
+        What::Verify(args) => verify::run(args),
     }
 }
 

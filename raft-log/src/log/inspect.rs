@@ -1,7 +1,7 @@
 //! Looks at the files of a log without opening it: for people and tools, also beside a running server.
 //!
 //! It takes no lock, writes nothing, and judges nothing: where bytes stop verifying it says so and goes no further.
-//! What that means, and what to do about it, is decided by opening the log.
+//! What that means, and what to do about it, is said by [`check`](super::check).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -77,6 +77,21 @@ pub fn segment_ids(vfs: &dyn Vfs, dir: &Path) -> Result<Vec<u64>, LogError> {
         .list(dir)
         .map_err(|error| LogError::io("cannot list the log's directory", dir, error))?;
     Ok(names.iter().filter_map(|name| segment_id(name)).collect())
+}
+
+/// The store that a log's directory belongs to, as its newest segment says whose header verifies.
+///
+/// # Errors
+/// The directory cannot be listed.
+pub fn store_of(vfs: &dyn Vfs, dir: &Path) -> Result<Option<StoreId>, LogError> {
+    let ids = segment_ids(vfs, dir)?;
+    Ok(ids.iter().rev().find_map(|id| {
+        let file = vfs.open(&segment_path(dir, *id), OpenMode::Read).ok()?;
+        let mut bytes = [0; BATCH_HEADER];
+        file.read_exact_at(&mut bytes, 0).ok()?;
+        let top = SegmentHeader::decode(&bytes).ok()?;
+        (top.id == *id).then_some(top.store)
+    }))
 }
 
 /// Reads one segment; `visit` sees each batch that verifies, the checkpoint first.

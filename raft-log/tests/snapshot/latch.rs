@@ -69,6 +69,10 @@ impl Vfs for Watched {
         self.0.inner.sync_dir(path)
     }
 
+    fn available(&self, path: &Path) -> io::Result<u64> {
+        self.0.inner.available(path)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn VfsLock>> {
         self.0.inner.lock(path)
     }

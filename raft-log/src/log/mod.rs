@@ -17,6 +17,7 @@ mod read;
 mod recovery;
 #[cfg(all(test, feature = "fuzzing"))]
 mod round_trips;
+pub mod salvage;
 mod segment;
 mod unsynced;
 mod upkeep;

@@ -5,7 +5,7 @@
 //! and tools, also beside a running server: it takes no lock and writes nothing. What it reads may then be in the
 //! middle of a write, so it looks again, and what has not stayed as it was is not called damage.
 //!
-//! It repairs nothing. `salvage` copies what can be trusted elsewhere.
+//! It repairs nothing. [`salvage`](super::salvage) copies what can be trusted elsewhere.
 
 mod segments;
 

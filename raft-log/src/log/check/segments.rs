@@ -40,25 +40,22 @@ pub struct SegmentCheck {
 
 /// Batches that do not verify, although a later one proves that they were synced.
 #[derive(Debug)]
-pub(in super::super) struct Gap {
+struct Gap {
     /// Where it begins and ends, in bytes.
-    pub(in super::super) from: usize,
-    pub(in super::super) to: usize,
-    /// The first and the last batch in it.
-    pub(in super::super) first: u64,
-    pub(in super::super) last: u64,
+    from: usize,
+    to: usize,
     expected: String,
     found: String,
 }
 
 /// What a walk over the batches of a segment came to.
 #[derive(Debug)]
-pub(in super::super) struct Walked {
-    pub(in super::super) gaps: Vec<Gap>,
+struct Walked {
+    gaps: Vec<Gap>,
     /// The newest batch that verifies.
-    pub(in super::super) last: u64,
+    last: u64,
     /// Where the walk ended.
-    pub(in super::super) end: usize,
+    end: usize,
 }
 
 /// Reads all segments whose headers verify, and adds what is wrong with the others.
@@ -198,11 +195,7 @@ fn ranges(lost: &[(GroupId, Index, u64)]) -> Vec<(GroupId, Index, Index)> {
 }
 
 /// The live entries of a segment whose records do not verify, with their offsets, by group and index.
-pub(in super::super) fn unreadable(
-    groups: &Groups,
-    segment: u64,
-    data: &[u8],
-) -> Vec<(GroupId, Index, u64)> {
+fn unreadable(groups: &Groups, segment: u64, data: &[u8]) -> Vec<(GroupId, Index, u64)> {
     let mut out = Vec::new();
     for (id, group) in &groups.map {
         let from = group.entries.partition_point(|at| at.segment() < segment);
@@ -224,12 +217,7 @@ pub(in super::super) fn unreadable(
 
 /// Goes from batch to batch up to `stop`, the first that is superseded, or, in the last segment, up to `last`, the last
 /// that its footer names, or as far as later headers prove that there was something.
-pub(in super::super) fn walk(
-    data: &[u8],
-    top: &SegmentHeader,
-    stop: Option<u64>,
-    last: Option<u64>,
-) -> Walked {
+fn walk(data: &[u8], top: &SegmentHeader, stop: Option<u64>, last: Option<u64>) -> Walked {
     let end = footer::batches_end(data, top.salt());
     let data = &data[..end];
     let stop = stop.or(last.map(|last| last.saturating_add(1)));
@@ -264,8 +252,6 @@ pub(in super::super) fn walk(
         walked.gaps.push(Gap {
             from: at,
             to,
-            first: seq,
-            last: next - 1,
             expected,
             found,
         });

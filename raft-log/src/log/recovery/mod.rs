@@ -7,6 +7,7 @@
 
 mod ballots;
 mod report;
+mod runs;
 mod scan;
 mod survey;
 mod table;
@@ -25,6 +26,7 @@ use super::{LogOptions, segment_size};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, GroupId, HardState, LogError, Record};
 pub use report::RecoveryReport;
+pub(super) use runs::{Run, runs};
 pub(super) use scan::{Cut, load};
 use scan::{Scan, Unproven, replay};
 pub(super) use survey::read_header;
@@ -92,6 +94,8 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         proven: survey.manifest.map_or(0, |contents| contents.synced_seq),
         unproven: Vec::new(),
         cut: None,
+        lenient: false,
+        broken: None,
         report: &mut report,
     };
     let mut files = BTreeMap::new();

@@ -50,6 +50,10 @@ pub(super) struct Scan<'a> {
     pub(super) proven: u64,
     pub(super) unproven: Vec<Unproven>,
     pub(super) cut: Option<Cut>,
+    /// For a salvage: take everything that verifies, synced or not, and go on to the first batch that does not.
+    pub(super) lenient: bool,
+    /// Where a lenient scan met what should be there and is not.
+    pub(super) broken: Option<LogError>,
     pub(super) report: &'a mut RecoveryReport,
 }
 
@@ -241,7 +245,11 @@ impl Scan<'_> {
             expected += 1;
         }
         (self.seq, self.chain) = (expected - 1, chain);
-        let proven = stop.map_or(self.proven, |stop| stop - 1);
+        let proven = match stop {
+            _ if self.lenient => u64::MAX,
+            Some(stop) => stop - 1,
+            None => self.proven,
+        };
         for (seq, at, header, body) in pending {
             if seq <= proven {
                 replay(&mut self.groups, top.id, at as u64, seq, body)
@@ -292,30 +300,32 @@ impl Scan<'_> {
         let rest = segment.data.get(at..end).unwrap_or_default();
         let finding = look(rest, at, top.salt(), expected, known, segment.io_error);
         let path = segment_path(&self.options.dir, top.id);
-        match table::judge(finding) {
+        let refusal = match table::judge(finding) {
             Verdict::CleanEnd => return Ok(()),
-            Verdict::Cut => {}
-            Verdict::Suspect if self.options.accept_suspect_tail => {}
-            Verdict::Corruption => {
-                return Err(LogError::differs(
-                    ErrorKind::Corruption,
-                    &path,
-                    at as u64,
-                    format!("batch {expected}, which was synced"),
-                    "bytes that do not verify",
-                    "restore the file or rebuild this member",
-                ));
-            }
-            Verdict::Suspect => {
-                return Err(LogError::differs(
-                    ErrorKind::SuspectTail,
-                    &path,
-                    at as u64,
-                    format!("batch {expected}, the last one"),
-                    "bytes that do not verify and may have been acknowledged",
-                    "read the file, then accept the suspect tail or rebuild this member",
-                ));
-            }
+            Verdict::Cut => None,
+            Verdict::Suspect if self.options.accept_suspect_tail && !self.lenient => None,
+            Verdict::Corruption => Some(LogError::differs(
+                ErrorKind::Corruption,
+                &path,
+                at as u64,
+                format!("batch {expected}, which was synced"),
+                "bytes that do not verify",
+                "restore the file or rebuild this member",
+            )),
+            Verdict::Suspect => Some(LogError::differs(
+                ErrorKind::SuspectTail,
+                &path,
+                at as u64,
+                format!("batch {expected}, the last one"),
+                "bytes that do not verify and may have been acknowledged",
+                "read the file, then accept the suspect tail or rebuild this member",
+            )),
+        };
+        match refusal {
+            // Without its checkpoint nothing of a segment can be taken.
+            Some(error) if self.lenient && at as u64 != SEGMENT_DATA => self.broken = Some(error),
+            Some(error) => return Err(error),
+            None => {}
         }
         let used = rest.iter().rposition(|byte| *byte != 0);
         self.cut = Some(Cut {

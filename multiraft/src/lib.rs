@@ -6,6 +6,7 @@
 //! - [`HostHandle`] reaches it from any thread, through an inbox with bounds.
 
 mod error;
+pub mod forward;
 mod handle;
 mod host;
 mod inbox;

@@ -11,6 +11,7 @@
 //! | 4 lease keys | lease BE, user key | empty |
 //! | 5 leases | lease BE | granted TTL, checkpoint, index of the grant |
 //! | 6 meta | nothing; generation 0 | [`Meta`] |
+//! | 7 duplicates | member BE | boot id, mark, bits of the sequences applied from the mark on |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -25,6 +26,7 @@ pub(super) const LATEST: u8 = 3;
 pub(super) const LEASE_KEY: u8 = 4;
 pub(super) const LEASE: u8 = 5;
 const META: u8 = 6;
+pub(super) const DUPLICATE: u8 = 7;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -113,6 +115,12 @@ impl Keys {
         out.freeze()
     }
 
+    pub(super) fn duplicate(self, member: NodeId) -> Bytes {
+        let mut out = self.start(DUPLICATE, self.generation, 8);
+        out.put_u64(member.0);
+        out.freeze()
+    }
+
     pub(super) fn meta(self) -> Bytes {
         self.start(META, 0, 0).freeze()
     }
@@ -152,6 +160,13 @@ pub(super) fn split_version(key: &Bytes) -> Result<(Bytes, i64), EngineError> {
     Ok((plain.freeze(), revision))
 }
 
+/// Begins a record with room for so many bytes.
+pub(super) fn record(bytes: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(1 + bytes);
+    out.put_u8(FORMAT);
+    out
+}
+
 /// Reads little-endian numbers off a record.
 pub(super) struct Fields {
     data: Bytes,
@@ -182,12 +197,17 @@ impl Fields {
         Ok(u32::from_le_bytes(self.take()?))
     }
 
-    fn u64(&mut self) -> Result<u64, EngineError> {
+    pub(super) fn u64(&mut self) -> Result<u64, EngineError> {
         Ok(u64::from_le_bytes(self.take()?))
     }
 
     fn i64(&mut self) -> Result<i64, EngineError> {
         Ok(i64::from_le_bytes(self.take()?))
+    }
+
+    /// What was not read yet.
+    pub(super) fn rest(self) -> Bytes {
+        self.data
     }
 
     fn bytes(&mut self) -> Result<Bytes, EngineError> {

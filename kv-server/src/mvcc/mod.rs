@@ -8,6 +8,7 @@ mod cache;
 mod check;
 mod codec;
 mod compact;
+mod duplicates;
 mod read;
 mod state;
 mod store;
@@ -15,6 +16,7 @@ mod types;
 mod write;
 
 pub use check::{KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn};
+pub use duplicates::stamp;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use store::{History, Store};
 pub use types::{

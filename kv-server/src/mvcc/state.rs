@@ -14,6 +14,7 @@ use raft_node::{Applied, ApplyError, Entry, EntryKind, Index, StateMachine, Tick
 use super::cache::Cache;
 use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
+use super::duplicates::{self, Duplicates};
 use super::read::{Fail, Read};
 use super::store::Store;
 use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink};
@@ -68,6 +69,7 @@ pub struct KvStateMachine {
     meta: Meta,
     cache: Cache,
     leases: BTreeMap<i64, LeaseInfo>,
+    duplicates: Duplicates,
     compactor: Option<Compactor>,
     last_tick: u64,
 }
@@ -106,6 +108,7 @@ impl KvStateMachine {
             sinks.leases.granted(lease);
             leases.insert(lease.id, lease);
         }
+        let duplicates = Duplicates::load(&snapshot, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
@@ -116,6 +119,7 @@ impl KvStateMachine {
             store: Arc::clone(&store),
             meta,
             leases,
+            duplicates,
             compactor: None,
             last_tick: 0,
         };
@@ -168,6 +172,7 @@ impl KvStateMachine {
             keys: self.keys,
             cache: &mut self.cache,
             leases: &mut self.leases,
+            duplicates: &mut self.duplicates,
             meta: self.meta.clone(),
             changes: BTreeMap::new(),
             events: Vec::new(),
@@ -199,6 +204,7 @@ impl KvStateMachine {
             let record = record.map_err(|error| ApplyError(Box::new(error)))?;
             changes.insert(self.keys.revision(meta.revision), Change::Put(record));
         }
+        self.duplicates.flush(self.keys, &mut changes);
         self.meta = meta;
         self.write(changes)
             .map_err(|error| ApplyError(Box::new(error)))?;
@@ -231,6 +237,7 @@ fn apply_entry(
 ) -> Result<CommandOutput, ApplyError> {
     if entry.kind == EntryKind::Config {
         let membership = membership.expect("a membership comes with each change of it");
+        writer.duplicates.keep_members(membership);
         writer.meta.membership = Some((entry.index, membership.clone()));
         return Ok(Ok(CommandResult::None));
     }
@@ -246,6 +253,16 @@ fn apply_entry(
             .into(),
         )
     };
+    let origin = duplicates::origin(&entry.payload).map_err(|error| damage(error.to_string()))?;
+    if let Some(origin) = origin {
+        let members = writer.meta.membership.as_ref();
+        if !writer
+            .duplicates
+            .admit(&origin, members.map(|(_, members)| members))
+        {
+            return Ok(Ok(CommandResult::None));
+        }
+    }
     let command =
         Command::decode(entry.payload.clone()).map_err(|error| damage(error.to_string()))?;
     let op = command

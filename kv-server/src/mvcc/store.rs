@@ -341,7 +341,8 @@ impl Store {
         Ok(())
     }
 
-    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, revision.
+    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, which forwarded
+    /// commands were applied, revision.
     /// Replicas at the same applied index have the same one, however far compaction has come.
     ///
     /// # Errors
@@ -359,7 +360,12 @@ impl Store {
                 hash.add(key);
                 hash.add(record);
             })?;
-            for table in [codec::LATEST, codec::LEASE_KEY, codec::LEASE] {
+            for table in [
+                codec::LATEST,
+                codec::LEASE_KEY,
+                codec::LEASE,
+                codec::DUPLICATE,
+            ] {
                 for pair in snapshot.scan(&self.keys.first(table), &self.keys.end(table)) {
                     let (key, record) = pair?;
                     hash.add(&key);

@@ -6,8 +6,10 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use multiraft::forward::Origin;
 use prost::Message;
-use raft_log::{GroupId, Index, Term};
+use raft_log::{GroupId, Index, NodeId, Term};
+use raft_node::core::Membership;
 use raft_node::{Entry, EntryKind, StateMachine, TickContext};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -633,4 +635,129 @@ fn random_commands_in_any_slices_and_after_any_restart_match_one_by_one() {
         let history = |rig: &Rig| rig.store.history(floor, 1 << 20).unwrap().revisions;
         assert_eq!(history(&sliced), history(&plain), "seed {seed}");
     }
+}
+
+fn forwarded(op: &Op, origin: Origin) -> Bytes {
+    let command = Command {
+        op: Some(op.clone()),
+    };
+    stamp(&origin, &command.encode_to_vec())
+}
+
+fn origin(member: u64, sequence: u64) -> Origin {
+    Origin {
+        member: NodeId(member),
+        boot: 1,
+        sequence,
+        lowest_open: 1,
+    }
+}
+
+/// Applies payloads, and membership changes, as entries of one slice each.
+fn apply_payloads(machine: &mut KvStateMachine, payloads: &[Bytes]) -> Vec<CommandOutput> {
+    let first = machine.applied().index.0 + 1;
+    let entry = |(i, payload): (usize, &Bytes)| Entry {
+        index: Index(first + i as u64),
+        term: Term(1),
+        kind: EntryKind::Normal,
+        payload: payload.clone(),
+    };
+    let entries: Vec<_> = payloads.iter().enumerate().map(entry).collect();
+    let mut outputs = Vec::new();
+    machine.apply(&entries, None, &mut outputs).unwrap();
+    outputs
+}
+
+#[test]
+fn forwarded_command_proposed_twice_is_applied_once() {
+    let mut rig = Rig::new();
+    let first = forwarded(&put("a", "1"), origin(7, 1));
+    let again = forwarded(&put("a", "1"), origin(7, 1));
+    let outputs = apply_payloads(&mut rig.machine, &[first, again.clone()]);
+    assert!(matches!(outputs[0], Ok(CommandResult::Put(_))));
+    assert_eq!(outputs[1], Ok(CommandResult::None));
+    assert_eq!(rig.store.revision(), 2);
+
+    // The table comes back with the engine.
+    let mut rig = Rig::on(rig.engine);
+    apply_payloads(&mut rig.machine, &[again]);
+    assert_eq!(rig.store.revision(), 2);
+    // Another member's sequences are its own, and so is a command that nobody forwarded.
+    let other = forwarded(&put("a", "1"), origin(8, 1));
+    apply_payloads(&mut rig.machine, &[other]);
+    rig.one(put("a", "1")).unwrap();
+    assert_eq!(rig.store.revision(), 4);
+}
+
+#[test]
+fn forwarded_command_that_fails_counts_as_applied() {
+    let mut rig = Rig::new();
+    let payload = forwarded(&leased("a", 5), origin(7, 1));
+    let outputs = apply_payloads(&mut rig.machine, std::slice::from_ref(&payload));
+    assert_eq!(outputs[0], Err(ApiError::LeaseNotFound));
+    rig.one(grant(5)).unwrap();
+    let outputs = apply_payloads(&mut rig.machine, &[payload]);
+    assert_eq!(outputs[0], Ok(CommandResult::None));
+    assert_eq!(rig.read("a", 0), Ok(None));
+}
+
+#[test]
+fn duplicate_table_is_part_of_the_state_hash() {
+    let (mut one, mut two) = (Rig::new(), Rig::new());
+    let by = |sequence| [forwarded(&delete("a", ""), origin(7, sequence))];
+    apply_payloads(&mut one.machine, &by(1));
+    apply_payloads(&mut two.machine, &by(2));
+    assert_eq!(one.store.revision(), two.store.revision());
+    assert_ne!(one.store.state_hash(), two.store.state_hash());
+}
+
+#[test]
+fn many_forwarded_commands_in_one_slice_write_one_row() {
+    let mut rig = Rig::new();
+    let payloads: Vec<_> = (1..=50)
+        .map(|sequence| forwarded(&delete("a", ""), origin(7, sequence)))
+        .collect();
+    apply_payloads(&mut rig.machine, &payloads);
+    // The row and the meta record.
+    assert_eq!(rig.engine.0.lock().unwrap().len(), 2);
+}
+
+#[test]
+fn member_that_leaves_takes_its_row_and_is_not_heard_again() {
+    let mut rig = Rig::new();
+    let change = |rig: &mut Rig, members: [u64; 2]| {
+        let membership = Membership::of_voters(members.map(NodeId));
+        let entry = Entry {
+            index: rig.machine.applied().index.next(),
+            term: Term(1),
+            kind: EntryKind::Config,
+            payload: membership.encode(),
+        };
+        let mut outputs = Vec::new();
+        rig.machine
+            .apply(&[entry], Some(&membership), &mut outputs)
+            .unwrap();
+    };
+    let rows = |rig: &Rig| {
+        let tree = rig.engine.0.lock().unwrap();
+        let rows = tree.keys().filter(|key| key[0] == codec::DUPLICATE);
+        rows.count()
+    };
+    for member in [7, 8] {
+        let put = forwarded(&put("a", "1"), origin(member, 1));
+        apply_payloads(&mut rig.machine, &[put]);
+    }
+    assert_eq!(rows(&rig), 2);
+    change(&mut rig, [7, 9]);
+    assert_eq!(rows(&rig), 1);
+    let before = rig.store.revision();
+    for member in [8, 10] {
+        let late = forwarded(&put("a", "2"), origin(member, 2));
+        apply_payloads(&mut rig.machine, &[late]);
+    }
+    assert_eq!(rig.store.revision(), before, "neither is a member");
+    assert_eq!(rows(&rig), 1);
+    let new = forwarded(&put("a", "2"), origin(9, 1));
+    apply_payloads(&mut rig.machine, &[new]);
+    assert_eq!(rig.store.revision(), before + 1);
 }

@@ -14,6 +14,7 @@ use raft_log::Index;
 use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
+use super::duplicates::Duplicates;
 use super::read::{Fail, Pairs, Read, View, check_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
 use crate::engine::{Change, Engine, EngineError, Snapshot};
@@ -38,6 +39,7 @@ pub(super) struct Writer<'a> {
     pub(super) keys: Keys,
     pub(super) cache: &'a mut Cache,
     pub(super) leases: &'a mut BTreeMap<i64, LeaseInfo>,
+    pub(super) duplicates: &'a mut Duplicates,
     pub(super) meta: Meta,
     pub(super) changes: BTreeMap<Bytes, Change>,
     /// Of the revision in progress.

@@ -29,6 +29,9 @@ pub struct Identity {
     pub member: NodeId,
     /// The member's name at its first start; for people.
     pub name: String,
+    /// Which run of the member this is, from 1. It is on disk before anything carries it, so that no two runs share
+    /// one: forwarded commands are told apart by it.
+    pub boot: u64,
 }
 
 /// Why an identity cannot be used.
@@ -131,11 +134,12 @@ impl Identity {
 
     fn encode(&self) -> String {
         let body = format!(
-            "flotilla-identity {FORMAT_VERSION}\nstore {:016x}\ncluster {:016x}\nmember {:016x}\nname {}\n",
+            "flotilla-identity {FORMAT_VERSION}\nstore {:016x}\ncluster {:016x}\nmember {:016x}\nname {}\nboot {:016x}\n",
             self.store.0,
             self.cluster,
             self.member.0,
-            self.name.escape_default()
+            self.name.escape_default(),
+            self.boot
         );
         let crc = crc32fast::hash(body.as_bytes());
         format!("{body}crc32 {crc:08x}\n")
@@ -179,15 +183,18 @@ impl Identity {
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
                 .ok_or_else(|| damaged(format!("the field `{name}` is missing")))
         };
-        let id = |name: &str| {
-            u64::from_str_radix(field(name)?, 16)
+        let number = |name: &str, text: &str| {
+            u64::from_str_radix(text, 16)
                 .map_err(|_| damaged(format!("the field `{name}` is not a hexadecimal number")))
         };
+        let id = |name: &str| number(name, field(name)?);
         Ok(Self {
             store: StoreId(id("store")?),
             cluster: id("cluster")?,
             member: NodeId(id("member")?),
             name: field("name")?.to_owned(),
+            // A directory of a version that forwarded nothing has none.
+            boot: field("boot").map_or(Ok(0), |text| number("boot", text))?,
         })
     }
 }
@@ -203,6 +210,7 @@ mod tests {
             cluster: 0xabc,
             member: NodeId(9),
             name: "default".to_owned(),
+            boot: 3,
         }
     }
 
@@ -226,6 +234,20 @@ mod tests {
                 panic!("bit {at} flipped, yet read as {read:?}");
             }
         }
+    }
+
+    #[test]
+    fn identity_without_a_boot_id_counts_from_zero() {
+        let body = "flotilla-identity 1\nstore 07\ncluster 0abc\nmember 09\nname default\n";
+        let text = format!("{body}crc32 {:08x}\n", crc32fast::hash(body.as_bytes()));
+        let read = Identity::decode(text.as_bytes(), Path::new("IDENTITY")).unwrap();
+        assert_eq!(
+            read,
+            Identity {
+                boot: 0,
+                ..sample()
+            }
+        );
     }
 
     #[test]

@@ -197,10 +197,10 @@ impl Node {
     }
 }
 
-/// Reads the directory's identity and writes it again, or draws a new one for a new directory.
+/// Reads the directory's identity, or draws a new one for a new directory, and writes it with the next boot id.
 fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError> {
     let dir = &config.data_dir;
-    let identity = match Identity::read(vfs.as_ref(), dir)? {
+    let mut identity = match Identity::read(vfs.as_ref(), dir)? {
         Some(identity) => identity,
         None if has_files(vfs, &dir.join("log"))? => {
             return Err(NodeError::NoIdentity { dir: dir.clone() });
@@ -210,8 +210,10 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError>
             cluster: config.cluster,
             member: config.member,
             name: config.name.clone(),
+            boot: 0,
         },
     };
+    identity.boot += 1;
     identity.write(vfs.as_ref(), dir)?;
     Ok(identity)
 }

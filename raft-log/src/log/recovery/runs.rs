@@ -183,7 +183,7 @@ fn headers(
     Ok((headers, contents.map_or(0, |contents| contents.synced_seq)))
 }
 
-/// What the checkpoint of a segment says of its header: all of it, but who came before.
+/// What the checkpoint of a segment says of its header: all of it, but who came before and how long the file is.
 fn stand_in(vfs: &SharedVfs, options: &LogOptions, id: u64) -> Option<SegmentHeader> {
     let file = vfs
         .open(&segment_path(&options.dir, id), OpenMode::Read)
@@ -198,5 +198,6 @@ fn stand_in(vfs: &SharedVfs, options: &LogOptions, id: u64) -> Option<SegmentHea
         first_seq: checkpoint.seq.checked_add(1)?,
         synced_seq: checkpoint.seq,
         chain: checkpoint.chain,
+        len: 0,
     })
 }

@@ -5,7 +5,13 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(
-        ["kv.proto", "rpc.proto", "health.proto", "command.proto"],
+        [
+            "kv.proto",
+            "rpc.proto",
+            "health.proto",
+            "command.proto",
+            "peer.proto",
+        ],
         ["proto"],
     )?;
     tonic_prost_build::configure()

@@ -26,3 +26,8 @@ pub mod health {
 pub mod command {
     tonic::include_proto!("flotilla");
 }
+
+/// What members ask of each other.
+pub mod peer {
+    tonic::include_proto!("flotilla.peer");
+}

@@ -15,10 +15,12 @@ pub enum HostError {
     NoSpace,
     /// This member does not lead. Nothing was proposed; the leader, if known, is named.
     NotLeader(Option<NodeId>),
-    /// The leader changed while the proposal was under way: it may or may not take effect.
+    /// The leader changed, or gave no answer in time, while the proposal was under way: it may or may not take effect.
     OutcomeUnknown,
     /// The leader changed while a read waited.
     LeaderChanged,
+    /// No leader took it in time. Nothing was proposed.
+    Timeout,
     /// The host is stopping, or has failed.
     Stopped,
     /// There is no such group on this host.
@@ -34,6 +36,7 @@ impl fmt::Display for HostError {
             Self::NotLeader(None) => f.write_str("not the leader; no leader is known"),
             Self::OutcomeUnknown => f.write_str("the leader changed; the outcome is unknown"),
             Self::LeaderChanged => f.write_str("the leader changed"),
+            Self::Timeout => f.write_str("no leader answered in time"),
             Self::Stopped => f.write_str("the host stopped"),
             Self::NoGroup => f.write_str("no such group on this host"),
         }

@@ -8,6 +8,7 @@ use raft_log::{GroupId, NodeId, Term};
 use raft_node::StateMachine;
 use raft_node::core::Message;
 
+use crate::forward::ForwardMessage;
 use crate::inbox::{Inbox, Request};
 use crate::status::Published;
 use crate::{GroupStatus, HostError, Reply};
@@ -76,6 +77,32 @@ impl<S: StateMachine> HostHandle<S> {
                 from,
                 message,
             }));
+        }
+    }
+
+    /// Hands over a message of a peer about its clients' work, or ours. It may be lost, as on a network.
+    pub fn deliver_forward(&self, group: GroupId, from: NodeId, message: ForwardMessage) {
+        if self.groups.contains_key(&group) {
+            drop(self.inbox.push(Request::Forward {
+                group,
+                from,
+                message,
+            }));
+        }
+    }
+
+    /// Lets the leader of a group do what [`crate::forward::Calls`] understands; possibly twice. `reply` is called once.
+    pub fn call_leader(&self, group: GroupId, payload: Bytes, reply: Reply<Bytes>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Call {
+            group,
+            payload,
+            reply,
+        });
+        if let Err((Request::Call { reply, .. }, error)) = refused {
+            reply(Err(error));
         }
     }
 

@@ -4,18 +4,23 @@
 //! work of all groups to the log, applies one slice per group, and answers whom it can. Natural batching needs no
 //! timer: what arrives while the log syncs is stepped together in the next turn.
 
+mod forwarding;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
 use raft_node::StateMachine;
 use raft_node::core::{DropReason, Message, PersistId, Role};
 use raft_node::driver::{Event, Group, GroupError};
 
+use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
 use crate::inbox::{Inbox, InboxLimits, Request};
 use crate::status::{GroupStatus, Published};
 use crate::{HostError, Reply};
+use forwarding::Forwarder;
 
 /// Ticks between two looks at what could be compacted: one second.
 const HOUSEKEEPING_TICKS: u64 = 100;
@@ -45,6 +50,11 @@ impl Default for HostOptions {
 pub trait Outbox: Send + 'static {
     /// Sends one message.
     fn send(&mut self, group: GroupId, to: NodeId, message: Message);
+
+    /// Sends one message about clients' work. Without an implementation it is lost.
+    fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
+        let _ = (group, to, message);
+    }
 }
 
 /// For hosts without peers.
@@ -72,6 +82,13 @@ struct Slot<S: StateMachine> {
     reads: Vec<Reply<()>>,
 }
 
+/// A proposal that somebody waits for.
+struct Proposal<O> {
+    reply: Reply<O>,
+    /// Kept while another member may have to be asked.
+    payload: Option<Bytes>,
+}
+
 /// All groups of a process on one log.
 pub struct HostCore<S: StateMachine> {
     log: Log,
@@ -79,11 +96,12 @@ pub struct HostCore<S: StateMachine> {
     slots: BTreeMap<GroupId, Slot<S>>,
     inbox: Arc<Inbox<S::Output>>,
     taken: Vec<Request<S::Output>>,
-    proposals: HashMap<u64, Reply<S::Output>>,
+    proposals: HashMap<u64, Proposal<S::Output>>,
     reads: HashMap<u64, Vec<Reply<()>>>,
     next_token: u64,
     inflight: VecDeque<(Ticket, Vec<(GroupId, PersistId)>)>,
     outbox: Box<dyn Outbox>,
+    forwarder: Option<Forwarder<S::Output>>,
     last_tick: u64,
     housekeeping_at: u64,
     /// What the inbox was last told of the disk.
@@ -130,6 +148,7 @@ impl<S: StateMachine> HostCore<S> {
             next_token: 1,
             inflight: VecDeque::new(),
             outbox,
+            forwarder: None,
             last_tick: 0,
             housekeeping_at: HOUSEKEEPING_TICKS,
             full: false,
@@ -144,7 +163,8 @@ impl<S: StateMachine> HostCore<S> {
         self.full = self.log.space() == Space::Full;
         self.inbox.set_full(self.full);
         self.tick(now);
-        self.take_inbox();
+        self.take_inbox(now);
+        self.forward_due(now);
         self.collect(now)?;
         let mut busy = false;
         for slot in self.slots.values_mut() {
@@ -153,8 +173,11 @@ impl<S: StateMachine> HostCore<S> {
         }
         self.publish();
         self.send();
-        self.answer();
-        busy |= !self.inbox.is_empty()
+        self.answer(now);
+        self.forward_answers(now);
+        self.send_forward();
+        busy |= self.forward_deadline().is_some_and(|at| at <= now)
+            || !self.inbox.is_empty()
             || self.inflight.front().is_some_and(|(ticket, _)| {
                 // An error is reported by the next turn.
                 self.log.is_durable(*ticket).unwrap_or(true)
@@ -179,7 +202,11 @@ impl<S: StateMachine> HostCore<S> {
     /// True when everything that was proposed has been answered.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.proposals.is_empty() && self.reads.is_empty() && self.inbox.is_empty()
+        let forwarder = self.forwarder.as_ref();
+        self.proposals.is_empty()
+            && self.reads.is_empty()
+            && self.inbox.is_empty()
+            && forwarder.is_none_or(Forwarder::is_empty)
     }
 
     /// A group's state machine, for checks.
@@ -196,14 +223,21 @@ impl<S: StateMachine> HostCore<S> {
             match request {
                 Request::Propose { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Read { done, .. } => done(Err(HostError::Stopped)),
-                Request::Deliver { .. } => {}
+                Request::Call { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Deliver { .. }
+                | Request::Forward { .. }
+                | Request::Refused { .. }
+                | Request::Called { .. } => {}
             }
+        }
+        if let Some(forwarder) = &mut self.forwarder {
+            forwarder.fail();
         }
         // Each reply is called whatever the order; what was proposed may still have become durable.
         let mut proposals: Vec<_> = std::mem::take(&mut self.proposals).into_iter().collect();
         proposals.sort_unstable_by_key(|(token, _)| *token);
-        for (_, reply) in proposals {
-            reply(Err(HostError::OutcomeUnknown));
+        for (_, proposal) in proposals {
+            (proposal.reply)(Err(HostError::OutcomeUnknown));
         }
         let mut reads: Vec<_> = std::mem::take(&mut self.reads).into_iter().collect();
         reads.sort_unstable_by_key(|(token, _)| *token);
@@ -240,7 +274,7 @@ impl<S: StateMachine> HostCore<S> {
         }
     }
 
-    fn take_inbox(&mut self) {
+    fn take_inbox(&mut self, now: u64) {
         let mut taken = std::mem::take(&mut self.taken);
         self.inbox.take(&mut taken);
         for request in taken.drain(..) {
@@ -250,8 +284,17 @@ impl<S: StateMachine> HostCore<S> {
                     payload,
                     reply,
                 } => {
+                    let leads = self.slot(group).group.status().role == Role::Leader;
+                    if let Some(forwarder) = self.forwarder.as_mut().filter(|_| !leads) {
+                        forwarder.propose(now, group, payload, reply);
+                        continue;
+                    }
                     let token = self.token();
-                    self.proposals.insert(token, reply);
+                    let proposal = Proposal {
+                        reply,
+                        payload: self.forwarder.as_ref().map(|_| payload.clone()),
+                    };
+                    self.proposals.insert(token, proposal);
                     self.slot(group).group.propose(token, payload);
                 }
                 Request::Read { group, done } => self.slot(group).reads.push(done),
@@ -262,6 +305,28 @@ impl<S: StateMachine> HostCore<S> {
                 } => {
                     self.slot(group).group.receive(from, message);
                 }
+                Request::Forward {
+                    group,
+                    from,
+                    message,
+                } => self.take_forward(now, group, from, message),
+                Request::Refused {
+                    group,
+                    from,
+                    attempt,
+                } => self.refuse_forward(now, group, from, attempt),
+                Request::Call {
+                    group,
+                    payload,
+                    reply,
+                } => self.take_call(now, group, payload, reply),
+                Request::Called {
+                    group,
+                    from,
+                    boot,
+                    id,
+                    answer,
+                } => self.take_called(now, group, from, (boot, id), answer),
             }
         }
         self.taken = taken;
@@ -349,41 +414,78 @@ impl<S: StateMachine> HostCore<S> {
         }
     }
 
-    fn answer(&mut self) {
-        for slot in self.slots.values_mut() {
-            let leader = slot.group.status().leader;
+    fn answer(&mut self, now: u64) {
+        let mut slots = std::mem::take(&mut self.slots);
+        for (&id, slot) in &mut slots {
+            let (leader, applied) = (slot.group.status().leader, slot.group.applied());
             for event in slot.group.take_events() {
+                let (Event::Applied(token, _)
+                | Event::Unknown(token)
+                | Event::ReadReady(token)
+                | Event::Dropped(token, _)) = event;
+                let route = self
+                    .forwarder
+                    .as_mut()
+                    .and_then(|f| f.routes.remove(&token));
+                if let (Some(route), Some(forwarder)) = (route, &mut self.forwarder) {
+                    match event {
+                        // Who asked sees it when it applies it itself, or does not see it in time.
+                        Event::Applied(..) | Event::Unknown(_) => {}
+                        Event::ReadReady(_) => forwarder.read_ready(id, route, applied),
+                        Event::Dropped(..) => forwarder.dropped(now, id, route),
+                    }
+                    continue;
+                }
                 match event {
-                    Event::Applied(token, output) => {
-                        if let Some(reply) = self.proposals.remove(&token) {
-                            reply(Ok(output));
+                    Event::Applied(_, output) => {
+                        if let Some(proposal) = self.proposals.remove(&token) {
+                            (proposal.reply)(Ok(output));
                         }
                     }
-                    Event::Unknown(token) => {
-                        if let Some(reply) = self.proposals.remove(&token) {
-                            reply(Err(HostError::OutcomeUnknown));
+                    Event::Unknown(_) => {
+                        if let Some(proposal) = self.proposals.remove(&token) {
+                            (proposal.reply)(Err(HostError::OutcomeUnknown));
                         }
                     }
-                    Event::ReadReady(token) => {
+                    Event::ReadReady(_) => {
                         for done in self.reads.remove(&token).into_iter().flatten() {
                             done(Ok(()));
                         }
                     }
-                    Event::Dropped(token, reason) => {
-                        let error = match reason {
-                            DropReason::NotLeader(_) => HostError::NotLeader(leader),
-                            DropReason::Busy => HostError::Busy,
-                            DropReason::LeaderChanged => HostError::LeaderChanged,
-                        };
-                        if let Some(reply) = self.proposals.remove(&token) {
-                            reply(Err(error));
-                        } else {
-                            for done in self.reads.remove(&token).into_iter().flatten() {
-                                done(Err(error.clone()));
-                            }
-                        }
-                    }
+                    Event::Dropped(_, reason) => self.dropped(now, id, token, reason, leader),
                 }
+            }
+        }
+        self.slots = slots;
+    }
+
+    /// Nothing came of a client's proposal or read here; another member may do it.
+    fn dropped(
+        &mut self,
+        now: u64,
+        group: GroupId,
+        token: u64,
+        reason: DropReason,
+        leader: Option<NodeId>,
+    ) {
+        let error = match reason {
+            DropReason::NotLeader(_) => HostError::NotLeader(leader),
+            DropReason::Busy => HostError::Busy,
+            DropReason::LeaderChanged => HostError::LeaderChanged,
+        };
+        let away = self
+            .forwarder
+            .as_mut()
+            .filter(|_| reason != DropReason::Busy);
+        if let Some(Proposal { reply, payload }) = self.proposals.remove(&token) {
+            match (away, payload) {
+                (Some(forwarder), Some(payload)) => forwarder.propose(now, group, payload, reply),
+                _ => reply(Err(error)),
+            }
+        } else if let Some(reads) = self.reads.remove(&token) {
+            match away {
+                Some(forwarder) => forwarder.read(now, group, reads),
+                None => reads.into_iter().for_each(|done| done(Err(error.clone()))),
             }
         }
     }
@@ -403,7 +505,8 @@ impl<S: StateMachine> HostCore<S> {
                 .values()
                 .any(|slot| slot.group.entries_not_durable() > 0);
         let housekeeping = dirty.then_some(self.housekeeping_at);
-        groups.into_iter().chain(housekeeping).min()
+        let forward = self.forward_deadline().map(|at| at.max(now + 1));
+        groups.into_iter().chain(housekeeping).chain(forward).min()
     }
 
     fn slot(&mut self, group: GroupId) -> &mut Slot<S> {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use raft_log::{GroupId, NodeId};
 use raft_node::core::Message;
 
+use crate::forward::ForwardMessage;
 use crate::{HostError, Reply};
 
 /// Bounds of one group's inbox.
@@ -47,6 +48,30 @@ pub(crate) enum Request<O> {
         from: NodeId,
         message: Message,
     },
+    Forward {
+        group: GroupId,
+        from: NodeId,
+        message: ForwardMessage,
+    },
+    /// A forwarded command that found no room: (boot, sequence, attempt).
+    Refused {
+        group: GroupId,
+        from: NodeId,
+        attempt: (u64, u64, u32),
+    },
+    Call {
+        group: GroupId,
+        payload: Bytes,
+        reply: Reply<Bytes>,
+    },
+    /// A call is done. Who makes calls bounds their number.
+    Called {
+        group: GroupId,
+        from: NodeId,
+        boot: u64,
+        id: u64,
+        answer: Option<Bytes>,
+    },
 }
 
 #[derive(Clone, Copy, Default)]
@@ -54,6 +79,8 @@ struct Load {
     entries: usize,
     bytes: usize,
     messages: usize,
+    /// Of the messages, those that hold a client's command or call.
+    forwarded_bytes: usize,
 }
 
 struct Queue<O> {
@@ -86,7 +113,7 @@ impl<O> Inbox<O> {
     }
 
     /// Queues a request, or gives it back with the reason. A message past the bound is lost without an error.
-    pub(crate) fn push(&self, request: Request<O>) -> Result<(), (Request<O>, HostError)> {
+    pub(crate) fn push(&self, mut request: Request<O>) -> Result<(), (Request<O>, HostError)> {
         let mut queue = self.lock();
         if queue.stopping {
             return Err((request, HostError::Stopped));
@@ -118,6 +145,45 @@ impl<O> Inbox<O> {
                 }
                 load.messages += 1;
             }
+            Request::Forward {
+                group,
+                from,
+                message,
+            } => {
+                let load = queue.loads.entry(*group).or_default();
+                if load.messages >= limits.messages_max {
+                    return Ok(());
+                }
+                load.messages += 1;
+                let no_space = self.full.load(Ordering::Relaxed);
+                let no_room = load.forwarded_bytes >= limits.bytes_max;
+                match message {
+                    // Who sent it hears that it was not proposed, so that it can try again.
+                    ForwardMessage::Propose {
+                        boot,
+                        sequence,
+                        attempt,
+                        ..
+                    } if no_space || no_room => {
+                        request = Request::Refused {
+                            group: *group,
+                            from: *from,
+                            attempt: (*boot, *sequence, *attempt),
+                        };
+                    }
+                    _ if no_room && message.cost() > 0 => return Ok(()),
+                    _ => load.forwarded_bytes += message.cost(),
+                }
+            }
+            Request::Call { group, payload, .. } => {
+                let load = queue.loads.entry(*group).or_default();
+                if load.entries >= limits.entries_max || load.bytes >= limits.bytes_max {
+                    return Err((request, HostError::Busy));
+                }
+                load.entries += 1;
+                load.bytes += payload.len();
+            }
+            Request::Refused { .. } | Request::Called { .. } => {}
         }
         queue.requests.push(request);
         let first = queue.requests.len() == 1;

@@ -4,6 +4,7 @@
 //! - [`HostCore`] makes all decisions and owns no thread and no clock: a simulator calls [`HostCore::turn`].
 //! - [`Host`] runs one on a thread of its own, with the real clock.
 //! - [`HostHandle`] reaches it from any thread, through an inbox with bounds.
+//! - [`forward`] lets a member serve clients while another one leads.
 
 mod error;
 pub mod forward;

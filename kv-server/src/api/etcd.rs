@@ -326,7 +326,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             let view = Arc::clone(&self.view);
             keys = self.scans.run(move || view.lease_keys(request.id)).await?;
         }
-        let left = self.view.lease_remaining(lease.id);
+        let left = self.time_left(lease.id).await?;
         let ttl = left.or(lease.remaining_ttl).unwrap_or(lease.ttl);
         let (id, granted_ttl) = (lease.id, lease.ttl);
         Ok(pb::LeaseTimeToLiveResponse {
@@ -473,6 +473,7 @@ fn host_error(error: &HostError) -> ApiError {
         HostError::NotLeader(Some(_)) => ApiError::NotLeader,
         HostError::OutcomeUnknown => ApiError::TimeoutDueToLeaderFail,
         HostError::LeaderChanged => ApiError::LeaderChanged,
+        HostError::Timeout => ApiError::Timeout,
         HostError::Stopped => ApiError::Stopped,
         other => ApiError::Other(Code::Internal, format!("flotilla: {other}")),
     }

@@ -13,7 +13,7 @@ pub(crate) mod testing;
 use std::future::Future;
 
 use bytes::Bytes;
-use multiraft::{GroupStatus, Reply};
+use multiraft::{GroupStatus, HostError, Reply};
 
 use crate::ApiError;
 use crate::lease::Renewal;
@@ -34,6 +34,13 @@ pub trait Replica: Send + Sync + 'static {
 
     /// True when that holds now.
     fn read_now(&self) -> bool;
+
+    /// Lets the leader do what [`crate::lease::LeaseCalls`] understands, possibly twice. `reply` is called once. Without
+    /// an implementation there is no other member.
+    fn call_leader(&self, payload: Bytes, reply: Reply<Bytes>) {
+        drop(payload);
+        reply(Err(HostError::NotLeader(None)));
+    }
 
     /// The group as last published.
     fn status(&self) -> GroupStatus;
@@ -78,6 +85,9 @@ pub trait View: Send + Sync + 'static {
 
     /// The seconds that a lease has left; none when its deadline is not known here.
     fn lease_remaining(&self, id: i64) -> Option<i64>;
+
+    /// True when this member keeps the deadlines of leases in a term.
+    fn lease_leads_in(&self, term: u64) -> bool;
 
     /// Gives a lease its full time again, by the rules of [`crate::lease::Lessor::renew`].
     fn lease_renew(&self, id: i64, settled: u64) -> Renewal;

@@ -30,6 +30,11 @@ pub(crate) struct FakeState {
     revision: AtomicI64,
     pub(crate) no_leader: AtomicBool,
     pub(crate) full: AtomicBool,
+    /// Member 8 leads.
+    pub(crate) follows: AtomicBool,
+    /// What it was called for, and what it answers.
+    pub(crate) calls: Mutex<Vec<Bytes>>,
+    pub(crate) leader_answers: Mutex<Option<Bytes>>,
     /// Answers each proposal with this instead of applying it.
     pub(crate) refuse: Mutex<Option<HostError>>,
     /// Swallows proposals and barriers: they are never answered.
@@ -133,7 +138,9 @@ impl FakeState {
 
     /// Ticks the lessor of the leader.
     pub(crate) fn tick(&self, tick: u64) {
-        let leading = (!self.no_leader.load(Ordering::SeqCst)).then_some(Term(3));
+        let follows = self.follows.load(Ordering::SeqCst);
+        let leads = !self.no_leader.load(Ordering::SeqCst) && !follows;
+        let leading = leads.then_some(Term(3));
         self.lessor.tick(
             TickContext { tick, leading },
             &mut self.queue.lock().unwrap(),
@@ -175,12 +182,22 @@ impl Replica for FakeReplica {
         false
     }
 
+    fn call_leader(&self, payload: Bytes, reply: Reply<Bytes>) {
+        let answer = self.0.leader_answers.lock().unwrap().clone();
+        self.0.calls.lock().unwrap().push(payload);
+        reply(answer.ok_or(HostError::Timeout));
+    }
+
     fn status(&self) -> GroupStatus {
         let lost = self.0.no_leader.load(Ordering::SeqCst);
         GroupStatus {
             node: NodeId(7),
             term: Term(3),
-            leader: (!lost).then_some(NodeId(7)),
+            leader: (!lost).then_some(if self.0.follows.load(Ordering::SeqCst) {
+                NodeId(8)
+            } else {
+                NodeId(7)
+            }),
             commit: Index(12),
             applied: Index(11),
             ..Default::default()
@@ -269,6 +286,10 @@ impl View for FakeState {
 
     fn lease_remaining(&self, id: i64) -> Option<i64> {
         Some(self.lessor.time_to_live(id)?.1)
+    }
+
+    fn lease_leads_in(&self, term: u64) -> bool {
+        self.lessor.leads_in(Term(term))
     }
 
     fn lease_renew(&self, id: i64, settled: u64) -> Renewal {

@@ -190,6 +190,11 @@ impl Deadlines {
         Renewal::Renewed { ttl }
     }
 
+    /// The term in which deadlines count.
+    pub(super) fn leading(&self) -> Option<Term> {
+        self.leading
+    }
+
     pub(super) fn time_to_live(&self, id: i64) -> Option<(i64, i64)> {
         self.leading?;
         let lease = self.leases.get(&id)?;

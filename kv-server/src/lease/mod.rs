@@ -35,6 +35,7 @@
 //! whatever had been proposed up to that number has taken effect by then, or never will. A keepalive that races with
 //! an expiry thus learns what became of it: not found, or renewed.
 
+mod calls;
 mod deadlines;
 #[cfg(test)]
 mod tests;
@@ -43,10 +44,12 @@ use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft_log::Index;
+use raft_log::{Index, Term};
 use raft_node::TickContext;
 
 use crate::mvcc::{LeaseInfo, LeaseSink};
+pub(crate) use calls::clear_checkpoint;
+pub use calls::{LeaseCalls, decode_answer, encode_call};
 use deadlines::Deadlines;
 
 /// What became of the wish to renew a lease.
@@ -90,8 +93,15 @@ impl Lessor {
         Self::default()
     }
 
-    /// Gives a lease its full time again. Ask only after a quorum contact in the current term, or a newer leader may
-    /// count already. `settled` is 0 at first, then the number of [`Renewal::Unsettled`].
+    /// True when the deadlines count in `term`. A quorum contact says that nobody led in a later term; it may have been
+    /// another member's, so that what this one still believes to be is to be compared with the term after it.
+    #[must_use]
+    pub fn leads_in(&self, term: Term) -> bool {
+        self.lock().leading() == Some(term)
+    }
+
+    /// Gives a lease its full time again. Ask only after a quorum contact in the current term and where
+    /// [`Lessor::leads_in`] it, or a newer leader may count already. `settled` is 0 at first, then the number of [`Renewal::Unsettled`].
     #[must_use]
     pub fn renew(&self, id: i64, settled: u64) -> Renewal {
         self.lock().renew(id, settled)

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use multiraft::forward::{Origin, Outcomes};
 use prost::Message;
 use raft_log::GroupId;
 use raft_node::core::Membership;
@@ -70,6 +71,7 @@ pub struct KvStateMachine {
     cache: Cache,
     leases: BTreeMap<i64, LeaseInfo>,
     duplicates: Duplicates,
+    outcomes: Option<Arc<Outcomes<CommandOutput>>>,
     compactor: Option<Compactor>,
     last_tick: u64,
 }
@@ -120,11 +122,17 @@ impl KvStateMachine {
             meta,
             leases,
             duplicates,
+            outcomes: None,
             compactor: None,
             last_tick: 0,
         };
         machine.schedule();
         Ok((machine, store))
+    }
+
+    /// Names who hears what became of forwarded commands.
+    pub fn report_forwarded(&mut self, outcomes: Arc<Outcomes<CommandOutput>>) {
+        self.outcomes = Some(outcomes);
     }
 
     /// Starts the walk to the floor, if it was not finished.
@@ -181,13 +189,16 @@ impl KvStateMachine {
             compacted: None,
             snapshot: OnceCell::new(),
         };
+        let mut forwarded = Vec::new();
         for entry in entries {
             assert_eq!(
                 entry.index,
                 writer.meta.index.next(),
                 "entries are applied in order"
             );
-            outputs.push(apply_entry(&mut writer, entry, membership)?);
+            let (output, origin) = apply_entry(&mut writer, entry, membership)?;
+            forwarded.extend(origin.map(|origin| (origin, outputs.len())));
+            outputs.push(output);
             writer.meta.index = entry.index;
             writer.meta.term = entry.term;
         }
@@ -208,6 +219,11 @@ impl KvStateMachine {
         self.meta = meta;
         self.write(changes)
             .map_err(|error| ApplyError(Box::new(error)))?;
+        if let Some(outcomes) = &self.outcomes {
+            for (origin, output) in forwarded {
+                outcomes.applied(self.options.group, &origin, &outputs[output]);
+            }
+        }
         if !lease_news.is_empty() {
             self.store.publish_leases(&lease_news);
         }
@@ -230,19 +246,21 @@ impl KvStateMachine {
     }
 }
 
+/// The output of an entry, and who forwarded it, when somebody did and it took effect.
 fn apply_entry(
     writer: &mut Writer<'_>,
     entry: &Entry,
     membership: Option<&Membership>,
-) -> Result<CommandOutput, ApplyError> {
+) -> Result<(CommandOutput, Option<Origin>), ApplyError> {
+    let nothing = (Ok(CommandResult::None), None);
     if entry.kind == EntryKind::Config {
         let membership = membership.expect("a membership comes with each change of it");
         writer.duplicates.keep_members(membership);
         writer.meta.membership = Some((entry.index, membership.clone()));
-        return Ok(Ok(CommandResult::None));
+        return Ok(nothing);
     }
     if entry.payload.is_empty() {
-        return Ok(Ok(CommandResult::None));
+        return Ok(nothing);
     }
     let damage = |what: String| {
         ApplyError(
@@ -260,7 +278,7 @@ fn apply_entry(
             .duplicates
             .admit(&origin, members.map(|(_, members)| members))
         {
-            return Ok(Ok(CommandResult::None));
+            return Ok(nothing);
         }
     }
     let command =
@@ -269,8 +287,8 @@ fn apply_entry(
         .op
         .ok_or_else(|| damage("it has no operation".to_owned()))?;
     match writer.execute(op, entry.index) {
-        Ok(result) => Ok(Ok(result)),
-        Err(Fail::Api(error)) => Ok(Err(error)),
+        Ok(result) => Ok((Ok(result), origin)),
+        Err(Fail::Api(error)) => Ok((Err(error), origin)),
         Err(Fail::Engine(error)) => Err(ApplyError(Box::new(error))),
     }
 }

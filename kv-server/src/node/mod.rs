@@ -177,7 +177,9 @@ impl Node {
                 .read_barrier(DATA_GROUP, Box::new(move |done| drop(sender.send(done))));
             match receiver.recv() {
                 Ok(Ok(())) => return Ok(true),
-                Ok(Err(HostError::NotLeader(_) | HostError::LeaderChanged)) => {
+                Ok(Err(
+                    HostError::NotLeader(_) | HostError::LeaderChanged | HostError::Timeout,
+                )) => {
                     std::thread::park_timeout(LEADER_POLL);
                 }
                 Ok(Err(error)) => return Err(NodeError::Host(error.to_string())),

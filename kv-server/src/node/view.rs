@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use multiraft::{GroupStatus, HostHandle, Reply};
-use raft_log::{GroupId, Log, Space};
+use raft_log::{GroupId, Log, Space, Term};
 
 use crate::ApiError;
 use crate::api::{Replica, View};
@@ -33,6 +33,10 @@ impl Replica for GroupReplica {
 
     fn read_now(&self) -> bool {
         self.handle.read_now(self.group)
+    }
+
+    fn call_leader(&self, payload: Bytes, reply: Reply<Bytes>) {
+        self.handle.call_leader(self.group, payload, reply);
     }
 
     fn status(&self) -> GroupStatus {
@@ -108,6 +112,10 @@ impl View for NodeView {
 
     fn lease_remaining(&self, id: i64) -> Option<i64> {
         self.lessor.time_to_live(id).map(|(_, remaining)| remaining)
+    }
+
+    fn lease_leads_in(&self, term: u64) -> bool {
+        self.lessor.leads_in(Term(term))
     }
 
     fn lease_renew(&self, id: i64, settled: u64) -> Renewal {

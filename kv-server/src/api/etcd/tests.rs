@@ -1,5 +1,6 @@
 use super::*;
 use crate::api::testing::{FakeApi, FakeState, fake_api, fake_api_with};
+use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
 
 fn block<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -262,6 +263,37 @@ fn keep_alive_without_leader_fails_and_of_a_new_leader_waits_for_its_lessor() {
         tokio::join!(api.lease_keep_alive(request), tick).0
     });
     assert_eq!(answer.unwrap().ttl, 60);
+}
+
+#[test]
+fn keep_alive_at_a_follower_is_what_the_leader_answers() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 60);
+    state.follows.store(true, Ordering::SeqCst);
+    state.tick(3);
+    assert_eq!(keep_alive(&api, 5), Err(ApiError::Timeout));
+    let answer = |ttl| Bytes::from(LeaseAnswer { ttl }.encode_to_vec());
+    *state.leader_answers.lock().unwrap() = Some(answer(42));
+    assert_eq!(keep_alive(&api, 5), Ok(42));
+    *state.leader_answers.lock().unwrap() = Some(Bytes::from_static(b"\xff"));
+    assert!(matches!(keep_alive(&api, 5), Err(ApiError::Other(..))));
+    let calls = state.calls.lock().unwrap();
+    let last = LeaseCall::decode(calls.last().unwrap().clone()).unwrap();
+    assert_eq!(last.op, Some(lease_call::Op::KeepAlive(5)));
+}
+
+#[test]
+fn time_to_live_at_a_follower_is_what_the_leader_counts() {
+    let (api, state) = fake_api();
+    lease(&state, &api, 5, 60);
+    state.follows.store(true, Ordering::SeqCst);
+    state.tick(3);
+    let asked = pb::LeaseTimeToLiveRequest { id: 5, keys: false };
+    for (left, ttl) in [(42, 42), (-1, 60)] {
+        let answer = LeaseAnswer { ttl: left }.encode_to_vec();
+        *state.leader_answers.lock().unwrap() = Some(answer.into());
+        assert_eq!(block(api.lease_time_to_live(asked)).unwrap().ttl, ttl);
+    }
 }
 
 #[test]

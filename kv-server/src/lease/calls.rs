@@ -1,0 +1,122 @@
+//! Renewals, and what leases have left, for clients of other members: the leader's answers to their calls.
+//!
+//! It does what the front end does for a client of its own, without a runtime: each step is the callback of the one
+//! before. A member that does not lead answers nothing, and is not asked again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use multiraft::forward::{CallReply, Calls};
+use prost::Message;
+use raft_log::{GroupId, Term};
+
+use super::{Lessor, Renewal};
+use crate::api::Replica;
+use crate::pb::command::{Command, LeaseCheckpoint, command::Op, lease_checkpoint};
+use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
+
+/// Answers the calls of one keyspace's members.
+pub struct LeaseCalls<R>(Arc<Parts<R>>);
+
+struct Parts<R> {
+    group: GroupId,
+    replica: R,
+    lessor: Arc<Lessor>,
+}
+
+impl<R> fmt::Debug for LeaseCalls<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseCalls")
+            .field("group", &self.0.group)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A call, encoded.
+#[must_use]
+pub fn encode_call(op: lease_call::Op) -> Bytes {
+    LeaseCall { op: Some(op) }.encode_to_vec().into()
+}
+
+/// The seconds in an answer; none from bytes that are not one.
+#[must_use]
+pub fn decode_answer(payload: Bytes) -> Option<i64> {
+    LeaseAnswer::decode(payload).ok().map(|answer| answer.ttl)
+}
+
+/// The command that clears the checkpoint of a lease, so that it has its full time again.
+pub(crate) fn clear_checkpoint(id: i64, granted_index: u64) -> Op {
+    let clear = lease_checkpoint::Item {
+        id,
+        granted_index,
+        remaining_ttl: 0,
+    };
+    Op::LeaseCheckpoint(LeaseCheckpoint { items: vec![clear] })
+}
+
+impl<R: Replica> LeaseCalls<R> {
+    /// For the group behind `replica`, whose deadlines `lessor` keeps.
+    pub fn new(group: GroupId, replica: R, lessor: Arc<Lessor>) -> Self {
+        Self(Arc::new(Parts {
+            group,
+            replica,
+            lessor,
+        }))
+    }
+}
+
+impl<R: Replica> Calls for LeaseCalls<R> {
+    fn call(&self, group: GroupId, payload: Bytes, reply: CallReply) {
+        let op = LeaseCall::decode(payload).ok().and_then(|call| call.op);
+        let Some(op) = op.filter(|_| group == self.0.group) else {
+            return reply(None);
+        };
+        let parts = Arc::clone(&self.0);
+        // Nobody but the leader may answer, and whether this is one takes a quorum to say.
+        self.0.replica.read_barrier(Box::new(move |done| {
+            if done.is_err() || !parts.leads() {
+                return reply(None);
+            }
+            match op {
+                lease_call::Op::KeepAlive(id) => renew(parts, id, 0, reply),
+                lease_call::Op::TimeToLive(id) => {
+                    let left = parts.lessor.time_to_live(id);
+                    answer(reply, left.map_or(-1, |(_, left)| left));
+                }
+            }
+        }));
+    }
+}
+
+impl<R: Replica> Parts<R> {
+    fn leads(&self) -> bool {
+        self.lessor.leads_in(Term(self.replica.term()))
+    }
+}
+
+fn answer(reply: CallReply, ttl: i64) {
+    reply(Some(LeaseAnswer { ttl }.encode_to_vec().into()));
+}
+
+/// As [`Lessor::renew`] says: where an entry may be under way that ends the lease, one that clears its checkpoint is
+/// committed first.
+fn renew<R: Replica>(parts: Arc<Parts<R>>, id: i64, settled: u64, reply: CallReply) {
+    match parts.lessor.renew(id, settled) {
+        Renewal::Renewed { ttl } => answer(reply, ttl),
+        Renewal::NotFound => answer(reply, 0),
+        Renewal::NotLeading => reply(None),
+        Renewal::Unsettled { granted, seen } => {
+            let op = Some(clear_checkpoint(id, granted.0));
+            let payload = Command { op }.encode_to_vec().into();
+            let again = Arc::clone(&parts);
+            parts.replica.propose(
+                payload,
+                Box::new(move |done| match done {
+                    Ok(_) if again.leads() => renew(again, id, seen, reply),
+                    _ => reply(None),
+                }),
+            );
+        }
+    }
+}

@@ -20,7 +20,8 @@ pub struct Target {
     pub name: &'static str,
     /// Decodes bytes, and panics where it does what it must not.
     pub run: fn(&[u8]) -> bool,
-    /// Bytes that it may take at most, besides a few times the input.
+    /// Bytes that it may take at most, besides some hundred times the input, which a
+    /// compressed chunk can stand for.
     pub memory_max: u64,
 }
 
@@ -34,10 +35,10 @@ pub const TARGETS: [Target; 10] = [
     // A membership, and its copy.
     target("snapshot_header", snapshot::header, 4 << 20),
     target("snapshot_chunk", snapshot::chunk, 8 << 20),
-    // A compressed chunk can hold much more than it takes: the longest, twice.
-    target("snapshot_file", snapshot::file, 40 << 20),
+    target("snapshot_file", snapshot::file, 4 << 20),
     target("snapshot_numbers", snapshot::numbers, 64 << 10),
-    target("snapshot_receive", snapshot::receive, 40 << 20),
+    // A chunk may be announced that is as long as one can be.
+    target("snapshot_receive", snapshot::receive, 20 << 20),
 ];
 
 const fn target(name: &'static str, run: fn(&[u8]) -> bool, memory_max: u64) -> Target {

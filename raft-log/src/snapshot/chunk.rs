@@ -16,6 +16,9 @@ pub(super) const CHUNK_SIZE: u32 = 256 * 1024;
 /// The largest chunk that a reader makes room for.
 pub(super) const CHUNK_SIZE_MAX: u32 = 16 * 1024 * 1024;
 
+/// What a byte of an LZ4 block stands for at most: one of a length adds as much.
+pub(super) const LZ4_RATIO_MAX: usize = 255;
+
 /// Whether chunks are compressed. Readers read both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -96,9 +99,14 @@ impl ChunkHead {
         if self.stored == content_len {
             return Ok(bytes);
         }
-        out.resize(content_len as usize, 0);
         let expected = || format!("an LZ4 block of {content_len} bytes");
         let at = CHUNK_HEAD_LEN as u64;
+        // Before room is made for what it cannot hold.
+        if content_len as usize > stored.len().saturating_mul(LZ4_RATIO_MAX) {
+            let found = format!("{} bytes", stored.len());
+            return Err(ChunkFault::new(at, "chunk", expected(), found));
+        }
+        out.resize(content_len as usize, 0);
         match lz4_flex::block::decompress_into(stored, out) {
             Ok(len) if len == content_len as usize => {}
             Ok(len) => return Err(ChunkFault::new(at, "chunk", expected(), len)),
@@ -223,6 +231,23 @@ mod tests {
         assert!(encoded(0, &[7; 5000], Compression::Lz4).len() < 100);
         let chunk = encoded(0, &random, Compression::Lz4);
         assert_eq!(chunk, encoded(0, &random, Compression::None));
+    }
+
+    #[test]
+    fn chunk_that_compresses_best_opens_and_one_that_claims_more_is_refused_first() {
+        for len in [1 << 12, CHUNK_SIZE, CHUNK_SIZE_MAX] {
+            let content = vec![0; len as usize];
+            let chunk = encoded(0, &content, Compression::Lz4);
+            assert!(chunk.len() - CHUNK_HEAD_LEN < len as usize / 100, "{len}");
+            assert!(open(0, &chunk, len).unwrap() == content, "{len}");
+        }
+        let chunk = encoded(0, &[0; 5000], Compression::Lz4);
+        let most = ((chunk.len() - CHUNK_HEAD_LEN) * LZ4_RATIO_MAX) as u32;
+        for len in [most, most + 1, CHUNK_SIZE_MAX] {
+            let fault = open(0, &chunk, len).unwrap_err();
+            assert_eq!(fault.what, "chunk");
+            assert_eq!(fault.found.ends_with(" bytes"), len > most, "{fault:?}");
+        }
     }
 
     #[test]

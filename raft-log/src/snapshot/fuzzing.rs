@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::catalog::Catalog;
-use super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE_MAX, ChunkHead, Compression, seal};
+use super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE_MAX, ChunkHead, Compression, LZ4_RATIO_MAX, seal};
 use super::error::SnapshotError;
 use super::format::{FOOTER_LEN, Footer, Header, u32_at, u64_at};
 use super::number::{self, COPY_LEN, COPY_STRIDE};
@@ -198,6 +198,9 @@ fn mend_chunks(data: &mut [u8], start: usize, end: usize, content_len: u64) -> O
         let stored = &data[at + CHUNK_HEAD_LEN..next];
         let len = left.min(chunk_size);
         if (stored.len() as u64) < len {
+            if len > (stored.len() * LZ4_RATIO_MAX) as u64 {
+                return None;
+            }
             content.resize(len as usize, 0);
             let len = lz4_flex::block::decompress_into(stored, &mut content).ok()?;
             whole.update(&content[..len]);

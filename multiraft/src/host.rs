@@ -365,7 +365,8 @@ impl<S: StateMachine> HostCore<S> {
             );
             return Ok(());
         }
-        let ticket = self.log.enqueue(batch)?;
+        // Proposals are refused as soon as the log is full; what was accepted before that is kept.
+        let ticket = self.log.enqueue_accepted(batch)?;
         self.inflight.push_back((ticket, ids));
         Ok(())
     }

@@ -45,7 +45,7 @@ fn disk_without_room_for_a_segment_says_full_until_there_is_room_and_loses_nothi
     let (mut index, mut said_full) = (0, false);
     let ticket = loop {
         index += 1;
-        let ticket = log.enqueue(batch(index)).unwrap();
+        let ticket = log.enqueue_accepted(batch(index)).unwrap();
         log.drive().unwrap();
         if !log.is_durable(ticket).unwrap() {
             break ticket;
@@ -72,6 +72,67 @@ fn disk_without_room_for_a_segment_says_full_until_there_is_room_and_loses_nothi
     assert!(entries.iter().all(|entry| entry.payload.len() == PAYLOAD));
 }
 
+/// Entries that had to wait would stand before the compaction that makes room for them.
+#[test]
+fn entries_that_do_not_fit_a_full_log_are_refused_and_what_makes_room_is_not() {
+    let fs = SimFs::new(1);
+    let (log, last) = filled(&fs, u64::MAX);
+    let before = log.group(GROUP).unwrap();
+    assert_eq!((before.last_index, log.space()), (Index(last), Space::Full));
+    let vote = HardState {
+        term: Term(7),
+        ..HardState::default()
+    };
+    for _ in 0..3 {
+        // A batch is taken as a whole or not at all.
+        let mut both = batch(last + 1);
+        both.push(GROUP, Record::HardState(vote));
+        for error in [
+            log.submit(both.clone()).unwrap_err(),
+            log.enqueue(both.clone()).unwrap_err(),
+            log.write(both).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        }
+        assert_eq!(log.group(GROUP).unwrap(), before);
+        assert_eq!(log.stats().queued, 0);
+    }
+    let base = Base {
+        index: Index(last),
+        term: Term(1),
+        ..Base::default()
+    };
+    for record in [Record::HardState(vote), Record::Compact(base)] {
+        let mut batch = WriteBatch::new();
+        batch.push(GROUP, record);
+        log.write(batch).unwrap();
+    }
+    log.write(batch(last + 1)).unwrap();
+    log.close().unwrap();
+    drop(log);
+    let info = open(&fs).group(GROUP).unwrap();
+    assert_eq!(
+        (info.last_index, info.hard_state.term),
+        (Index(last + 1), Term(7))
+    );
+}
+
+#[test]
+fn entries_behind_one_that_waits_for_space_are_refused_although_they_would_fit() {
+    let fs = SimFs::new(1);
+    let (log, last) = filled(&fs, u64::MAX);
+    let waiting = log.enqueue_accepted(batch(last + 1)).unwrap();
+    log.drive().unwrap();
+    assert!(!log.is_durable(waiting).unwrap());
+    let error = log.enqueue(batch(last + 2)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert_eq!(log.stats().queued, 1);
+    fs.set_capacity(None);
+    log.write(batch(last + 2)).unwrap();
+    assert!(log.is_durable(waiting).unwrap());
+    assert_eq!(log.group(GROUP).unwrap().durable_index, Index(last + 2));
+}
+
 /// Fills a log on a small disk; returns it with the last index that was written, and before anything is stuck if told
 /// how many entries fit.
 fn filled(fs: &SimFs, entries: u64) -> (Log, u64) {
@@ -87,10 +148,15 @@ fn filled(fs: &SimFs, entries: u64) -> (Log, u64) {
     // Three segments, manifest and votes.
     fs.set_capacity(Some(64 << 10));
     for index in 1..=entries {
-        let ticket = log.enqueue(batch(index)).unwrap();
-        log.drive().unwrap();
-        if !log.is_durable(ticket).unwrap() {
-            return (log, index - 1);
+        match log.enqueue(batch(index)) {
+            Ok(ticket) => {
+                log.drive().unwrap();
+                assert!(log.is_durable(ticket).unwrap(), "what is taken fits");
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+                return (log, index - 1);
+            }
         }
     }
     (log, entries)

@@ -62,6 +62,13 @@ pub struct Log(Arc<Handles>);
 /// All handles together, which the log's own thread is not one of: with the last one the log ends.
 struct Handles(Arc<Shared>);
 
+/// What becomes of a batch with entries that would have to wait for space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entries {
+    Refused,
+    Queued,
+}
+
 type Progress = Arc<dyn Fn() + Send + Sync>;
 
 struct Shared {
@@ -235,8 +242,11 @@ impl Log {
     ///
     /// # Errors
     /// A batch that is too large or contradicts a group's state, of which nothing is taken; the latched failure.
+    /// [`ErrorKind::Full`] for a batch with entries that would have to wait for space: nothing of it is taken either, so
+    /// it does not stand before the batches without entries, which are still taken. A compaction is one of them, and
+    /// gives space back. [`Log::space`] says so before it comes to this.
     pub fn submit(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
-        let (mut core, ticket) = self.0.enqueue(batch)?;
+        let (mut core, ticket) = self.0.enqueue(batch, Entries::Refused)?;
         if !core.busy {
             core.wake(&self.0.work);
         }
@@ -249,7 +259,20 @@ impl Log {
     /// # Errors
     /// As [`Log::submit`].
     pub fn enqueue(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
-        self.0.enqueue(batch).map(|(_, ticket)| ticket)
+        let queued = self.0.enqueue(batch, Entries::Refused);
+        queued.map(|(_, ticket)| ticket)
+    }
+
+    /// As [`Log::enqueue`], but takes entries on a full disk as well: for an owner that was told too late, and cannot take
+    /// back what it has accepted.
+    ///
+    /// Danger: until there is space, everything that is queued later waits behind them, also what would give space back.
+    ///
+    /// # Errors
+    /// As [`Log::submit`], without [`ErrorKind::Full`].
+    pub fn enqueue_accepted(&self, batch: WriteBatch) -> Result<Ticket, LogError> {
+        let queued = self.0.enqueue(batch, Entries::Queued);
+        queued.map(|(_, ticket)| ticket)
     }
 
     /// Lets the log's thread write what is queued.
@@ -260,12 +283,15 @@ impl Log {
         }
     }
 
-    /// Submits and waits, without waking the log's thread.
+    /// Submits and waits, without waking the log's thread. A full log that has none looks for space first.
     ///
     /// # Errors
     /// As [`Log::submit`] and [`Log::wait`].
     pub fn write(&self, batch: WriteBatch) -> Result<(), LogError> {
-        let (core, ticket) = self.0.enqueue(batch)?;
+        if self.0.options.io == IoMode::Inline && self.space() == Space::Full {
+            self.drive()?;
+        }
+        let (core, ticket) = self.0.enqueue(batch, Entries::Refused)?;
         self.0.wait(core, ticket)
     }
 
@@ -404,7 +430,7 @@ impl Log {
         let drained = self.0.drain().and_then(|()| {
             self.0.seal();
             // An empty batch: its header says that everything before it is synced.
-            drop(self.0.enqueue(WriteBatch::new())?);
+            drop(self.0.enqueue(WriteBatch::new(), Entries::Refused)?);
             self.0.drain()
         });
         self.0.stop();
@@ -470,7 +496,11 @@ impl Shared {
     }
 
     /// Queues a batch; still holds the lock, for what the caller does next.
-    fn enqueue(&self, batch: WriteBatch) -> Result<(MutexGuard<'_, Core>, Ticket), LogError> {
+    fn enqueue(
+        &self,
+        batch: WriteBatch,
+        waiting: Entries,
+    ) -> Result<(MutexGuard<'_, Core>, Ticket), LogError> {
         let (total, longest) =
             batch
                 .records()
@@ -517,7 +547,14 @@ impl Shared {
         }
         let len = (BATCH_HEADER + body.bytes.len()) as u64;
         let growth = Groups::footer_growth(batch.records());
-        if !core.fits(len, growth, growth > 0) {
+        let fits = core.fits(len, growth, growth > 0);
+        if growth > 0 && waiting == Entries::Refused && (core.stuck || (core.full && !fits)) {
+            return Err(LogError::new(
+                ErrorKind::Full,
+                "the disk has no space for another segment; compact groups or make space, and submit the entries again",
+            ));
+        }
+        if !fits {
             self.plan_segment(&mut core, len + growth);
         }
         let (seq, offset, segment) = (core.next_seq, core.offset, core.segment);

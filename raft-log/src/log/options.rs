@@ -54,7 +54,8 @@ impl LogOptions {
 pub enum Space {
     /// Yes.
     Available,
-    /// No: the next segment cannot be prepared. What was submitted is kept, and written as far as it fits.
+    /// No: the next segment cannot be prepared. What was submitted is kept. Entries are taken as far as they fit the
+    /// segment at hand, and refused from then on; a reserve at its end takes batches without entries.
     Full,
 }
 

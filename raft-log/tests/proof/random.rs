@@ -172,8 +172,22 @@ impl Run {
             let Some(batch) = batch else { continue };
             world.history.submit(&batch);
             let at = world.history.states.len() - 1;
-            let ticket = world.log.enqueue(batch)?;
-            tickets.push((ticket, at));
+            let queued = if self.rng.chance(1, 2) {
+                world.log.enqueue_accepted(batch)
+            } else {
+                world.log.enqueue(batch)
+            };
+            match queued {
+                Ok(ticket) => tickets.push((ticket, at)),
+                // Nothing of it was taken.
+                Err(error) if error.kind() == ErrorKind::Full => {
+                    world.history.states.pop();
+                }
+                Err(error) => return Err(error),
+            }
+            let Some((ticket, _)) = tickets.last().copied() else {
+                continue;
+            };
             if self.rng.chance(1, 2) {
                 continue;
             }

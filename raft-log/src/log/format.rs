@@ -560,6 +560,7 @@ mod tests {
                 footer::VERSION
             ),
             format!("Header, the first {SEGMENT_HEADER} bytes"),
+            format!("length of the file, divided by {SEGMENT_DATA};"),
             format!("Header, {BATCH_HEADER} bytes"),
             format!("The checkpoint lies at offset {SEGMENT_DATA}"),
             format!("`votes` holds blocks of {} bytes", votes::BLOCK),

@@ -316,3 +316,49 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE, LZ4_RATIO_MAX};
+    use super::super::number;
+    use super::*;
+
+    const SPECIFICATION: &str = include_str!("../../../docs/FORMAT.md");
+
+    #[test]
+    fn specification_has_the_constants_of_the_code() {
+        let magic = |magic: u64| {
+            let bytes = magic.to_le_bytes();
+            format!("| 0 | 8 | magic `{}` |", String::from_utf8_lossy(&bytes))
+        };
+        for line in [
+            magic(HEADER_MAGIC),
+            magic(FOOTER_MAGIC),
+            magic(number::MAGIC),
+            format!("| 8 | 2 | format version, {VERSION} |"),
+            format!("| 8 | 2 | format version, {} |", number::VERSION),
+            format!("Header, {} + m bytes", HEADER_LEN + CRC_LEN),
+            format!("| {HEADER_LEN} | m | membership"),
+            format!(
+                "length of the membership, at most {} MiB",
+                MEMBERSHIP_MAX >> 20
+            ),
+            format!("flags: {FLAG_RECEIVED} when another store"),
+            format!(
+                "in bytes, 1 to {} MiB; by default {} KiB",
+                CHUNK_SIZE_MAX >> 20,
+                CHUNK_SIZE >> 10
+            ),
+            format!("| {CHUNK_HEAD_LEN} | n | the content itself"),
+            format!("{LZ4_RATIO_MAX} bytes for each of its own"),
+            format!("Footer, the last {FOOTER_LEN} bytes"),
+            format!("equal copies, at offsets 0 and {},", number::COPY_STRIDE),
+            format!(
+                "checksum of the {} bytes before",
+                number::COPY_LEN - CRC_LEN
+            ),
+        ] {
+            assert!(SPECIFICATION.contains(&line), "not in FORMAT.md: {line}");
+        }
+    }
+}

@@ -17,8 +17,8 @@ use crate::vfs::{OpenMode, VfsFile};
 
 const NAME: &str = "NUMBERS";
 const NAME_TMP: &str = "NUMBERS.tmp";
-const MAGIC: u64 = u64::from_le_bytes(*b"FLOTSNUM");
-const VERSION: u16 = 1;
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"FLOTSNUM");
+pub(super) const VERSION: u16 = 1;
 pub(super) const COPY_LEN: usize = 40;
 /// The copies lie this far apart, so that no sector and no page holds both.
 pub(super) const COPY_STRIDE: usize = 4096;

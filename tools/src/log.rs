@@ -1,11 +1,12 @@
 //! `flotilla log`: what is in a data directory's log, also beside a running server and on a damaged log.
 //!
 //! `show` prints records, `ls` sums them up per segment and group, `stat` by kind, `timeline` leaves the commands out,
-//! `diff` compares two members, `verify` judges as a start does and reads everything. None takes a lock or writes a
-//! byte. Bytes that do not verify are named with file and offset, and make the exit code 3.
+//! `diff` compares two members, `verify` judges as a start does and reads everything. None of these takes a lock or
+//! writes a byte. `salvage` copies what can be trusted to a new directory, and keeps the old one from being used meanwhile. Bytes that do not verify are named with file and offset, and make the exit code 3.
 
 mod diff;
 mod ls;
+mod salvage;
 mod show;
 mod stat;
 mod table;
@@ -46,6 +47,8 @@ enum What {
     Diff(diff::DiffArgs),
     /// Say whether everything is there and verifies: exit code 0, or 3 with what and where
     Verify(verify::VerifyArgs),
+    /// Copy what can be trusted of a damaged data directory to a new one
+    Salvage(salvage::SalvageArgs),
 }
 
 /// Which directory.
@@ -71,6 +74,7 @@ pub(crate) fn run(args: &LogArgs) -> Result<(), Failure> {
         What::Timeline(args) => timeline::run(args),
         What::Diff(args) => diff::run(args),
         What::Verify(args) => verify::run(args),
+        What::Salvage(args) => salvage::run(args),
     }
 }
 
@@ -107,7 +111,9 @@ fn segment(
 
 fn failure_of(error: &LogError) -> Failure {
     match error.kind() {
-        ErrorKind::Corruption => Failure::Damaged(error.to_string()),
+        ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore => {
+            Failure::Damaged(error.to_string())
+        }
         _ => Failure::Failed(error.to_string()),
     }
 }

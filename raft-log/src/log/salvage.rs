@@ -102,8 +102,10 @@ pub fn salvage(
         damage,
     };
     let slots = votes::read(vfs, &from.dir, from.store_id)?;
-    let mut options = LogOptions::new(to, from.store_id);
+    let mut options = from.clone();
+    options.dir = to.to_owned();
     options.io = IoMode::Inline;
+    options.accept_suspect_tail = false;
     let (log, _) = Log::open(SharedVfs::clone(vfs), options.clone())?;
     for (id, latest) in &newest.groups.map {
         let mut kept = choose(*id, latest, &runs);

@@ -82,6 +82,12 @@ impl Catalog {
         Ok(())
     }
 
+    /// Where the file of a snapshot lies, whether or not it is there.
+    #[must_use]
+    pub fn file_of(&self, group: GroupId, snapshot: &SnapshotRef) -> PathBuf {
+        self.path(group, key_of(snapshot))
+    }
+
     /// Opens a file, and verifies that its header and footer agree with its reference.
     pub(super) fn load(
         &self,

@@ -5,4 +5,5 @@
 )]
 
 mod common;
+mod salvage;
 mod verify;

@@ -1,0 +1,153 @@
+//! A salvage of whatever is damaged gives a log that opens, and in it only what was there at some moment.
+
+use std::path::Path;
+
+use raft_log::log::salvage::{Report, salvage};
+use raft_log::vfs::sim::SimFs;
+use raft_log::{Index, Log, LogError, StoreId};
+
+use crate::flips::{files, store};
+use crate::model::{History, State, observe};
+use crate::world::options;
+
+fn copy(fs: &SimFs) -> Result<(Report, State), LogError> {
+    let report = salvage(&fs.shared(), &options(), Path::new("/new/log"), &|_, _| {
+        true
+    })?;
+    let mut options = options();
+    options.dir = "/new/log".into();
+    let (log, _) = Log::open(fs.shared(), options)?;
+    Ok((report, observe(&log).unwrap()))
+}
+
+/// Each group is as it was at some moment, or the beginning of that, and the report says so; how much is not there.
+fn judge(report: &Report, found: &State, history: &History) -> Result<u64, String> {
+    let mut missing = 0;
+    for told in &report.groups {
+        let mine = &found[&told.group];
+        let (last, base) = (mine.last().0, mine.base.index);
+        if (told.base, told.last) != (base, last) || (told.reason.is_some() != (last < told.known))
+        {
+            return Err(format!("{told:?} is told of {mine:?}"));
+        }
+        let was = |state: &State| {
+            state.get(&told.group).is_some_and(|group| {
+                group.base == mine.base && group.entries.starts_with(&mine.entries)
+            })
+        };
+        if !history.states.iter().any(was) {
+            return Err(format!("group {} never was {mine:?}", told.group));
+        }
+        let newest = history.newest().get(&told.group);
+        if newest.is_some_and(|newest| newest.hard.term > mine.hard.term)
+            && report.damage.is_empty()
+        {
+            return Err(format!("group {} forgot a term", told.group));
+        }
+        missing += told.known.0 - last.0;
+    }
+    if report.groups.len() != found.len() {
+        return Err(format!("{report:?} is told of {found:?}"));
+    }
+    Ok(missing)
+}
+
+#[test]
+fn salvage_of_an_intact_log_is_the_same_log() {
+    for close in [true, false] {
+        let (fs, history) = store(close).unwrap();
+        let (report, found) = copy(&fs).unwrap();
+        assert_eq!(&found, history.newest());
+        assert!(!report.is_loss(), "{report:?}");
+    }
+}
+
+#[test]
+fn salvage_of_any_flipped_bit_opens_and_holds_what_was_there() {
+    let (mut whole, mut less) = (0, 0);
+    for close in [true, false] {
+        let (fs, history) = store(close).unwrap();
+        for path in files(&fs) {
+            let content = fs.read_file(&path).unwrap();
+            let used: Vec<usize> = (0..content.len()).filter(|at| content[*at] != 0).collect();
+            for at in used {
+                let fork = fs.fork(1);
+                fork.corrupt(&path, at as u64, 1 << (at % 8)).unwrap();
+                let broken = fork.read_file(&path).unwrap();
+                match copy(&fork) {
+                    Ok((report, found)) => {
+                        let missing = judge(&report, &found, &history)
+                            .unwrap_or_else(|text| panic!("{path}: byte {at}: {text}"));
+                        if missing > 0 || found.len() < history.newest().len() {
+                            assert!(report.is_loss(), "{path}: byte {at}: {report:?}");
+                            less += 1;
+                        } else {
+                            whole += 1;
+                        }
+                    }
+                    Err(error) => panic!("{path}: byte {at}: {error}"),
+                }
+                assert!(broken == fork.read_file(&path).unwrap());
+            }
+        }
+    }
+    eprintln!("{whole} whole, {less} with less");
+    assert!(whole > 1_000 && less > 500, "{whole} {less}");
+}
+
+#[test]
+fn salvage_without_a_segment_keeps_each_group_before_or_after_it() {
+    let (fs, history) = store(true).unwrap();
+    let segments: Vec<String> = files(&fs)
+        .into_iter()
+        .filter(|path| path.ends_with(".seg"))
+        .collect();
+    assert!(segments.len() > 1);
+    for path in &segments {
+        let fork = fs.fork(1);
+        fork.shared().remove(Path::new(path)).unwrap();
+        let (report, found) = copy(&fork).unwrap();
+        assert!(report.is_loss(), "{report:?}");
+        for told in &report.groups {
+            let mine = &found[&told.group];
+            // Where even the base's entries are gone, nothing of the group's log is left.
+            let was = history.states.iter().any(|state| {
+                state
+                    .get(&told.group)
+                    .is_some_and(|group| group.entries.starts_with(&mine.entries))
+            });
+            assert!(was, "{path}: {told:?}: {mine:?}");
+            assert!(told.last == told.known || told.reason.is_some(), "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn salvage_into_a_directory_in_use_or_of_another_store_is_refused() {
+    let (fs, _) = store(true).unwrap();
+    let to = Path::new("/data/log");
+    let error = salvage(&fs.shared(), &options(), to, &|_, _| true).unwrap_err();
+    assert!(error.to_string().contains("not empty"), "{error}");
+    let mut other = options();
+    other.store_id = StoreId(1);
+    let error = salvage(&fs.shared(), &other, Path::new("/new"), &|_, _| true).unwrap_err();
+    assert_eq!(error.kind(), raft_log::ErrorKind::ForeignStore, "{error}");
+}
+
+#[test]
+fn salvage_drops_a_reference_to_a_snapshot_that_is_not_there() {
+    let (fs, history) = store(true).unwrap();
+    let new = Path::new("/new/log");
+    let report = salvage(&fs.shared(), &options(), new, &|_, _| false).unwrap();
+    let mut dropped = report.groups.iter().filter_map(|told| {
+        let snapshot = told.dropped_snapshot.as_ref()?;
+        Some((told.group, snapshot.index))
+    });
+    let mut had = history.newest().iter().filter_map(|(id, group)| {
+        let snapshot = group.snapshot.as_ref()?;
+        Some((*id, snapshot.index))
+    });
+    let first: Option<(_, Index)> = dropped.next();
+    assert!(first.is_some() && first == had.next());
+    assert!(report.is_loss());
+}

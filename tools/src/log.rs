@@ -9,10 +9,10 @@ mod ls;
 mod salvage;
 mod show;
 mod stat;
-mod table;
+pub(crate) mod table;
 mod timeline;
 mod verify;
-mod walk;
+pub(crate) mod walk;
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use raft_log::{ErrorKind, LogError};
 use crate::failure::Failure;
 
 /// Why these writes do not fail.
-const INTO_STRING: &str = "writing to a string does not fail";
+pub(crate) const INTO_STRING: &str = "writing to a string does not fail";
 
 /// Flags of `flotilla log`.
 #[derive(Args, Debug)]
@@ -53,10 +53,10 @@ enum What {
 
 /// Which directory.
 #[derive(Args, Clone, Debug)]
-struct Dir {
+pub(crate) struct Dir {
     /// The data directory
     #[arg(default_value = "flotilla.data")]
-    data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
 }
 
 impl Dir {

@@ -7,6 +7,7 @@ mod failure;
 mod log;
 mod logging;
 mod server;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -15,6 +16,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use crate::bench::BenchArgs;
 use crate::failure::{Failure, print};
 use crate::log::LogArgs;
+use crate::snapshot::SnapshotArgs;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,6 +34,9 @@ fn command() -> Command {
         .subcommand(config::config_command())
         .subcommand(LogArgs::augment_args(
             Command::new("log").about("Look at the log of a data directory"),
+        ))
+        .subcommand(SnapshotArgs::augment_args(
+            Command::new("snapshot").about("Look at the snapshots of a data directory"),
         ))
         .subcommand(BenchArgs::augment_args(
             Command::new("bench").about("Measure an etcd v3 endpoint, or compare two"),
@@ -57,6 +62,11 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             let args = LogArgs::from_arg_matches(flags)
                 .map_err(|error| Failure::Usage(error.to_string()))?;
             log::run(&args)
+        }
+        Some(("snapshot", flags)) => {
+            let args = SnapshotArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            snapshot::run(&args)
         }
         Some(("bench", flags)) => {
             let args = BenchArgs::from_arg_matches(flags)

@@ -128,7 +128,7 @@ impl Catalog {
     }
 
     /// Reads a header and checks that it is the one which the file's name promises.
-    fn header(
+    pub(super) fn header(
         &self,
         file: &dyn VfsFile,
         group: GroupId,
@@ -144,7 +144,7 @@ impl Catalog {
         Ok(header)
     }
 
-    fn open(&self, path: &Path) -> Result<Box<dyn VfsFile>, SnapshotError> {
+    pub(super) fn open(&self, path: &Path) -> Result<Box<dyn VfsFile>, SnapshotError> {
         self.vfs
             .open(path, OpenMode::Read)
             .map_err(SnapshotError::io(path, "open"))

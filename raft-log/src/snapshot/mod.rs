@@ -118,6 +118,7 @@ mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod inspect;
 mod install;
 mod latch;
 mod number;
@@ -143,6 +144,7 @@ use catalog::{PART_SUFFIX, TMP_SUFFIX, parse_part_name};
 pub use chunk::Compression;
 pub use error::SnapshotError;
 use format::{Header, MEMBERSHIP_MAX};
+pub use inspect::{ChunkInfo, SnapshotDetails};
 pub use install::{Installed, SnapshotReport};
 use latch::Latch;
 use number::Numbers;

@@ -90,6 +90,11 @@ impl SnapshotReader {
         Ok(&self.chunk)
     }
 
+    /// The number of the next chunk, and where its head lies.
+    pub(super) fn place(&self) -> (u64, u64) {
+        (self.number, self.offset)
+    }
+
     fn load(&mut self) -> Result<(), SnapshotError> {
         self.chunk.clear();
         self.taken = 0;

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::INTO_STRING;
 
 /// Left-aligned columns, as wide as their longest cell.
-pub(super) fn columns(out: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
+pub(crate) fn columns(out: &mut String, header: &[&str], rows: Vec<Vec<String>>) {
     let header = header
         .iter()
         .map(|name| (*name).to_owned())

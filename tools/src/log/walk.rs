@@ -11,14 +11,14 @@ use super::{Dir, damage, failure_of, segment, segments};
 use crate::failure::Failure;
 
 /// What was read.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     /// The segments, ascending.
-    pub(super) infos: Vec<SegmentInfo>,
+    pub(crate) infos: Vec<SegmentInfo>,
 }
 
 impl Walk {
     /// Reads everything; `visit` sees each batch with the id of its segment.
-    pub(super) fn all(dir: &Dir, visit: &mut dyn FnMut(u64, BatchInfo)) -> Result<Self, Failure> {
+    pub(crate) fn all(dir: &Dir, visit: &mut dyn FnMut(u64, BatchInfo)) -> Result<Self, Failure> {
         let (log, mut infos) = (dir.log(), Vec::new());
         for id in segments(dir)? {
             let read = segment(&log, id, &mut |batch| visit(id, batch));
@@ -28,12 +28,12 @@ impl Walk {
     }
 
     /// The first sequence of the segment behind the one at `at`.
-    pub(super) fn next_first(&self, at: usize) -> Option<u64> {
+    pub(crate) fn next_first(&self, at: usize) -> Option<u64> {
         self.infos.get(at + 1).map(|next| next.first_seq)
     }
 
     /// What does not verify, and is not superseded.
-    pub(super) fn damage(&self) -> Vec<String> {
+    pub(crate) fn damage(&self) -> Vec<String> {
         let found = self.infos.iter().enumerate();
         found
             .filter_map(|(at, info)| damage(info, self.next_first(at)))
@@ -41,7 +41,7 @@ impl Walk {
     }
 
     /// Fails with exit code 3 if anything does not verify.
-    pub(super) fn verdict(&self) -> Result<(), Failure> {
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
         match self.damage().into_iter().next() {
             None => Ok(()),
             Some(first) => Err(Failure::Damaged(first)),
@@ -51,11 +51,11 @@ impl Walk {
 
 /// Where each group stands, as far as its records were seen.
 #[derive(Default)]
-pub(super) struct Groups(pub(super) BTreeMap<GroupId, GroupCheckpoint>);
+pub(crate) struct Groups(pub(crate) BTreeMap<GroupId, GroupCheckpoint>);
 
 impl Groups {
     /// Takes one record into account.
-    pub(super) fn see(&mut self, id: GroupId, record: &DiskRecord) {
+    pub(crate) fn see(&mut self, id: GroupId, record: &DiskRecord) {
         let group = match record {
             DiskRecord::Checkpoint(state) => return drop(self.0.insert(id, state.clone())),
             DiskRecord::Other(Record::Destroy) => return drop(self.0.remove(&id)),
@@ -78,7 +78,7 @@ impl Groups {
     }
 
     /// The last index of a group.
-    pub(super) fn last(&self, id: GroupId) -> Index {
+    pub(crate) fn last(&self, id: GroupId) -> Index {
         self.0
             .get(&id)
             .map_or(Index::ZERO, |group| group.last_index)

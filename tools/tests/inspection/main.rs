@@ -6,4 +6,5 @@
 
 mod common;
 mod salvage;
+mod snapshot;
 mod verify;

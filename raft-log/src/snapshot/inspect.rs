@@ -9,6 +9,7 @@ use bytes::Bytes;
 use super::catalog::{Catalog, PART_SUFFIX, SnapshotFile, TMP_SUFFIX};
 use super::error::SnapshotError;
 use super::format::{Footer, Header};
+use super::latch::Latch;
 use super::number::Numbers;
 use super::reader::SnapshotReader;
 use crate::vfs::VfsFile;
@@ -124,8 +125,8 @@ impl Catalog {
     /// Reads the counter that names snapshots. It may be missing only while there is no snapshot.
     pub fn verify_counter(&self, store: StoreId) -> Result<(), SnapshotError> {
         let is_new = self.list()?.is_empty();
-        let vfs = std::sync::Arc::clone(&self.vfs);
-        Numbers::open(vfs, &self.dir, store, is_new).map(drop)
+        let latch = Latch::new(std::sync::Arc::clone(&self.vfs));
+        Numbers::open(latch, &self.dir, store, is_new).map(drop)
     }
 }
 

@@ -1,4 +1,5 @@
-//! The log's cold reads: entries that memory no longer holds, in the page cache, as a member that lags asks for them.
+//! The log's cold reads: entries that memory no longer holds, in the page cache, as a member that lags asks for them; and
+//! synced appends of text, plain and compressed.
 #![expect(
     clippy::unwrap_used,
     reason = "a benchmark ends where it cannot measure"
@@ -76,8 +77,75 @@ fn cold_reads(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Something like a cluster's objects in JSON, another text for each number.
+fn text(number: u64, len: usize) -> Bytes {
+    let mut out = String::from(r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web-"#);
+    let mut state = number;
+    while out.len() < len {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        out += &format!(
+            r#"{:08x}","namespace":"default","uid":"{state:016x}","labels":{{"app":"web"}},"image":"registry/app:{}","#,
+            state >> 32,
+            state % 97
+        );
+    }
+    out.truncate(len);
+    out.into_bytes().into()
+}
+
+fn text_appends(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("append_text");
+    for (len, count) in [
+        (1_024, 1),
+        (4_096, 1),
+        (16_384, 1),
+        (4_096, 64),
+        (65_536, 4),
+    ] {
+        let pool: Vec<Bytes> = (0..64).map(|number| text(number, len)).collect();
+        group.throughput(Throughput::Bytes((len * count) as u64));
+        for (name, lz4_bytes_min) in [("plain", None), ("lz4", Some(0))] {
+            let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+            let mut options = LogOptions::new(dir.path().join("log"), StoreId(1));
+            options.segment_bytes_min = 64 << 20;
+            options.lz4_bytes_min = lz4_bytes_min;
+            let (log, _) = Log::open(Arc::new(RealFs::new()), options).unwrap();
+            let mut last = Index(0);
+            group.bench_function(format!("{len}x{count}/{name}"), |bencher| {
+                bencher.iter(|| {
+                    let mut batch = WriteBatch::new();
+                    if last.0.is_multiple_of(4_096) {
+                        // Of the log no more than that is kept.
+                        let base = Base {
+                            index: last,
+                            term: Term(1),
+                            ..Base::default()
+                        };
+                        batch.push(GroupId(1), Record::Compact(base));
+                    }
+                    let entries = (0..count).map(|_| {
+                        last = last.next();
+                        Entry {
+                            index: last,
+                            term: Term(1),
+                            kind: EntryKind::Normal,
+                            payload: pool[last.0 as usize % pool.len()].clone(),
+                        }
+                    });
+                    batch.push(GroupId(1), Record::Entries(entries.collect()));
+                    log.write(batch).unwrap();
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 fn main() {
     let mut criterion = Criterion::default().sample_size(10).configure_from_args();
     cold_reads(&mut criterion);
+    text_appends(&mut criterion);
     criterion.final_summary();
 }

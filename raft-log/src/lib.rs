@@ -145,6 +145,7 @@ mod batch;
 mod error;
 mod ids;
 pub mod log;
+mod lz4;
 
 pub use batch::{Base, Entry, EntryKind, HardState, Record, SnapshotRef, WriteBatch};
 pub use error::{Difference, ErrorKind, LogError};

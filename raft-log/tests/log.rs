@@ -66,6 +66,52 @@ fn append(log: &Log, index: u64) {
     assert!(log.is_durable(ticket).unwrap());
 }
 
+/// Text, noise, and something short, in turn.
+fn mixed(index: u64) -> Entry {
+    let noise = (0..4_000_u64).map(|at| ((at * at * (index + 7919)) >> 5) as u8);
+    let payload = match index % 3 {
+        0 => b"every line like the one before\n".repeat(200),
+        1 => noise.collect(),
+        _ => vec![1; 40],
+    };
+    Entry {
+        payload: payload.into(),
+        ..entry(index)
+    }
+}
+
+#[test]
+fn content_that_compresses_takes_less_space_and_comes_back() {
+    let write = |lz4_bytes_min| {
+        let (fs, mut options) = (SimFs::new(1), options("/".as_ref(), IoMode::Inline));
+        (options.lz4_bytes_min, options.cache_bytes) = (lz4_bytes_min, 0);
+        let (log, _) = Log::open(fs.shared(), options.clone()).unwrap();
+        create(&log);
+        for index in 1..=60 {
+            let mut batch = WriteBatch::new();
+            batch.push(GROUP, Record::Entries(vec![mixed(index)]));
+            log.write(batch).unwrap();
+            log.drive().unwrap();
+        }
+        let read = |log: &Log| {
+            let range = Index(1)..Index(61);
+            let found = log.entries(GROUP, range, usize::MAX).unwrap();
+            assert!(found.into_iter().eq((1..=60).map(mixed)));
+        };
+        read(&log);
+        let bytes = log.stats().bytes_written;
+        drop(log);
+        fs.crash(CrashKind::Process);
+        // Whoever opens it next need not compress.
+        options.lz4_bytes_min = None;
+        read(&Log::open(fs.shared(), options).unwrap().0);
+        bytes
+    };
+    let (plain, compressed) = (write(None), write(Some(1_000)));
+    let text = 20 * 6_200;
+    assert!(plain > compressed + text * 9 / 10, "{plain}, {compressed}");
+}
+
 fn check(log: &Log, from: u64, to: u64) {
     let found = log
         .entries(GROUP, Index(from)..Index(to + 1), usize::MAX)

@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use crate::lz4::LZ4_RATIO_MAX;
 use crate::testing::{Bug, bug};
 use crate::{
     Base, Entry, EntryKind, GroupId, HardState, Index, NodeId, Record, SnapshotRef, StoreId, Term,
@@ -42,6 +43,7 @@ const KIND_COMPACT: u8 = 4;
 const KIND_SNAPSHOT: u8 = 5;
 const KIND_DESTROY: u8 = 6;
 const KIND_CHECKPOINT: u8 = 7;
+pub(super) const KIND_ENTRY_LZ4: u8 = 8;
 
 /// The header of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,9 +238,18 @@ pub enum DiskRecord {
 pub(crate) struct BodyEncoder {
     pub(crate) bytes: Vec<u8>,
     pub(crate) records: u32,
+    /// Contents from so many bytes on are compressed where that saves an eighth.
+    lz4_bytes_min: Option<usize>,
 }
 
 impl BodyEncoder {
+    pub(crate) fn compressing(lz4_bytes_min: Option<usize>) -> Self {
+        Self {
+            lz4_bytes_min,
+            ..Self::default()
+        }
+    }
+
     /// Adds one record of a write batch; entries become one record each, at the offsets pushed to `entry_offsets`.
     pub(crate) fn push(
         &mut self,
@@ -250,13 +261,19 @@ impl BodyEncoder {
             Record::Entries(entries) => {
                 for entry in entries {
                     let start = self.bytes.len();
-                    self.record(group, KIND_ENTRY, |out| {
+                    let block = self.compressed(&entry.payload);
+                    let kind = block.as_ref().map_or(KIND_ENTRY, |_| KIND_ENTRY_LZ4);
+                    self.record(group, kind, |out| {
                         out.extend_from_slice(&entry.index.0.to_le_bytes());
                         out.extend_from_slice(&entry.term.0.to_le_bytes());
                         out.extend_from_slice(&u64::from(entry.kind as u8).to_le_bytes());
-                        out.extend_from_slice(&entry.payload);
+                        match &block {
+                            None => out.extend_from_slice(&entry.payload),
+                            Some(block) => put_block(out, entry.payload.len(), block),
+                        }
                     });
-                    let len = RECORD_HEADER + ENTRY_HEADER + entry.payload.len();
+                    let stored = block.map_or(entry.payload.len(), |block| 8 + block.len());
+                    let len = RECORD_HEADER + ENTRY_HEADER + stored;
                     entry_offsets.push((start as u32, len as u32));
                 }
             }
@@ -291,6 +308,15 @@ impl BodyEncoder {
                 }
             }
         });
+    }
+
+    /// The content as an LZ4 block, if that is wanted and pays.
+    fn compressed(&self, content: &[u8]) -> Option<Vec<u8>> {
+        if self.lz4_bytes_min.is_none_or(|least| content.len() < least) {
+            return None;
+        }
+        let block = lz4_flex::block::compress(content);
+        (8 + block.len() < content.len() - content.len() / 8).then_some(block)
     }
 
     fn record(&mut self, group: GroupId, kind: u8, fill: impl FnOnce(&mut Vec<u8>)) {
@@ -389,14 +415,19 @@ pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
     let mut input = &bytes[RECORD_HEADER..];
     let kind = u8::try_from(u32_at(bytes, 8)).ok()?;
     let record = match kind {
-        KIND_ENTRY => {
+        KIND_ENTRY | KIND_ENTRY_LZ4 => {
+            let compressed = kind == KIND_ENTRY_LZ4;
             let (index, term) = (take_index(&mut input)?, Term(take_u64(&mut input)?));
             let kind = match take_u64(&mut input)? {
                 0 => EntryKind::Normal,
                 1 => EntryKind::Config,
                 _ => return None,
             };
-            let payload = Bytes::copy_from_slice(input);
+            let payload = if compressed {
+                take_block(input)?
+            } else {
+                Bytes::copy_from_slice(input)
+            };
             return Some(DiskRecord::Entry(Entry {
                 index,
                 term,
@@ -457,6 +488,23 @@ fn put_snapshot(out: &mut Vec<u8>, snapshot: &SnapshotRef) {
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
     out.extend_from_slice(bytes);
+}
+
+/// An LZ4 block behind the length of its content.
+fn put_block(out: &mut Vec<u8>, len: usize, block: &[u8]) {
+    out.extend_from_slice(&(len as u64).to_le_bytes());
+    out.extend_from_slice(block);
+}
+
+/// The content of an LZ4 block behind its length.
+fn take_block(mut input: &[u8]) -> Option<Bytes> {
+    let len = usize::try_from(take_u64(&mut input)?).ok()?;
+    let possible = input.len().saturating_mul(LZ4_RATIO_MAX);
+    if len > RECORD_PAYLOAD_MAX || len > possible || len <= input.len() {
+        return None;
+    }
+    let content = lz4_flex::block::decompress(input, len).ok()?;
+    (content.len() == len).then(|| content.into())
 }
 
 fn take_u64(input: &mut &[u8]) -> Option<u64> {
@@ -585,6 +633,7 @@ mod tests {
             (KIND_SNAPSHOT, "snapshot reference"),
             (KIND_DESTROY, "group destroyed"),
             (KIND_CHECKPOINT, "checkpoint"),
+            (KIND_ENTRY_LZ4, "compressed entry"),
         ];
         wanted.extend(kinds.map(|(kind, name)| format!("| {kind} | {name} |")));
         for line in wanted {

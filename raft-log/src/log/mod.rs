@@ -517,7 +517,7 @@ impl Shared {
                 ),
             ));
         }
-        let mut body = BodyEncoder::default();
+        let mut body = BodyEncoder::compressing(self.options.lz4_bytes_min);
         body.bytes.reserve_exact(total);
         let mut places = Vec::new();
         for (group, record) in batch.records() {

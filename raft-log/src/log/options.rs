@@ -27,6 +27,9 @@ pub struct LogOptions {
     pub segment_bytes_max: u64,
     /// Recent entries of all groups kept in memory, in bytes. Default 32 MiB.
     pub cache_bytes: usize,
+    /// Contents of entries from so many bytes on are stored as LZ4 where that saves an eighth. Default none. It pays for
+    /// large batches of text; see `docs/BENCHMARKS.md` for what it takes.
+    pub lz4_bytes_min: Option<usize>,
     /// Who writes. Default [`IoMode::Thread`].
     pub io: IoMode,
     /// Go on without a last batch that is damaged and may have been acknowledged. Danger: it may lose it.
@@ -43,6 +46,7 @@ impl LogOptions {
             segment_bytes_min: 1 << 20,
             segment_bytes_max: 64 << 20,
             cache_bytes: 32 << 20,
+            lz4_bytes_min: None,
             io: IoMode::Thread,
             accept_suspect_tail: false,
         }

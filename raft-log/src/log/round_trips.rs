@@ -57,7 +57,9 @@ fn snapshot() -> impl Strategy<Value = SnapshotRef> {
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
-    (index(), any::<u64>(), any::<bool>(), bytes()).prop_map(|(index, term, config, payload)| {
+    let alike = (any::<u8>(), 100..2_000_usize).prop_map(|(byte, len)| std::vec![byte; len].into());
+    let payload = prop_oneof![bytes(), alike];
+    (index(), any::<u64>(), any::<bool>(), payload).prop_map(|(index, term, config, payload)| {
         Entry {
             index,
             term: Term(term),
@@ -121,8 +123,9 @@ proptest! {
         words in (any::<u64>(), any::<u64>(), any::<u64>()),
         salt in any::<u64>(),
         chain in any::<u32>(),
+        lz4_bytes_min in proptest::option::of(0..500_usize),
     ) {
-        let mut body = BodyEncoder::default();
+        let mut body = BodyEncoder::compressing(lz4_bytes_min);
         for (group, record) in &records {
             match record {
                 DiskRecord::Entry(entry) => {

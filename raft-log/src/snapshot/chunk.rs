@@ -8,6 +8,7 @@
 use crc32fast::Hasher;
 
 use super::format::u32_at;
+use crate::lz4::LZ4_RATIO_MAX;
 
 /// What precedes the bytes of a chunk: their length and their checksum.
 pub(super) const CHUNK_HEAD_LEN: usize = 8;
@@ -15,9 +16,6 @@ pub(super) const CHUNK_HEAD_LEN: usize = 8;
 pub(super) const CHUNK_SIZE: u32 = 256 * 1024;
 /// The largest chunk that a reader makes room for.
 pub(super) const CHUNK_SIZE_MAX: u32 = 16 * 1024 * 1024;
-
-/// What a byte of an LZ4 block stands for at most: one of a length adds as much.
-pub(super) const LZ4_RATIO_MAX: usize = 255;
 
 /// Whether chunks are compressed. Readers read both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -319,9 +319,10 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE, LZ4_RATIO_MAX};
+    use super::super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE};
     use super::super::number;
     use super::*;
+    use crate::lz4::LZ4_RATIO_MAX;
 
     const SPECIFICATION: &str = include_str!("../../../docs/FORMAT.md");
 

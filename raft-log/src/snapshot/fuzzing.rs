@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::catalog::Catalog;
-use super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE_MAX, ChunkHead, Compression, LZ4_RATIO_MAX, seal};
+use super::chunk::{CHUNK_HEAD_LEN, CHUNK_SIZE_MAX, ChunkHead, Compression, seal};
 use super::error::SnapshotError;
 use super::format::{FOOTER_LEN, Footer, Header, u32_at, u64_at};
 use super::number::{self, COPY_LEN, COPY_STRIDE};
@@ -11,6 +11,7 @@ use super::reader::SnapshotReader;
 use super::sender::SnapshotManifest;
 use super::{SnapshotOptions, SnapshotStore};
 use crate::fuzzing::{Bytes, assert_same, put_crc, repair};
+use crate::lz4::LZ4_RATIO_MAX;
 use crate::vfs::{SimFs, Vfs};
 use crate::{GroupId, IoMode, SnapshotRef, StoreId};
 

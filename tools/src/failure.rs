@@ -27,11 +27,15 @@ impl Failure {
     /// Adds what went wrong after this; how the process ends stays as it is.
     pub(crate) fn then(self, next: &Self) -> Self {
         let (Self::Failed(after) | Self::Usage(after) | Self::Damaged(after)) = next;
-        let with = |text: String| format!("{text}; while stopping: {after}");
+        self.map(|text| format!("{text}; while stopping: {after}"))
+    }
+
+    /// The same failure in other words.
+    pub(crate) fn map(self, change: impl FnOnce(String) -> String) -> Self {
         match self {
-            Self::Failed(text) => Self::Failed(with(text)),
-            Self::Usage(text) => Self::Usage(with(text)),
-            Self::Damaged(text) => Self::Damaged(with(text)),
+            Self::Failed(text) => Self::Failed(change(text)),
+            Self::Usage(text) => Self::Usage(change(text)),
+            Self::Damaged(text) => Self::Damaged(change(text)),
         }
     }
 

@@ -15,6 +15,7 @@ use super::index::Group;
 use super::read::entry_in;
 use super::recovery::{Run, runs};
 use super::segment::segment_path;
+use super::votes::Slots;
 use super::{IoMode, Log, LogOptions, check, votes};
 use crate::vfs::SharedVfs;
 use crate::{
@@ -102,6 +103,9 @@ pub fn salvage(
         damage,
     };
     let slots = votes::read(vfs, &from.dir, from.store_id)?;
+    report
+        .damage
+        .extend(lost_votes(from, &slots, !report.damage.is_empty()));
     let mut options = from.clone();
     options.dir = to.to_owned();
     options.io = IoMode::Inline;
@@ -123,6 +127,26 @@ pub fn salvage(
     drop(log);
     prove(vfs, options, &report)?;
     Ok(report)
+}
+
+/// Vote blocks because of which a vote may be forgotten: both of a pair, or any when the log is damaged too.
+fn lost_votes<'a>(
+    from: &'a LogOptions,
+    slots: &'a Slots,
+    log_is_damaged: bool,
+) -> impl Iterator<Item = LogError> + 'a {
+    let alone = move |at: &&u64| !slots.damaged.contains(&votes::other_half(**at));
+    let counts = move |at: &&u64| log_is_damaged || !alone(at);
+    slots.damaged.iter().filter(counts).map(|at| {
+        LogError::differs(
+            ErrorKind::Corruption,
+            &from.dir.join("votes"),
+            *at,
+            "a vote slot or zeros",
+            "bytes that do not verify",
+            "term and vote are those of the log, which may be older",
+        )
+    })
 }
 
 fn refuse_used(vfs: &SharedVfs, to: &Path) -> Result<(), LogError> {

@@ -129,6 +129,11 @@ pub(super) fn decode(store: StoreId, block: &[u8]) -> Option<Slot> {
     })
 }
 
+/// The offset of the other block of a pair.
+pub(super) fn other_half(at: u64) -> u64 {
+    at ^ BLOCK as u64
+}
+
 /// Reads the slots of a directory; a missing file has none.
 pub(super) fn read(
     vfs: &SharedVfs,

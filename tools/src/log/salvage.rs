@@ -36,13 +36,23 @@ pub(super) struct SalvageArgs {
 }
 
 pub(super) fn run(args: &SalvageArgs) -> Result<(), Failure> {
-    let (from, to) = (&args.dir.data_dir, &args.to);
     segments(&args.dir)?;
-    refuse_used(from, to)?;
+    refuse_used(&args.dir.data_dir, &args.to)?;
     let vfs: SharedVfs = Arc::new(RealFs::new());
-    let _locks = lock(&*vfs, from)?;
-    let owner = Owner::of(&vfs, from, &args.dir.log())?;
-    let catalog = Catalog::new(Arc::clone(&vfs), from.join("snap"), Some(owner.store));
+    let _locks = lock(&*vfs, &args.dir.data_dir)?;
+    copy(args, &vfs).map_err(|failure| {
+        let partial = args.to.exists();
+        failure.map(|text| match partial {
+            true => format!("{text}; {} is incomplete, remove it", args.to.display()),
+            false => text,
+        })
+    })
+}
+
+fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
+    let (from, to) = (&args.dir.data_dir, &args.to);
+    let owner = Owner::of(vfs, from, &args.dir.log())?;
+    let catalog = Catalog::new(Arc::clone(vfs), from.join("snap"), Some(owner.store));
     let found = RefCell::new(Vec::new());
     let has_snapshot = |group: GroupId, snapshot: &SnapshotRef| {
         let good = catalog.verify(group, snapshot).is_ok();
@@ -52,7 +62,7 @@ pub(super) fn run(args: &SalvageArgs) -> Result<(), Failure> {
         good
     };
     let options = LogOptions::new(args.dir.log(), owner.store);
-    let report = salvage(&vfs, &options, &to.join("log"), &has_snapshot)
+    let report = salvage(vfs, &options, &to.join("log"), &has_snapshot)
         .map_err(|error| failure_of(&error))?;
     let mut copied = copy_snapshots(from, to, &found.into_inner())?;
     let compacted = |told: &Salvaged| told.base > Index::ZERO;

@@ -80,6 +80,8 @@ fn salvage_of_damaged_headers_manifest_and_votes_loses_nothing() {
     let (found, new) = salvage(&setup, "new");
     assert_eq!(found.code, 0, "{}", found.stderr);
     assert_eq!(found.value["groups"][0]["lost"], 0, "{}", found.value);
+    let damage = found.value["damage"].as_array().unwrap();
+    assert_eq!(damage.len(), 5, "{}", found.value);
     verified(&new);
     let server = new.start();
     assert_eq!(count(&server), 20);
@@ -107,6 +109,22 @@ fn salvage_of_rot_in_a_sealed_segment_keeps_the_entries_before_it() {
     );
     let server = new.start();
     assert_eq!(count(&server), 9);
+    stop(server);
+}
+
+#[test]
+fn salvage_of_a_compacted_log_brings_the_engine_without_which_it_is_of_no_use() {
+    let (_dir, mut setup) = setup();
+    setup.flags = vec!["--snapshot-count".into(), "1000".into()];
+    let server = setup.start();
+    put_many(&server, 8_000);
+    stop(server);
+    let (found, new) = salvage(&setup, "new");
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let base = found.value["groups"][0]["base_index"].as_u64().unwrap();
+    assert!(base > 0, "{}", found.value);
+    let server = new.start();
+    assert_eq!(count(&server), 8_000);
     stop(server);
 }
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 pub use segments::SegmentCheck;
 
 use super::format::GroupCheckpoint;
+use super::manifest::Found;
 use super::segment::segment_path;
 use super::{LogOptions, RecoveryReport, inspect, manifest, recovery, votes};
 use crate::vfs::SharedVfs;
@@ -251,8 +252,14 @@ fn look(vfs: &SharedVfs, options: &LogOptions) -> Result<Check, LogError> {
         Err(error) => {
             check.findings.push(Finding::refusal(&error, dir));
             check.start = Err(error);
+            // What the manifest has struck off is not needed, whatever is in it.
+            let oldest = match manifest::read(vfs, dir, options.store_id) {
+                Ok(Found::Whole(contents) | Found::Half(contents)) => contents.oldest,
+                _ => 0,
+            };
             let headers: Vec<_> = ids
                 .iter()
+                .filter(|id| **id >= oldest)
                 .map(|id| recovery::read_header(vfs, options, *id, false).map(|(_, top)| top))
                 .collect();
             segments::read_all(vfs, options, &headers, None, &mut check);
@@ -286,10 +293,8 @@ fn read_votes(vfs: &SharedVfs, options: &LogOptions, check: &mut Check) {
         Ok(found) => found,
         Err(error) => return check.add(Finding::refusal(&error, &options.dir)),
     };
-    let (block, pair) = (votes::BLOCK as u64, 2 * votes::BLOCK as u64);
     for at in &found.damaged {
-        let other = at / pair * pair + (at + block) % pair;
-        let both = found.damaged.contains(&other);
+        let both = found.damaged.contains(&votes::other_half(*at));
         let meaning = match (&check.start, both) {
             (Ok(_), true) => {
                 "nothing is lost, the log has term and vote as well; no crash does this"

@@ -9,11 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use raft_log::{Index, Log};
+use raft_node::{Applied, StateMachine};
 use tracing::warn;
 
 use super::{DATA_GROUP, NodeConfig, NodeError};
 use crate::engine::lsm::{LsmEngine, LsmOptions};
 use crate::engine::{Engine, EngineError};
+use crate::lease::Lessor;
+use crate::mvcc::{KvOptions, KvStateMachine, Sinks};
+use crate::watch::WatchHub;
 
 /// Damaged engine directories that are kept for inspection.
 const ASIDE_MAX: u32 = 8;
@@ -33,6 +37,28 @@ pub(super) fn open(config: &NodeConfig, log: &Log) -> Result<Arc<dyn Engine>, No
     let aside = move_aside(&config.data_dir, &dir)?;
     warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log");
     Ok(Arc::new(LsmEngine::open(&dir, LsmOptions::default())?))
+}
+
+/// Where the state of the default keyspace stands in an engine's directory; `None` when it holds none. Opening an engine
+/// cleans up in its directory, so this is for a copy.
+///
+/// # Errors
+/// The engine cannot be opened or read.
+pub fn applied_in(dir: &Path) -> Result<Option<Applied>, EngineError> {
+    let engine = Arc::new(LsmEngine::open(dir, LsmOptions::default())?);
+    let sinks = Sinks {
+        events: Arc::new(WatchHub::new()),
+        leases: Arc::new(Lessor::new()),
+    };
+    let options = KvOptions {
+        group: DATA_GROUP,
+        ..KvOptions::default()
+    };
+    let (machine, _) = KvStateMachine::open(Arc::<LsmEngine>::clone(&engine), options, sinks)?;
+    let applied = machine.applied();
+    drop(machine);
+    engine.close()?;
+    Ok((applied.index > Index::ZERO).then_some(applied))
 }
 
 /// Gives the error back when a new engine, filled from the log, is the answer to it; else why the start ends here.

@@ -32,6 +32,7 @@ use crate::lease::Lessor;
 use crate::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
 use crate::watch::WatchHub;
 
+pub use engine::applied_in;
 pub use error::NodeError;
 pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use view::{GroupReplica, NodeView};

@@ -9,9 +9,11 @@
 //! added again.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::index::Group;
+use bytes::Bytes;
+
+use super::index::{Group, Position};
 use super::read::entry_in;
 use super::recovery::{Run, runs};
 use super::segment::segment_path;
@@ -19,7 +21,8 @@ use super::votes::Slots;
 use super::{IoMode, Log, LogOptions, check, votes};
 use crate::vfs::SharedVfs;
 use crate::{
-    Entry, ErrorKind, GroupId, HardState, Index, LogError, Record, SnapshotRef, Term, WriteBatch,
+    Base, Entry, ErrorKind, GroupId, HardState, Index, LogError, Record, SnapshotRef, Term,
+    WriteBatch,
 };
 
 /// Bytes of entries in one batch of the new log.
@@ -62,11 +65,22 @@ impl Report {
     }
 }
 
+/// State of a group that its owner holds durably outside of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Covered {
+    /// The last index whose effect is in it.
+    pub index: Index,
+    /// The term of that entry.
+    pub term: Term,
+    /// The membership as of `index`, if there is one that the log's base does not have.
+    pub membership: Option<Bytes>,
+}
+
 /// What is kept of a group, before it is written.
 struct Kept<'a> {
-    id: GroupId,
     group: &'a Group,
     run: &'a Run,
+    base: Base,
     hard_state: HardState,
     snapshot: Option<SnapshotRef>,
     told: Salvaged,
@@ -74,6 +88,9 @@ struct Kept<'a> {
 
 /// Copies the log in `from.dir` to the directory `to`, which must be empty or not there, and opens the copy to see that
 /// it is sound. A reference to a snapshot is kept if `has_snapshot` says that its file is.
+///
+/// `covered` is asked about a group whose log is not whole: where the group's state is durable elsewhere up to some
+/// entry, the new log may begin behind that one, and damage before it costs nothing.
 ///
 /// # Errors
 /// A log of a newer format or without any segment that can be read; a directory that is not empty; and failures of the
@@ -83,6 +100,7 @@ pub fn salvage(
     from: &LogOptions,
     to: &Path,
     has_snapshot: &dyn Fn(GroupId, &SnapshotRef) -> bool,
+    covered: &dyn Fn(GroupId) -> Option<Covered>,
 ) -> Result<Report, LogError> {
     refuse_used(vfs, to)?;
     let (runs, damage) = runs(vfs, from)?;
@@ -112,7 +130,15 @@ pub fn salvage(
     options.accept_suspect_tail = false;
     let (log, _) = Log::open(SharedVfs::clone(vfs), options.clone())?;
     for (id, latest) in &newest.groups.map {
-        let mut kept = choose(*id, latest, &runs);
+        let mut kept = choose(*id, latest, &runs, None, from);
+        if kept.told.last < kept.told.known
+            && let Some(covered) = covered(*id)
+        {
+            let other = choose(*id, latest, &runs, Some(&covered), from);
+            if other.told.last > kept.told.last {
+                kept = other;
+            }
+        }
         for slot in slots.of(*id, latest.base.creation) {
             raise(&mut kept.hard_state, slot.term, slot.vote);
         }
@@ -121,7 +147,7 @@ pub fn salvage(
         {
             kept.told.dropped_snapshot = kept.snapshot.take();
         }
-        report.groups.push(write(&log, from, kept)?);
+        report.groups.push(write(&log, kept)?);
     }
     log.close()?;
     drop(log);
@@ -163,15 +189,22 @@ fn refuse_used(vfs: &SharedVfs, to: &Path) -> Result<(), LogError> {
 }
 
 /// The latest moment at which every entry of the group is there, or may be: the end of the newest run, or of an earlier
-/// one.
-fn choose<'a>(id: GroupId, latest: &'a Group, runs: &'a [Run]) -> Kept<'a> {
+/// one. What is covered need not be there.
+fn choose<'a>(
+    id: GroupId,
+    latest: &'a Group,
+    runs: &'a [Run],
+    covered: Option<&Covered>,
+    from: &LogOptions,
+) -> Kept<'a> {
     let lives = || {
         runs.iter().filter_map(move |run| {
             let group = run.groups.map.get(&id)?;
             (group.base.creation == latest.base.creation).then_some((run, group))
         })
     };
-    let complete = |group: &Group| group.missing_to <= group.base.index;
+    let base_of = |group: &Group| base_of(group, covered);
+    let complete = |group: &Group| group.missing_to <= base_of(group).index;
     let (run, group) = lives()
         .rev()
         .find(|(_, group)| complete(group))
@@ -186,35 +219,100 @@ fn choose<'a>(id: GroupId, latest: &'a Group, runs: &'a [Run]) -> Kept<'a> {
             other.hard_state.vote,
         );
     }
-    let reason = if !complete(group) {
-        Some(format!(
-            "entries {} to {} are in no segment that can be read",
-            group.base.index.next(),
-            group.missing_to
-        ))
-    } else if !std::ptr::eq(group, latest) {
-        Some(format!(
-            "what followed batch {} is damaged or missing",
-            run.last_seq
-        ))
+    let base = base_of(group);
+    let (last, bad) = if complete(group) {
+        readable(id, group, run, base.index, from)
     } else {
-        None
+        let (first, last) = (base.index.next(), group.missing_to);
+        let text = format!("entries {first} to {last} are in no segment that can be read");
+        (base.index, Some(text))
     };
+    let known = known.unwrap_or_default().max(last);
+    let cut = || format!("what followed batch {} is damaged or missing", run.last_seq);
     Kept {
-        id,
         group,
         run,
-        hard_state,
+        hard_state: HardState {
+            commit: hard_state.commit.min(last),
+            ..hard_state
+        },
         snapshot: group.snapshot.clone(),
         told: Salvaged {
             group: id,
-            base: group.base.index,
-            last: group.base.index,
-            known: known.unwrap_or_default(),
-            reason,
+            base: base.index,
+            last,
+            known,
+            reason: (last < known).then(|| bad.unwrap_or_else(cut)),
             dropped_snapshot: None,
         },
+        base,
     }
+}
+
+/// Where the new log of a group begins: at what is covered, if that belongs to it and lies above its own base.
+fn base_of(group: &Group, covered: Option<&Covered>) -> Base {
+    let own = &group.base;
+    let fits = |covered: &&Covered| {
+        let here = group.term_at(covered.index);
+        // Where the entry itself is missing: terms do not decrease.
+        let behind = Index(covered.index.next().0.max(group.first_held()));
+        let behind = group.term_at(behind);
+        covered.index > own.index
+            && here.is_none_or(|term| term == covered.term)
+            && behind.is_none_or(|term| term >= covered.term)
+    };
+    match covered.filter(fits) {
+        None => own.clone(),
+        Some(covered) => Base {
+            index: covered.index,
+            term: covered.term,
+            creation: own.creation,
+            membership: covered
+                .membership
+                .clone()
+                .unwrap_or_else(|| own.membership.clone()),
+        },
+    }
+}
+
+/// The places of a group's entries behind `base`, with their indices.
+fn places(group: &Group, base: Index) -> impl Iterator<Item = (Index, Position)> + '_ {
+    let first = group.first_held();
+    let skip = (base.next().0.saturating_sub(first) as usize).min(group.entries.len());
+    let indices = (first + skip as u64..).map(Index);
+    indices.zip(group.entries.range(skip..).copied())
+}
+
+/// The entry at a place, if it verifies.
+fn read(run: &Run, id: GroupId, index: Index, at: Position) -> Option<Entry> {
+    let mut record = vec![0; at.len as usize];
+    let file = run.files.get(&at.segment())?;
+    file.read_exact_at(&mut record, at.offset()).ok()?;
+    entry_in(&record, id, index)
+}
+
+/// The last entry behind `base` up to which all verify, and what is wrong with the next.
+fn readable(
+    id: GroupId,
+    group: &Group,
+    run: &Run,
+    base: Index,
+    from: &LogOptions,
+) -> (Index, Option<String>) {
+    let mut last = base;
+    for (index, at) in places(group, base) {
+        if read(run, id, index, at).is_none() {
+            let path = segment_path(&from.dir, at.segment());
+            let text = format!(
+                "entry {index} does not verify: {} at offset {}",
+                path.display(),
+                at.offset()
+            );
+            return (last, Some(text));
+        }
+        last = index;
+    }
+    (last, None)
 }
 
 /// The higher term wins; at equal term a vote beats none.
@@ -226,68 +324,48 @@ fn raise(state: &mut HardState, term: Term, vote: Option<crate::NodeId>) {
     }
 }
 
-/// Writes what is kept of a group, up to the first entry that does not verify.
-fn write(log: &Log, from: &LogOptions, kept: Kept<'_>) -> Result<Salvaged, LogError> {
+/// Writes what is kept of a group.
+fn write(log: &Log, kept: Kept<'_>) -> Result<Salvaged, LogError> {
     let Kept {
-        id,
         group,
         run,
-        mut hard_state,
+        base,
+        hard_state,
         snapshot,
         mut told,
     } = kept;
-    let mut batch = WriteBatch::new();
-    batch.push(id, Record::Compact(group.base.clone()));
-    log.write(batch)?;
-    let (mut entries, mut bytes): (Vec<Entry>, usize) = (Vec::new(), 0);
-    let flush = |entries: &mut Vec<Entry>| {
+    let id = told.group;
+    let put = |records: Vec<Record>| {
         let mut batch = WriteBatch::new();
-        batch.push(id, Record::Entries(std::mem::take(entries)));
+        for record in records {
+            batch.push(id, record);
+        }
         log.write(batch)
     };
-    // Those behind entries that are missing are of no use.
-    let held = if group.missing_to > group.base.index {
-        0
-    } else {
-        group.entries.len()
-    };
-    for position in group.entries.range(..held) {
-        let index = told.last.next();
-        let file = &run.files[&position.segment()];
-        let mut record = vec![0; position.len as usize];
-        let read = file.read_exact_at(&mut record, position.offset());
-        let Some(entry) = read.ok().and_then(|()| entry_in(&record, id, index)) else {
-            let path: PathBuf = segment_path(&from.dir, position.segment());
-            told.reason = Some(format!(
-                "entry {index} does not verify: {} at offset {}",
-                path.display(),
-                position.offset()
-            ));
-            break;
-        };
+    let start = base.index;
+    put(vec![Record::Compact(base)])?;
+    let (mut entries, mut bytes): (Vec<Entry>, usize) = (Vec::new(), 0);
+    for (index, at) in places(group, start).take_while(|(index, _)| *index <= told.last) {
+        let entry = read(run, id, index, at).ok_or_else(|| {
+            let text = format!("entry {index} of group {id} verified, and does not any more");
+            LogError::new(ErrorKind::Corruption, text)
+        })?;
+        // One record holds entries whose terms do not decrease.
         if bytes > BATCH_BYTES || entries.last().is_some_and(|last| last.term > entry.term) {
-            flush(&mut entries)?;
+            put(vec![Record::Entries(std::mem::take(&mut entries))])?;
             bytes = 0;
         }
-        bytes += record.len();
+        bytes += at.len as usize;
         entries.push(entry);
-        told.last = index;
     }
-    flush(&mut entries)?;
-    hard_state.commit = hard_state.commit.min(told.last);
-    let mut batch = WriteBatch::new();
-    batch.push(id, Record::HardState(hard_state));
+    let mut records = vec![Record::Entries(entries), Record::HardState(hard_state)];
     match snapshot {
         Some(snapshot) if snapshot.index <= told.last => {
-            batch.push(id, Record::SnapshotRef(snapshot));
+            records.push(Record::SnapshotRef(snapshot));
         }
         dropped => told.dropped_snapshot = told.dropped_snapshot.or(dropped),
     }
-    log.write(batch)?;
-    told.known = told.known.max(told.last);
-    if told.last == told.known {
-        told.reason = None;
-    }
+    put(records)?;
     Ok(told)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use raft_log::log::salvage::{Report, salvage};
+use raft_log::log::salvage::{Covered, Report, salvage};
 use raft_log::vfs::sim::SimFs;
 use raft_log::{Index, Log, LogError, StoreId};
 
@@ -11,9 +11,13 @@ use crate::model::{History, State, observe};
 use crate::world::options;
 
 fn copy(fs: &SimFs) -> Result<(Report, State), LogError> {
-    let report = salvage(&fs.shared(), &options(), Path::new("/new/log"), &|_, _| {
-        true
-    })?;
+    let report = salvage(
+        &fs.shared(),
+        &options(),
+        Path::new("/new/log"),
+        &|_, _| true,
+        &|_| None,
+    )?;
     let mut options = options();
     options.dir = "/new/log".into();
     let (log, _) = Log::open(fs.shared(), options)?;
@@ -126,11 +130,18 @@ fn salvage_without_a_segment_keeps_each_group_before_or_after_it() {
 fn salvage_into_a_directory_in_use_or_of_another_store_is_refused() {
     let (fs, _) = store(true).unwrap();
     let to = Path::new("/data/log");
-    let error = salvage(&fs.shared(), &options(), to, &|_, _| true).unwrap_err();
+    let error = salvage(&fs.shared(), &options(), to, &|_, _| true, &|_| None).unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");
     let mut other = options();
     other.store_id = StoreId(1);
-    let error = salvage(&fs.shared(), &other, Path::new("/new"), &|_, _| true).unwrap_err();
+    let error = salvage(
+        &fs.shared(),
+        &other,
+        Path::new("/new"),
+        &|_, _| true,
+        &|_| None,
+    )
+    .unwrap_err();
     assert_eq!(error.kind(), raft_log::ErrorKind::ForeignStore, "{error}");
 }
 
@@ -138,7 +149,7 @@ fn salvage_into_a_directory_in_use_or_of_another_store_is_refused() {
 fn salvage_drops_a_reference_to_a_snapshot_that_is_not_there() {
     let (fs, history) = store(true).unwrap();
     let new = Path::new("/new/log");
-    let report = salvage(&fs.shared(), &options(), new, &|_, _| false).unwrap();
+    let report = salvage(&fs.shared(), &options(), new, &|_, _| false, &|_| None).unwrap();
     let mut dropped = report.groups.iter().filter_map(|told| {
         let snapshot = told.dropped_snapshot.as_ref()?;
         Some((told.group, snapshot.index))
@@ -150,4 +161,41 @@ fn salvage_drops_a_reference_to_a_snapshot_that_is_not_there() {
     let first: Option<(_, Index)> = dropped.next();
     assert!(first.is_some() && first == had.next());
     assert!(report.is_loss());
+}
+
+#[test]
+fn salvage_of_a_group_whose_state_is_elsewhere_loses_nothing_that_is_in_it() {
+    let (fs, history) = store(true).unwrap();
+    let id = raft_log::GroupId(2);
+    let group = &history.newest()[&id];
+    let (first, last) = (&group.entries[0], group.last());
+    // Rot in the first entry, which a start does not notice.
+    let path = "/data/log/0000000000000001.seg";
+    let content = fs.read_file(path).unwrap();
+    let payload = &first.payload[..];
+    let at = content
+        .windows(payload.len())
+        .position(|window| window == payload);
+    fs.corrupt(path, at.unwrap() as u64, 1).unwrap();
+    let covered = Covered {
+        index: first.index,
+        term: first.term,
+        membership: None,
+    };
+    let of = |new: &str, covered: Option<Covered>| {
+        let of = |asked| covered.clone().filter(|_| asked == id);
+        let new = Path::new(new);
+        let report = salvage(&fs.shared(), &options(), new, &|_, _| true, &of).unwrap();
+        let told = report.groups.into_iter().find(|told| told.group == id);
+        told.unwrap()
+    };
+    let told = of("/without", None);
+    assert!(told.last < first.index && told.known == last.0, "{told:?}");
+    let told = of("/with", Some(covered.clone()));
+    assert_eq!((told.base, told.last), (first.index, last.0), "{told:?}");
+    assert_eq!(told.reason, None);
+    // State of another log is of no use.
+    let term = raft_log::Term(first.term.0 + 9);
+    let told = of("/other", Some(Covered { term, ..covered }));
+    assert!(told.last < first.index, "{told:?}");
 }

@@ -1,7 +1,8 @@
 //! `flotilla log salvage`: what can be trusted of a damaged data directory, in a new one.
 //!
 //! The log is copied record by record by `raft_log::log::salvage`; snapshots that the log refers to and that verify are
-//! copied as they are. `IDENTITY` comes last, so that a copy that was cut short is refused by every start.
+//! copied as they are. The engine's files come along where the log does not make up the state by itself: because it was
+//! compacted, or because what is damaged in it is in the engine's state already. `IDENTITY` comes last, so that a copy that was cut short is refused by every start.
 
 use std::cell::RefCell;
 use std::fmt::Write;
@@ -11,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use raft_log::log::salvage::{Report, Salvaged, salvage};
+use kv_server::node::{DATA_GROUP, applied_in};
+use raft_log::log::salvage::{Covered, Report, Salvaged, salvage};
 use raft_log::snapshot::Catalog;
 use raft_log::vfs::{RealFs, SharedVfs, Vfs, VfsLock};
 use raft_log::{GroupId, Index, LogOptions, SnapshotRef};
@@ -61,15 +63,21 @@ fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
         }
         good
     };
+    let engine = RefCell::new(Copied::default());
+    let covered = |group: GroupId| {
+        let covered = (group == DATA_GROUP).then(|| engine.borrow_mut().covered(from, to));
+        covered.flatten()
+    };
     let options = LogOptions::new(args.dir.log(), owner.store);
-    let report = salvage(vfs, &options, &to.join("log"), &has_snapshot)
+    let report = salvage(vfs, &options, &to.join("log"), &has_snapshot, &covered)
         .map_err(|error| failure_of(&error))?;
     let mut copied = copy_snapshots(from, to, &found.into_inner())?;
     let compacted = |told: &Salvaged| told.base > Index::ZERO;
-    if report.groups.iter().any(compacted) {
-        // The log alone does not make up the state, so whoever opens the copy needs what the engine has.
-        copied.extend(copy_all(from, to, Path::new("engine"))?);
-    }
+    copied.extend(
+        engine
+            .into_inner()
+            .settle(from, to, report.groups.iter().any(compacted))?,
+    );
     if owner.damage.is_none() {
         copied.push(copy_file(from, to, Path::new("IDENTITY"))?);
     }
@@ -79,6 +87,48 @@ fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
     } else {
         to_text(args, &report, &owner, &copied)
     })
+}
+
+/// The engine's directory, copied when something depends on it.
+#[derive(Default)]
+struct Copied {
+    files: Option<Vec<PathBuf>>,
+}
+
+impl Copied {
+    /// What the engine holds of the default keyspace. It is opened where it was copied to, as opening it writes.
+    fn covered(&mut self, from: &Path, to: &Path) -> Option<Covered> {
+        let copied = copy_all(from, to, Path::new("engine")).ok()?;
+        if copied.is_empty() {
+            return None;
+        }
+        self.files = Some(copied);
+        // One that cannot be opened covers nothing, and does not keep the log from being copied.
+        let applied = applied_in(&to.join("engine")).ok()??;
+        Some(Covered {
+            index: applied.index,
+            term: applied.term,
+            membership: applied.membership.map(|(_, members)| members.encode()),
+        })
+    }
+
+    /// Leaves the engine's files where the log begins behind its first entry, and else none: then the engine is rebuilt
+    /// from the log.
+    fn settle(self, from: &Path, to: &Path, needed: bool) -> Result<Vec<PathBuf>, Failure> {
+        let name = Path::new("engine");
+        match (self.files, needed) {
+            (Some(files), true) => Ok(files),
+            (None, true) => copy_all(from, to, name),
+            (None, false) => Ok(Vec::new()),
+            (Some(_), false) => {
+                let path = to.join(name);
+                fs::remove_dir_all(&path).map_err(|error| {
+                    Failure::failed(format!("cannot remove {}", path.display()), error)
+                })?;
+                Ok(Vec::new())
+            }
+        }
+    }
 }
 
 /// Never in place, and never over something.
@@ -197,7 +247,8 @@ fn notes(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf])
     match engine.count() {
         0 => {}
         count => notes.push(format!(
-            "the log does not begin at its first entry, so {count} files of the engine were copied as they are"
+            "the log does not begin at its first entry, so {count} files of the engine were copied: what came before is \
+             in them"
         )),
     }
     if let Some(damage) = &owner.damage {

@@ -98,6 +98,8 @@ fn salvage_of_rot_in_a_sealed_segment_keeps_the_entries_before_it() {
     let values = content.windows(100).enumerate();
     let mut values = values.filter(|(_, window)| window.iter().all(|byte| *byte == b'x'));
     flip(&path, values.nth(9).unwrap().0 as u64);
+    // With it nothing would be lost.
+    fs::remove_dir_all(setup.data_dir.join("engine")).unwrap();
     let (found, new) = salvage(&setup, "new");
     assert_eq!(found.code, 0, "{}", found.stderr);
     let group = &found.value["groups"][0];
@@ -125,6 +127,31 @@ fn salvage_of_a_compacted_log_brings_the_engine_without_which_it_is_of_no_use() 
     assert!(base > 0, "{}", found.value);
     let server = new.start();
     assert_eq!(count(&server), 8_000);
+    stop(server);
+}
+
+#[test]
+fn salvage_of_rot_in_what_the_engine_holds_loses_nothing() {
+    let (_dir, setup) = setup();
+    let server = setup.start();
+    put_many(&server, 200);
+    stop(server);
+    written(&setup);
+    let path = segments(&setup).remove(0);
+    let content = fs::read(&path).unwrap();
+    let values = content.windows(100).enumerate();
+    let mut values = values.filter(|(_, window)| window.iter().all(|byte| *byte == b'x'));
+    flip(&path, values.nth(99).unwrap().0 as u64);
+    let verify = inspect(&["log", "verify", setup.data_dir.to_str().unwrap()]);
+    assert_eq!(verify.code, 3);
+    let (found, new) = salvage(&setup, "new");
+    assert_eq!(found.code, 0, "{}", found.stderr);
+    let group = &found.value["groups"][0];
+    assert_eq!(group["lost"], 0, "{group}");
+    assert!(group["base_index"].as_u64().unwrap() > 99, "{group}");
+    verified(&new);
+    let server = new.start();
+    assert_eq!(count(&server), 200);
     stop(server);
 }
 

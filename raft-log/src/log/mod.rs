@@ -44,7 +44,7 @@ use format::{
 };
 use index::{Groups, Position};
 use votes::Slot;
-use waiters::{Waiters, Woken};
+use waiters::{Role, Waiters, Woken};
 use writer::{Item, Next, Seal, Writer};
 
 /// Bytes at the end of a segment that only batches without entries may take: truncations, votes and compactions go
@@ -283,7 +283,7 @@ impl Log {
         }
     }
 
-    /// Submits and waits, without waking the log's thread. A full log that has none looks for space first.
+    /// Submits and waits, without waking the log's thread. A full log without one looks for space first.
     ///
     /// # Errors
     /// As [`Log::submit`] and [`Log::wait`].
@@ -652,7 +652,7 @@ impl Shared {
         let newest = core.next_seq - 1;
         core.waiters.queue_taken(newest);
         drop(core);
-        let role = Role(self);
+        let role = Role::new(self);
         if bug(Bug::PurgeBeforeSync) {
             self.purge()?;
         }
@@ -771,43 +771,6 @@ impl Shared {
             let _ = thread.join();
         }
         self.core().lock = None;
-    }
-}
-
-/// The writer's role: given back when dropped; a panic while it is held fails the log.
-struct Role<'a>(&'a Shared);
-
-impl Drop for Role<'_> {
-    fn drop(&mut self) {
-        let mut core = self.0.core();
-        core.busy = false;
-        if std::thread::panicking() {
-            core.error.get_or_insert_with(|| {
-                LogError::new(
-                    ErrorKind::Failed,
-                    "the log's writer panicked; restart the process",
-                )
-            });
-        }
-        if core.dozing && core.unproven() {
-            core.wake(&self.0.work);
-        }
-        let durable = core.durable;
-        let failed = core.stuck || core.error.is_some();
-        let written = core.waiters.take_written(durable);
-        let next = if failed {
-            core.waiters.take_all()
-        } else {
-            core.waiters.take_first()
-        };
-        // What nobody waits for is its thread's to write, and a full disk to watch; a failure ends it.
-        if failed || (!core.queue.is_empty() && next.is_empty()) {
-            core.wake(&self.0.work);
-        }
-        drop(core);
-        // The next writer first: the disk works while the others are woken.
-        next.wake();
-        written.wake();
     }
 }
 

@@ -8,6 +8,9 @@
 
 use std::sync::{Arc, OnceLock};
 
+use super::Shared;
+use crate::{ErrorKind, LogError};
+
 /// Why a waiter was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Woken {
@@ -106,6 +109,50 @@ impl Waiters {
     pub(super) fn take_all(&mut self) -> Wakes {
         let gates = [self.written.take(), self.first.take(), self.queued.take()];
         Wakes(gates, Woken::Look)
+    }
+}
+
+/// The writer's role: given back when dropped; a panic while it is held fails the log.
+pub(super) struct Role<'a>(&'a Shared);
+
+impl<'a> Role<'a> {
+    /// The caller has seen that nobody has it, and has said that it is busy.
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        Self(shared)
+    }
+}
+
+impl Drop for Role<'_> {
+    fn drop(&mut self) {
+        let mut core = self.0.core();
+        core.busy = false;
+        if std::thread::panicking() {
+            core.error.get_or_insert_with(|| {
+                LogError::new(
+                    ErrorKind::Failed,
+                    "the log's writer panicked; restart the process",
+                )
+            });
+        }
+        if core.dozing && core.unproven() {
+            core.wake(&self.0.work);
+        }
+        let durable = core.durable;
+        let failed = core.stuck || core.error.is_some();
+        let written = core.waiters.take_written(durable);
+        let next = if failed {
+            core.waiters.take_all()
+        } else {
+            core.waiters.take_first()
+        };
+        // What nobody waits for is its thread's to write, and a full disk to watch; a failure ends it.
+        if failed || (!core.queue.is_empty() && next.is_empty()) {
+            core.wake(&self.0.work);
+        }
+        drop(core);
+        // The next writer first: the disk works while the others are woken.
+        next.wake();
+        written.wake();
     }
 }
 

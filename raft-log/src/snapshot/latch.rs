@@ -3,7 +3,7 @@
 //! After a failed sync the kernel may count the pages as clean, so a second one reports success without having written
 //! anything, for a name as for content. So no sync follows: every later operation that changes something fails with the
 //! cause of the first failure, until the process ends. Reading goes on, for a file that a record refers to was durable
-//! before. A write that fails, or a full disk, is no failed sync and concerns one writer only.
+//! before. A write that fails, for want of space or otherwise, is no failed sync and concerns one writer only.
 
 use std::io;
 use std::path::{Path, PathBuf};

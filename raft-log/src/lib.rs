@@ -52,7 +52,8 @@
 //! [`WriteBatch`] and [`Record`] are what can be written. [`Log`] opens, writes, waits and reads; [`LogOptions`] is how,
 //! [`GroupInfo`] and [`LogStats`] what it tells. [`LogError`] has a [`kind`](LogError::kind) to match on.
 //! [`SnapshotStore`] keeps files with a whole group's state, complete or not there at all. [`log::inspect`] looks at the
-//! files of a log without opening it. [`vfs`] is the seam to the file system.
+//! files of a log without opening it, [`log::check`] judges them as a start would, and [`log::salvage`] copies what can be
+//! trusted of a damaged one. [`vfs`] is the seam to the file system.
 //!
 //! The examples `embedded_log` (all of the above), `event_store` (no Raft at all) and `crash_test` (a crash test of
 //! another store) run with `cargo run -p raft-log --example NAME`.

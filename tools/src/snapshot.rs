@@ -278,7 +278,7 @@ fn missing(referred: &BTreeMap<GroupId, SnapshotRef>, files: &[SnapshotFile]) ->
             None => "no file",
         };
         Some(Failure::Damaged(format!(
-            "group {id}: expected snapshot {} at index {}, to which the log refers, found {what}; an older one is used \
+            "{id}: expected snapshot {} at index {}, to which the log refers, found {what}; an older one is used \
              only where the log covers the gap",
             wanted.number, wanted.index
         )))
@@ -334,18 +334,20 @@ fn show(args: &ShowArgs) -> Result<(), Failure> {
 fn describe(out: &mut String, details: &SnapshotDetails, chunks: &[ChunkInfo]) {
     let made = match details.origin {
         None => "made here".to_owned(),
-        Some((store, number)) => format!("received from store {store}, number {number} there"),
+        Some((store, number)) => {
+            format!("received from store {:x}, number {number} there", store.0)
+        }
     };
     writeln!(
         out,
-        "group {} creation {} index {} term {} number {} of store {}, {made}\n\
+        "group {} creation {} index {} term {} number {} of store {:x}, {made}\n\
          {} bytes of content, crc {:08x}, in {} chunks of at most {}, {} bytes stored; membership of {} bytes\n",
-        details.group,
+        details.group.0,
         details.creation,
         details.index,
         details.term,
         details.number,
-        details.store,
+        details.store.0,
         details.content_len,
         details.content_crc,
         details.chunks,
@@ -371,13 +373,13 @@ fn describe(out: &mut String, details: &SnapshotDetails, chunks: &[ChunkInfo]) {
 
 fn details_json(details: &SnapshotDetails) -> Value {
     json!({
-        "store": details.store.to_string(),
+        "store": format!("{:x}", details.store.0),
         "group": details.group.0,
         "creation": details.creation,
         "index": details.index.0,
         "term": details.term.0,
         "number": details.number,
-        "origin": details.origin.map(|(store, number)| json!({"store": store.to_string(), "number": number})),
+        "origin": details.origin.map(|(store, number)| json!({"store": format!("{:x}", store.0), "number": number})),
         "membership_bytes": details.membership.len(),
         "chunk_size": details.chunk_size,
         "chunks": details.chunks,

@@ -234,11 +234,11 @@ fn notes(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf])
         if let Some(reason) = &told.reason {
             let first = told.last.next();
             let gone = format!("entries {first} to {} are lost", told.known);
-            notes.push(format!("group {}: {gone}: {reason}", told.group));
+            notes.push(format!("{}: {gone}: {reason}", told.group));
         }
         if let Some(snapshot) = &told.dropped_snapshot {
             notes.push(format!(
-                "group {}: the snapshot at index {} is missing or does not verify, and is not referred to any more",
+                "{}: the snapshot at index {} is missing or does not verify, and is not referred to any more",
                 told.group, snapshot.index
             ));
         }

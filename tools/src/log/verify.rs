@@ -95,27 +95,36 @@ fn outcome(
     owner: &Owner,
     verdict: Verdict,
 ) -> Result<(), Failure> {
-    let first = || {
-        let damage = damage(found).next().map(ToString::to_string);
-        owner.damage.clone().or(damage).unwrap_or_default()
+    // All of it was printed.
+    let place = |finding: &Finding| match finding.offset {
+        Some(offset) => format!("{} at offset {offset}", finding.path.display()),
+        None => finding.path.display().to_string(),
+    };
+    let (first, count) = match &owner.damage {
+        Some(damage) => (damage.clone(), 1 + damage_of(found).count()),
+        None => (
+            damage_of(found).next().map(place).unwrap_or_default(),
+            damage_of(found).count(),
+        ),
     };
     match verdict {
         Verdict::Fine | Verdict::TornTail => Ok(()),
         Verdict::Damaged => Err(Failure::Damaged(format!(
-            "{}; to copy what can be trusted: flotilla log salvage {} --to NEW",
-            first(),
+            "{count} places are damaged, the first is {first}; to copy what can be trusted: flotilla log salvage {} \
+             --to NEW",
             args.dir.data_dir.display()
         ))),
-        Verdict::Unknown => Err(Failure::Failed(first())),
+        Verdict::Unknown => Err(Failure::Failed(format!(
+            "{count} places cannot be judged, the first is {first}"
+        ))),
         Verdict::Changing => Err(Failure::Failed(format!(
-            "the log changed at each of {} looks; try again, or stop the server: {}",
-            found.looks,
-            first()
+            "the log changed at each of {} looks; try again, or stop the server: {first}",
+            found.looks
         ))),
     }
 }
 
-fn damage(found: &Check) -> impl Iterator<Item = &Finding> {
+fn damage_of(found: &Check) -> impl Iterator<Item = &Finding> {
     let all = found.findings.iter();
     all.filter(|finding| finding.severity == Severity::Damage)
 }
@@ -164,7 +173,11 @@ fn to_text(found: &Check, owner: &Owner, verdict: Verdict) -> String {
         out.push('\n');
         let rows = found.groups.iter().map(|(id, group)| {
             let lost = lost(found, *id).into_iter();
-            let lost: Vec<String> = lost.map(|(from, to)| format!("{from}-{to}")).collect();
+            let lost = lost.map(|(from, to)| match from == to {
+                true => from.to_string(),
+                false => format!("{from}-{to}"),
+            });
+            let lost: Vec<String> = lost.collect();
             vec![
                 id.0.to_string(),
                 group.base.index.to_string(),

@@ -5,6 +5,7 @@
 )]
 
 mod common;
+mod page;
 mod salvage;
 mod snapshot;
 mod verify;

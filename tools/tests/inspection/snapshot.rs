@@ -15,7 +15,7 @@ use raft_log::{GroupId, Log, LogOptions};
 use crate::common::{FLOTILLA, Found, files, flip, inspect, setup, written};
 
 /// A server's data, stopped, with a snapshot of 600,000 bytes that the log refers to; the snapshot's file.
-fn with_snapshot(setup: &Setup) -> PathBuf {
+pub(crate) fn with_snapshot(setup: &Setup) -> PathBuf {
     written(setup);
     let vfs: SharedVfs = Arc::new(RealFs::new());
     let data = &setup.data_dir;

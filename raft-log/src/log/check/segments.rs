@@ -120,7 +120,7 @@ fn read_one(
         let (mine, others) = lost.into_iter().partition(|it| it.0 == group);
         lost = others;
         let mut finding = damage(path.clone(), at, mine);
-        finding.difference.expected = format!("entry {index} of group {group}");
+        finding.difference.expected = format!("entry {index} of {group}");
         finding.difference.found = "bytes that do not verify".into();
         check.add(finding);
     }
@@ -146,7 +146,10 @@ fn damage(path: PathBuf, offset: u64, lost: Vec<(GroupId, Index, u64)>) -> Findi
     let lost = ranges(&lost);
     let list: Vec<String> = lost
         .iter()
-        .map(|(group, first, last)| format!("{first} to {last} of group {group}"))
+        .map(|(group, first, last)| match first == last {
+            true => format!("entry {first} of {group}"),
+            false => format!("entries {first} to {last} of {group}"),
+        })
         .collect();
     Finding {
         severity: Severity::Damage,
@@ -159,7 +162,7 @@ fn damage(path: PathBuf, offset: u64, lost: Vec<(GroupId, Index, u64)>) -> Findi
             advice: "restore the file or rebuild this member".into(),
         },
         meaning: format!(
-            "a start does not notice, but reading entries {} fails",
+            "a start does not notice, but reading {} fails",
             list.join(", ")
         ),
         lost,

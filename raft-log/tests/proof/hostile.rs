@@ -8,7 +8,9 @@ use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use raft_log::log::check::check;
 use raft_log::log::inspect;
+use raft_log::log::salvage::salvage;
 use raft_log::vfs::Vfs;
 use raft_log::vfs::sim::{Rng, SimFs};
 use raft_log::{
@@ -124,7 +126,7 @@ fn mutate(data: &mut Vec<u8>, rng: &mut Rng) {
     }
 }
 
-/// Opens, reads and inspects: every outcome but a panic is fine.
+/// Opens, reads, inspects, checks and salvages: every outcome but a panic is fine.
 fn open(fs: &SimFs) -> bool {
     let dir = Path::new("/data/log");
     for id in inspect::segment_ids(fs, dir).unwrap() {
@@ -132,6 +134,12 @@ fn open(fs: &SimFs) -> bool {
         let mut batches = 0;
         let info = inspect::segment(fs, dir, id, &mut |_| batches += 1);
         assert!(info.is_err() || batches < 10_000);
+    }
+    let _ = check(&fs.shared(), &options(), &mut || ()).unwrap();
+    let new = Path::new("/new");
+    if let Ok(report) = salvage(&fs.shared(), &options(), new, &|_, _| true, &|_| None) {
+        let sound = report.groups.iter().all(|told| told.base <= told.last);
+        assert!(sound, "{report:?}");
     }
     let mut accept = options();
     accept.accept_suspect_tail = true;

@@ -2,7 +2,8 @@
 //!
 //! `show` prints records, `ls` sums them up per segment and group, `stat` by kind, `timeline` leaves the commands out,
 //! `diff` compares two members, `verify` judges as a start does and reads everything. None of these takes a lock or
-//! writes a byte. `salvage` copies what can be trusted to a new directory, and keeps the old one from being used meanwhile. Bytes that do not verify are named with file and offset, and make the exit code 3.
+//! writes a byte; bytes that do not verify are named with file and offset, and make the exit code 3. `salvage` copies what
+//! can be trusted to a new directory, and keeps the old one from being used meanwhile.
 
 mod diff;
 mod ls;

@@ -210,7 +210,6 @@ fn choose<'a>(
         .find(|(_, group)| complete(group))
         .or_else(|| lives().next_back())
         .expect("the newest run has the group");
-    let known = lives().map(|(_, group)| group.last()).max();
     let mut hard_state = group.hard_state;
     for (_, other) in lives() {
         raise(
@@ -227,7 +226,9 @@ fn choose<'a>(
         let text = format!("entries {first} to {last} are in no segment that can be read");
         (base.index, Some(text))
     };
-    let known = known.unwrap_or_default().max(last);
+    // What lay behind the newest end that is known was cut later.
+    let known = latest.last().max(base.index);
+    let last = last.min(known);
     let cut = || format!("what followed batch {} is damaged or missing", run.last_seq);
     Kept {
         group,

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use raft_log::log::salvage::{Covered, Report, salvage};
-use raft_log::vfs::sim::SimFs;
+use raft_log::vfs::sim::{CrashKind, SimFs};
 use raft_log::{Index, Log, LogError, StoreId};
 
 use crate::flips::{files, store};
 use crate::model::{History, State, observe};
-use crate::world::options;
+use crate::world::{Op, World, options};
 
 fn copy(fs: &SimFs) -> Result<(Report, State), LogError> {
     let report = salvage(
@@ -124,6 +124,40 @@ fn salvage_without_a_segment_keeps_each_group_before_or_after_it() {
             assert!(told.last == told.known || told.reason.is_some(), "{told:?}");
         }
     }
+}
+
+/// Entries that are cut behind the damage were in the log before it: neither do they come back, nor are they missed.
+#[test]
+fn salvage_of_a_log_that_was_cut_behind_the_damage_ends_where_it_was_cut() {
+    let fs = SimFs::new(1);
+    let mut world = World::open(&fs, None, &History::new(State::new()), 1).unwrap();
+    for _ in 0..6 {
+        world.run(Op::Append(1)).unwrap();
+    }
+    // A batch whose loss ends the first run; then a segment of another start, in which the log is cut.
+    world.run(Op::HardState(1)).unwrap();
+    world.run(Op::HardState(1)).unwrap();
+    let damaged = fs.read_file("/data/log/0000000000000001.seg").unwrap();
+    let end = damaged[..12 << 10]
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .unwrap();
+    let history = world.history.clone();
+    drop(world);
+    fs.crash(CrashKind::Process);
+    let mut world = World::open(&fs, None, &history, 100).unwrap();
+    for _ in 0..3 {
+        world.run(Op::Truncate(1)).unwrap();
+    }
+    drop(world);
+    let end = end as u64 - 200;
+    fs.corrupt("/data/log/0000000000000001.seg", end, 1)
+        .unwrap();
+    let (report, found) = copy(&fs).unwrap();
+    let told = &report.groups[0];
+    assert!(report.is_loss(), "{report:?}");
+    assert_eq!((told.last, told.known), (Index(3), Index(3)), "{told:?}");
+    assert_eq!(found[&told.group].last().0, Index(3));
 }
 
 #[test]

@@ -177,3 +177,36 @@ fn check_of_any_flipped_bit_says_what_the_start_does() {
     eprintln!("{verdicts:?}");
     assert!(verdicts["Damaged"] > 1_000 && verdicts["Fine"] > 10_000);
 }
+
+/// Where a byte of the first batch lies that a start must find whole.
+const WITHIN: u64 = 4096 + 70;
+
+#[test]
+fn check_of_bytes_that_are_right_at_the_second_look_is_fine() {
+    let (fs, _) = store(true).unwrap();
+    let path = files(&fs).remove(0);
+    fs.corrupt(&path, WITHIN, 1).unwrap();
+    let mut pauses = 0;
+    let found = check(&fs.shared(), &options(), &mut || {
+        pauses += 1;
+        fs.corrupt(&path, WITHIN, 1).unwrap();
+    });
+    let found = found.unwrap();
+    assert_eq!((found.verdict, found.looks, pauses), (Verdict::Fine, 2, 1));
+    // What stays is damage after the second look.
+    fs.corrupt(&path, WITHIN, 1).unwrap();
+    let found = checked(&fs, &options());
+    assert_eq!((found.verdict, found.looks), (Verdict::Damaged, 2));
+    // What is something else each time is neither.
+    let mut more = 0;
+    let found = check(&fs.shared(), &options(), &mut || {
+        more += 1;
+        fs.corrupt(&path, WITHIN + more, 1).unwrap();
+    });
+    let found = found.unwrap();
+    assert_eq!(
+        (found.verdict, found.looks),
+        (Verdict::Changing, 10),
+        "{found:?}"
+    );
+}

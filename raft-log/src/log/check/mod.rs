@@ -144,7 +144,7 @@ impl Finding {
     fn is_same(&self, other: &Self) -> bool {
         self.path == other.path
             && self.offset == other.offset
-            && self.difference.found == other.difference.found
+            && self.difference == other.difference
     }
 }
 

@@ -258,8 +258,8 @@ fn notes(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf])
     }
     if report.is_loss() {
         notes.push(
-            "what is lost may have been acknowledged: a member of a cluster must not go on with this copy, remove it \
-             and add it again"
+            "what is lost may be more than is known here, and may have been acknowledged: a member of a cluster must \
+             not go on with this copy, remove it and add it again"
                 .to_owned(),
         );
     }

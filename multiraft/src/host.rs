@@ -215,6 +215,12 @@ impl<S: StateMachine> HostCore<S> {
         self.slots.get(&group).map(|slot| slot.group.machine())
     }
 
+    /// A group's core as it is now, for checks.
+    #[must_use]
+    pub fn core_status(&self, group: GroupId) -> Option<raft_node::core::Status> {
+        self.slots.get(&group).map(|slot| slot.group.status())
+    }
+
     /// Refuses what comes from now on, and answers everybody who still waits.
     pub fn fail(&mut self) {
         self.inbox.stop();

@@ -7,6 +7,8 @@ mod failure;
 mod log;
 mod logging;
 mod server;
+#[cfg(feature = "sim")]
+mod sim;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -24,7 +26,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn command() -> Command {
-    Command::new("flotilla")
+    let command = Command::new("flotilla")
         .version(VERSION)
         .about("A durable key-value store that speaks etcd's v3 protocol")
         .max_term_width(100)
@@ -41,7 +43,12 @@ fn command() -> Command {
         .subcommand(BenchArgs::augment_args(
             Command::new("bench").about("Measure an etcd v3 endpoint, or compare two"),
         ))
-        .subcommand(Command::new("version").about("Print the version"))
+        .subcommand(Command::new("version").about("Print the version"));
+    #[cfg(feature = "sim")]
+    let command = command.subcommand(sim::SimArgs::augment_args(
+        Command::new("sim").about("Run simulated clusters under faults, from seeds"),
+    ));
+    command
 }
 
 fn run(matches: &ArgMatches) -> Result<(), Failure> {
@@ -72,6 +79,12 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             let args = BenchArgs::from_arg_matches(flags)
                 .map_err(|error| Failure::Usage(error.to_string()))?;
             bench::run(&args)
+        }
+        #[cfg(feature = "sim")]
+        Some(("sim", flags)) => {
+            let args = sim::SimArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            sim::run(&args)
         }
         Some(("version", _)) => print(&format!("flotilla {VERSION}\n")),
         _ => unreachable!("clap requires one of the subcommands"),

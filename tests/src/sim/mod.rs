@@ -10,6 +10,7 @@
 //! Everything random is drawn from the seed; nothing reads a clock or starts a thread.
 
 mod check;
+pub mod checkers;
 pub mod cluster;
 
 pub mod model;
@@ -19,3 +20,4 @@ pub mod run;
 pub mod sinks;
 pub mod solo;
 pub mod workload;
+pub mod world;

@@ -9,11 +9,12 @@ use kv_server::engine::Engine;
 use kv_server::engine::memory::MemoryEngine;
 use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
 use kv_server::pb::etcdserverpb::RangeRequest;
+use kv_server::watch::WatchHub;
 use multiraft::{HostCore, HostHandle, HostOptions, Outbox};
 use raft_log::vfs::{SimFs, Vfs, sim::CrashKind};
 use raft_log::{Entry, GroupId, Index, IoMode, Log, LogOptions, NodeId, StoreId, Term};
 use raft_node::StateMachine;
-use raft_node::core::{Config, Membership};
+use raft_node::core::{Config, Membership, Status};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 
 use super::check;
@@ -22,7 +23,8 @@ use super::sinks::{Heard, Hub, Lessor, Observed};
 
 /// The group of all simulations.
 pub const GROUP: GroupId = GroupId(1);
-const LOG_DIR: &str = "/log";
+/// Where the log of each member lies.
+pub const LOG_DIR: &str = "/log";
 /// Turns after which a member must have come to rest.
 const TURNS_MAX: usize = 1_000;
 
@@ -45,6 +47,10 @@ pub struct Settings {
     pub compaction_step: usize,
     /// Ticks without a leader until a member campaigns, at least.
     pub election_ticks: u64,
+    /// Ticks between heartbeats.
+    pub heartbeat_ticks: u64,
+    /// Leases end by themselves, as the product's lessor has it.
+    pub expires: bool,
     /// Where the jitter of elections comes from.
     pub seed: u64,
 }
@@ -66,6 +72,8 @@ pub struct Step {
     pub busy: bool,
     /// Something is submitted to the log and not synced.
     pub unsynced: bool,
+    /// The tick at which the next turn is due when nothing arrives.
+    pub deadline: Option<u64>,
 }
 
 /// A member, running or not.
@@ -182,7 +190,11 @@ impl Node {
         bootstrap(&log, GROUP, 1, &membership)?;
         let (hub, lessor) = (
             Arc::new(Hub::new(self.id, self.oracle.clone())),
-            Lessor::default(),
+            if self.settings.expires {
+                Lessor::with_product(self.id, self.oracle.clone())
+            } else {
+                Lessor::default()
+            },
         );
         let sinks = Sinks {
             events: hub.clone(),
@@ -203,7 +215,7 @@ impl Node {
             id: self.id,
             group: GROUP,
             election_ticks: self.settings.election_ticks,
-            heartbeat_ticks: 2,
+            heartbeat_ticks: self.settings.heartbeat_ticks,
             window_bytes_max: self.settings.window_bytes,
             seed: self.settings.seed ^ now,
             ..Config::default()
@@ -282,7 +294,9 @@ impl Node {
         self.collect();
         let turn = outcome?;
         self.check_turn();
+        let started = self.up().started;
         Ok(Step {
+            deadline: turn.deadline.map(|at| at + started),
             busy: turn.busy,
             unsynced: turn.unsynced.is_some(),
         })
@@ -420,6 +434,19 @@ impl Node {
             // It voted for itself, durably.
             self.term_seen = self.term_seen.max(status.term);
         }
+    }
+
+    /// The core as it is now.
+    #[must_use]
+    pub fn core_status(&self) -> Status {
+        let status = self.up().core.core_status(GROUP);
+        status.expect("the host has the group")
+    }
+
+    /// The product's hub for watches.
+    #[must_use]
+    pub fn watch_hub(&self) -> &Arc<WatchHub> {
+        self.up().hub.watch()
     }
 
     /// The applied index.

@@ -5,20 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use kv_server::lease;
 use kv_server::mvcc::{
     CommandOutput, EventSink, KvStateMachine, LeaseInfo, LeaseSink, RevisionEvents,
 };
+use kv_server::watch::WatchHub;
 use raft_log::{Entry, Index, NodeId};
 use raft_node::core::Membership;
 use raft_node::{Applied, ApplyError, StateMachine, TickContext};
 
 use super::oracle::{Oracle, Shared};
+use super::workload;
 
 /// Hears of revisions: each once, in order, as the model has them.
 pub struct Hub {
     node: NodeId,
     oracle: Shared<Oracle>,
     heard: Shared<Heard>,
+    watch: Arc<WatchHub>,
 }
 
 /// The newest revision and floor that a hub knows.
@@ -39,12 +43,20 @@ impl Hub {
             node,
             oracle,
             heard,
+            watch: Arc::new(WatchHub::new()),
         }
     }
 
     /// The state machine was opened at this point.
     pub fn begin(&self, heard: Heard) {
         *self.heard.get() = heard;
+        self.watch.start(heard.revision);
+    }
+
+    /// The product's hub, which gets what this one has checked.
+    #[must_use]
+    pub fn watch(&self) -> &Arc<WatchHub> {
+        &self.watch
     }
 
     /// What was heard so far.
@@ -67,6 +79,7 @@ impl EventSink for Hub {
             heard.revision = revision.revision;
             self.oracle.get().published(self.node, revision);
         }
+        self.watch.publish(revisions);
     }
 
     fn compacted(&self, revision: i64) {
@@ -81,23 +94,43 @@ impl EventSink for Hub {
     }
 }
 
-/// Follows the leases, and proposes what it is given when the member leads.
-#[derive(Clone)]
+/// Follows the leases, and proposes what it is given when the member leads; and what the product's lessor proposes, if
+/// there is one.
+#[derive(Clone, Default)]
 pub struct Lessor {
     leases: Shared<BTreeMap<i64, LeaseInfo>>,
     proposals: Shared<Vec<Bytes>>,
+    product: Option<Product>,
 }
 
-impl Default for Lessor {
-    fn default() -> Self {
-        Self {
-            leases: Shared::new(BTreeMap::new()),
-            proposals: Shared::new(Vec::new()),
-        }
-    }
+#[derive(Clone)]
+struct Product {
+    lessor: Arc<lease::Lessor>,
+    node: NodeId,
+    oracle: Shared<Oracle>,
 }
 
 impl Lessor {
+    /// One that lets leases end as the product does.
+    #[must_use]
+    pub fn with_product(node: NodeId, oracle: Shared<Oracle>) -> Self {
+        let product = Product {
+            lessor: Arc::new(lease::Lessor::new()),
+            node,
+            oracle,
+        };
+        Self {
+            product: Some(product),
+            ..Self::default()
+        }
+    }
+
+    /// The product's lessor, if there is one.
+    #[must_use]
+    pub fn product(&self) -> Option<Arc<lease::Lessor>> {
+        self.product.as_ref().map(|p| Arc::clone(&p.lessor))
+    }
+
     /// The leases that it was told of.
     #[must_use]
     pub fn leases(&self) -> Vec<LeaseInfo> {
@@ -114,27 +147,47 @@ impl LeaseSink for Lessor {
     fn granted(&self, lease: LeaseInfo) {
         let before = self.leases.get().insert(lease.id, lease);
         assert_eq!(before, None, "lease {} is granted twice", lease.id);
+        if let Some(product) = &self.product {
+            product.lessor.granted(lease);
+        }
     }
 
     fn revoked(&self, id: i64) {
         let before = self.leases.get().remove(&id);
         assert!(before.is_some(), "lease {id} is revoked twice");
+        if let Some(product) = &self.product {
+            product.lessor.revoked(id);
+        }
     }
 
     fn checkpointed(&self, id: i64, remaining_ttl: Option<i64>) {
         let mut leases = self.leases.get();
         let lease = leases.get_mut(&id).expect("a checkpointed lease exists");
         lease.remaining_ttl = remaining_ttl;
+        drop(leases);
+        if let Some(product) = &self.product {
+            product.lessor.checkpointed(id, remaining_ttl);
+        }
     }
 
     fn tick(&self, context: TickContext, proposals: &mut Vec<Bytes>) {
         if context.leading.is_some() {
             proposals.append(&mut self.proposals.get());
         }
+        if let Some(product) = &self.product {
+            let mut drawn = Vec::new();
+            product.lessor.tick(context, &mut drawn);
+            for payload in drawn {
+                let tag = product.oracle.get().sent(product.node, false);
+                proposals.push(workload::tagged(&payload, tag));
+            }
+        }
     }
 
     fn next_deadline(&self) -> Option<u64> {
-        (!self.proposals.get().is_empty()).then_some(0)
+        let own = (!self.proposals.get().is_empty()).then_some(0);
+        let product = self.product.as_ref().and_then(|p| p.lessor.next_deadline());
+        own.into_iter().chain(product).min()
     }
 }
 

@@ -456,6 +456,8 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         key_cache_entries: pick(&[1, 8, 65_536]) as usize,
         compaction_step: pick(&[1, 4, 256]) as usize,
         election_ticks: 10,
+        heartbeat_ticks: 2,
+        expires: false,
         seed: pick(&[1, 2, 3]),
     }
 }

@@ -31,7 +31,13 @@ const KEYS: [&[u8]; 12] = [
 /// Encodes a command with its tag.
 #[must_use]
 pub fn encode(op: Op, tag: u64) -> Bytes {
-    let mut payload = Command { op: Some(op) }.encode_to_vec();
+    tagged(&Command { op: Some(op) }.encode_to_vec(), tag)
+}
+
+/// Gives an encoded command its tag.
+#[must_use]
+pub fn tagged(command: &[u8], tag: u64) -> Bytes {
+    let mut payload = command.to_vec();
     payload.extend_from_slice(&TAG_KEY);
     payload.extend_from_slice(&tag.to_le_bytes());
     payload.into()

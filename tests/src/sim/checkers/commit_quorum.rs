@@ -1,0 +1,67 @@
+//! Commit only by quorum in the own term: a leader moves its commit index to an entry of its own term that a majority
+//! of voters has on disk; entries of earlier terms are committed with it, never by counting replicas.
+//!
+//! Source: Raft (extended version), sections 5.3 and 5.4.2, figure 8.
+
+use std::collections::BTreeMap;
+
+use super::Verdict;
+
+/// The commit index that was last seen at the leader of each term.
+#[derive(Debug, Default)]
+pub struct CommitQuorum(BTreeMap<u64, u64>);
+
+impl CommitQuorum {
+    /// The leader of `term` says that `commit` is committed. It was at `before` when the election was won.
+    /// `entry_term` is the term of that entry, `copies` the number of `voters` that have it on disk.
+    ///
+    /// # Errors
+    /// When it has moved without a majority, or to an entry of another term.
+    pub fn leads(
+        &mut self,
+        term: u64,
+        commit: u64,
+        entry_term: Option<u64>,
+        copies: usize,
+        voters: usize,
+    ) -> Verdict {
+        let Some(before) = self.0.insert(term, commit) else {
+            // What it knew as a follower is not its own decision.
+            return Ok(());
+        };
+        if commit == before {
+            return Ok(());
+        }
+        if entry_term != Some(term) {
+            return Err(format!(
+                "the leader of term {term} committed entry {commit} of term {entry_term:?} by counting"
+            ));
+        }
+        if copies <= voters / 2 {
+            return Err(format!(
+                "the leader of term {term} committed entry {commit}, which {copies} of {voters} voters have on disk"
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_without_a_majority_is_refused() {
+        let mut checker = CommitQuorum::default();
+        assert_eq!(checker.leads(3, 4, Some(2), 1, 3), Ok(()));
+        assert_eq!(checker.leads(3, 5, Some(3), 2, 3), Ok(()));
+        assert!(checker.leads(3, 6, Some(3), 1, 3).is_err());
+    }
+
+    #[test]
+    fn commit_of_an_older_term_by_counting_is_refused() {
+        let mut checker = CommitQuorum::default();
+        assert_eq!(checker.leads(4, 1, Some(1), 3, 3), Ok(()));
+        assert!(checker.leads(4, 2, Some(2), 3, 3).is_err());
+    }
+}

@@ -1,0 +1,268 @@
+//! What goes wrong in a run: a list that is drawn before the run begins, so that it can be shortened.
+//!
+//! Each seed draws which kinds of faults it has and how often (swarm testing): a run in which everything fails at once
+//! reaches less than many runs in which a few things do. A fault carries all that it needs; leaving one out does not
+//! change what the others do.
+
+use raft_log::vfs::sim::{Fault as DiskFault, Rng};
+
+/// Ticks of 10 ms in one simulated second.
+pub const SECOND: u64 = 100;
+
+/// One thing that goes wrong. Members are named by their place, from 0; times are ticks.
+#[expect(
+    missing_docs,
+    reason = "the text of each fault says what its fields are"
+)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The process ends, within so many operations of its disk. With `power` all that was not synced may be lost,
+    /// torn or reordered. Of the engine's batches that are not persisted, `keep` of 16 parts survive.
+    Crash {
+        node: usize,
+        power: bool,
+        ops: u64,
+        keep: u64,
+        down: u64,
+    },
+    /// Everything loses its power at once.
+    PowerLossOfAll { keep: u64, down: u64 },
+    /// Syncs take so long, from now on for a while.
+    SlowDisk {
+        node: usize,
+        ticks: u64,
+        sync_ticks: u64,
+    },
+    /// An operation of the disk fails once.
+    DiskError {
+        node: usize,
+        kind: DiskError,
+        pass: u64,
+    },
+    /// The disk has only so many bytes left for a while.
+    DiskFull { node: usize, room: u64, ticks: u64 },
+    /// A byte of the log changes. At most a minority of the members is hit.
+    BitRot { node: usize, place: u64, mask: u8 },
+    /// The clock of a member goes at so many percent.
+    ClockRate { node: usize, percent: u64 },
+    /// A member does nothing for a while; what arrives waits.
+    Pause { node: usize, ticks: u64 },
+    /// Applying takes so long, for a while.
+    SlowApply {
+        node: usize,
+        ticks: u64,
+        apply_ticks: u64,
+    },
+    /// These directions carry nothing for a while.
+    Partition {
+        cut: Vec<(usize, usize)>,
+        ticks: u64,
+    },
+    /// The network misbehaves for a while; in percent, and ticks.
+    Network { net: Net, ticks: u64 },
+    /// The engine makes durable what it has.
+    Persist { node: usize },
+}
+
+/// Which operation of a disk fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DiskError {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A sync of a file.
+    Sync,
+    /// A sync of a directory. A kernel that cannot do that stops the file system: power is lost next.
+    SyncDir,
+}
+
+impl DiskError {
+    /// As the simulated disk calls it.
+    #[must_use]
+    pub fn on_disk(self) -> DiskFault {
+        match self {
+            Self::Read => DiskFault::Read,
+            Self::Write => DiskFault::Write,
+            Self::Sync => DiskFault::Sync,
+            Self::SyncDir => DiskFault::SyncDir,
+        }
+    }
+}
+
+/// How a network behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Net {
+    /// Of a hundred messages, how many are lost.
+    pub loss: u64,
+    /// Of a hundred messages, how many arrive twice.
+    pub duplicates: u64,
+    /// Of a hundred messages, how many are delayed far beyond the others.
+    pub strays: u64,
+    /// Ticks that a message takes at most, beyond the next one. Messages of one link overtake each other.
+    pub delay: u64,
+}
+
+/// A fault and its time.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scheduled {
+    /// When it happens.
+    pub at: u64,
+    /// What happens.
+    pub fault: Fault,
+}
+
+/// The kinds that a seed has or has not.
+const KINDS: u64 = 12;
+
+/// Draws the faults of a run of so many members and ticks.
+#[must_use]
+pub fn draw(rng: &mut Rng, nodes: usize, ticks: u64) -> Vec<Scheduled> {
+    let kinds: Vec<u64> = (0..KINDS).filter(|_| rng.chance(1, 2)).collect();
+    // Between a fault every 0.5 s and one every 8 s.
+    let pause = [SECOND / 2, SECOND, 3 * SECOND, 8 * SECOND][rng.below(4) as usize];
+    let mut rotten: Vec<usize> = Vec::new();
+    let mut schedule = Vec::new();
+    let mut at = rng.below(2 * pause);
+    while at < ticks && !kinds.is_empty() {
+        let kind = kinds[rng.below(kinds.len() as u64) as usize];
+        let fault = one(rng, kind, nodes);
+        let allowed = match &fault {
+            // More would leave nothing good.
+            Fault::BitRot { node, .. } if !rotten.contains(node) => {
+                let may = rotten.len() < (nodes - 1) / 2 && rng.chance(1, 4);
+                if may {
+                    rotten.push(*node);
+                }
+                may
+            }
+            _ => true,
+        };
+        if allowed {
+            schedule.push(Scheduled { at, fault });
+        }
+        at += 1 + rng.below(2 * pause);
+    }
+    schedule
+}
+
+fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
+    let node = rng.below(nodes as u64) as usize;
+    let ticks = [SECOND / 5, SECOND, 5 * SECOND][rng.below(3) as usize];
+    let ticks = 1 + rng.below(2 * ticks);
+    match kind {
+        0 | 1 => Fault::Crash {
+            node,
+            power: kind == 1,
+            ops: rng.below(12),
+            keep: rng.below(17),
+            down: 1 + rng.below(3 * SECOND),
+        },
+        2 => Fault::PowerLossOfAll {
+            keep: rng.below(17),
+            down: 1 + rng.below(SECOND),
+        },
+        3 => Fault::SlowDisk {
+            node,
+            ticks,
+            sync_ticks: [1, 4, 20, 300][rng.below(4) as usize],
+        },
+        4 => Fault::DiskError {
+            node,
+            kind: match rng.below(8) {
+                0 => DiskError::Read,
+                1 => DiskError::SyncDir,
+                2..4 => DiskError::Write,
+                _ => DiskError::Sync,
+            },
+            pass: rng.below(12),
+        },
+        5 => Fault::DiskFull {
+            node,
+            room: rng.below(60_000),
+            ticks,
+        },
+        6 => Fault::BitRot {
+            node,
+            place: rng.next_u64(),
+            mask: 1 << rng.below(8),
+        },
+        7 => {
+            if rng.chance(1, 2) {
+                Fault::ClockRate {
+                    node,
+                    percent: 95 + rng.below(11),
+                }
+            } else {
+                Fault::Pause { node, ticks }
+            }
+        }
+        8 => Fault::SlowApply {
+            node,
+            ticks,
+            apply_ticks: 1 + rng.below(20),
+        },
+        9 => Fault::Partition {
+            cut: partition(rng, nodes),
+            ticks,
+        },
+        10 => Fault::Network {
+            net: Net {
+                loss: [0, 2, 10, 30][rng.below(4) as usize],
+                duplicates: [0, 5, 30][rng.below(3) as usize],
+                strays: [0, 2, 10][rng.below(3) as usize],
+                delay: [0, 2, 10, 40][rng.below(4) as usize],
+            },
+            ticks,
+        },
+        _ => Fault::Persist { node },
+    }
+}
+
+/// One member alone, two sides, one direction, or one link.
+fn partition(rng: &mut Rng, nodes: usize) -> Vec<(usize, usize)> {
+    let one = rng.below(nodes as u64) as usize;
+    let other = (one + 1 + rng.below(nodes as u64 - 1) as usize) % nodes;
+    let sides = rng.next_u64();
+    let side = |at: usize| sides >> at & 1;
+    let kind = rng.below(5);
+    let cut = |from: usize, to: usize| match kind {
+        0 => from == one || to == one,
+        1 => side(from) != side(to),
+        2 => from == one,
+        3 => to == one,
+        _ => (from, to) == (one, other) || (from, to) == (other, one),
+    };
+    let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
+    links
+        .filter(|(from, to)| from != to && cut(*from, *to))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drawn_schedules_leave_a_majority_without_bit_rot_and_hold_every_kind() {
+        let mut kinds = std::collections::BTreeSet::new();
+        for seed in 0..300 {
+            let nodes = [3, 5][seed as usize % 2];
+            let schedule = draw(&mut Rng::new(seed), nodes, 120 * SECOND);
+            let rotten: std::collections::BTreeSet<usize> = schedule
+                .iter()
+                .filter_map(|s| match s.fault {
+                    Fault::BitRot { node, .. } => Some(node),
+                    _ => None,
+                })
+                .collect();
+            assert!(rotten.len() <= (nodes - 1) / 2, "seed {seed}");
+            assert!(schedule.is_sorted_by_key(|scheduled| scheduled.at));
+            for scheduled in schedule {
+                let text = format!("{:?}", scheduled.fault);
+                kinds.insert(text.split(' ').next().unwrap().to_owned());
+            }
+        }
+        assert_eq!(kinds.len(), 12, "{kinds:?}");
+    }
+}

@@ -1,0 +1,557 @@
+//! A cluster in one thread, in virtual time, from one seed: members on simulated disks, a network, clients, faults.
+//!
+//! It is a discrete-event simulation: events lie in a queue by their tick, each member says when it is due, and stretches
+//! in which nothing happens are skipped. A member's turn is the product's own: host, core, log, state machine, lessor and
+//! watch hub. What it writes is synced after as many ticks as its disk takes.
+//!
+//! - [`fault`]: what goes wrong, drawn up front. - [`network`]: what becomes of messages. - [`client`], [`watcher`]: who
+//!   asks for what. - [`witness`]: shows what members do to the [checkers](super::checkers). - [`run`]: a whole run, its
+//!   end, many of them, and how a failing one gets shorter.
+//!
+//! Whatever must not be ends in a panic; [`run`] catches it.
+
+pub mod client;
+pub mod fault;
+mod faults;
+pub mod network;
+pub mod run;
+mod serve;
+pub mod trace;
+pub mod watcher;
+pub mod witness;
+
+use std::collections::BTreeMap;
+use std::mem::discriminant;
+
+use multiraft::Outbox;
+use raft_log::vfs::sim::{CrashKind, Rng};
+use raft_log::{GroupId, NodeId};
+use raft_node::core::{Body, Message};
+
+use super::node::{GROUP, Node, Settings, Stopped};
+use super::oracle::{Oracle, Shared};
+use super::solo::Coverage;
+use client::Histories;
+use fault::{Fault, SECOND, Scheduled};
+use network::Network;
+use serve::{Call, Done};
+use trace::Trace;
+use watcher::Watcher;
+use witness::{Refusal, Witness};
+
+/// Turns of one member in one tick at most.
+const TURNS_MAX: u32 = 2_000;
+/// Ticks until a start that failed is tried again.
+const RETRY_TICKS: u64 = 50;
+
+/// What a run is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Members.
+    pub nodes: usize,
+    /// Ticks with clients and faults.
+    pub ticks: u64,
+    /// What goes wrong.
+    pub faults: Vec<Scheduled>,
+}
+
+impl Plan {
+    /// The run of a seed.
+    #[must_use]
+    pub fn new(seed: u64, nodes: usize, seconds: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x000f_a017);
+        let ticks = seconds * SECOND;
+        Self {
+            seed,
+            nodes,
+            ticks,
+            faults: fault::draw(&mut rng, nodes, ticks),
+        }
+    }
+}
+
+enum Event {
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Box<Message>,
+    },
+    /// The disk of a member has done what it was given, if the same process still runs.
+    Synced {
+        node: usize,
+        life: u64,
+    },
+    /// The client of a member sends its next operation.
+    Client(usize),
+    /// A client tries again at another member.
+    Retry {
+        call: u64,
+        node: usize,
+    },
+    Start(usize),
+    Fault(usize),
+    /// A fault ends.
+    End(usize),
+}
+
+/// A member, and what is wrong with it now.
+struct Member {
+    node: Node,
+    /// When its next turn is due.
+    due: u64,
+    /// Counts its processes.
+    life: u64,
+    syncing: bool,
+    sync_ticks: u64,
+    apply_ticks: u64,
+    /// It has no turn before.
+    paused_until: u64,
+    /// Its clock: local ticks, what they were at a tick of the world, and how fast they go from there.
+    clock: (u64, u64, u64),
+    /// Faults of the disk that may strike.
+    armed: u32,
+    /// Only a power loss gets its file system going again.
+    dirs_failed: bool,
+    full: bool,
+    rotten: bool,
+    /// It does not come back: its log is damaged.
+    lost: bool,
+    /// How much its engine keeps, of 16, and how long it is down, when it stops next.
+    next_crash: (bool, u64, u64),
+    was_applied: u64,
+    was_revision: i64,
+}
+
+impl Member {
+    fn local(&self, now: u64) -> u64 {
+        let (local, at, percent) = self.clock;
+        local + (now - at) * percent / 100
+    }
+
+    fn set_rate(&mut self, now: u64, percent: u64) {
+        self.clock = (self.local(now), now, percent);
+    }
+
+    /// The first tick of the world at which the clock has reached `deadline`.
+    fn world_time(&self, deadline: u64) -> u64 {
+        let (local, at, percent) = self.clock;
+        at + (deadline.saturating_sub(local) * 100).div_ceil(percent)
+    }
+}
+
+/// See the module.
+pub struct World {
+    members: Vec<Member>,
+    oracle: Shared<Oracle>,
+    network: Network,
+    sent: Shared<Vec<(NodeId, NodeId, Message)>>,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    now: u64,
+    plan: Plan,
+    clients: Rng,
+    clients_stopped: bool,
+    calls: BTreeMap<u64, Call>,
+    next_call: u64,
+    done: Shared<Vec<Done>>,
+    histories: Histories,
+    watchers: Vec<Watcher>,
+    witness: Witness,
+    trace: Trace,
+    coverage: Coverage,
+}
+
+struct Wire {
+    from: NodeId,
+    sent: Shared<Vec<(NodeId, NodeId, Message)>>,
+}
+
+impl Outbox for Wire {
+    fn send(&mut self, group: GroupId, to: NodeId, message: Message) {
+        assert_eq!(group, GROUP, "there is one group");
+        self.sent.get().push((self.from, to, message));
+    }
+}
+
+impl World {
+    /// Members with empty disks, about to start.
+    #[must_use]
+    pub fn new(plan: Plan, tell: bool) -> Self {
+        let mut rng = Rng::new(plan.seed);
+        let voters: Vec<NodeId> = (1..=plan.nodes as u64).map(NodeId).collect();
+        let settings = settings(&mut rng, voters.clone(), plan.seed);
+        let oracle = Shared::new(Oracle::default());
+        let sent = Shared::default();
+        let mut members = Vec::new();
+        for id in voters {
+            let outbox = {
+                let sent: Shared<Vec<_>> = Shared::clone(&sent);
+                move || -> Box<dyn Outbox> {
+                    let sent = sent.clone();
+                    Box::new(Wire { from: id, sent })
+                }
+            };
+            let (disk, oracle) = (rng.next_u64(), oracle.clone());
+            let node = Node::new(id, settings.clone(), disk, oracle, Box::new(outbox));
+            members.push(Member {
+                node,
+                due: u64::MAX,
+                life: 0,
+                syncing: false,
+                sync_ticks: 0,
+                apply_ticks: 0,
+                paused_until: 0,
+                clock: (0, 0, 100),
+                armed: 0,
+                dirs_failed: false,
+                full: false,
+                rotten: false,
+                lost: false,
+                next_crash: (false, 16, RETRY_TICKS),
+                was_applied: 0,
+                was_revision: 0,
+            });
+        }
+        let mut world = Self {
+            witness: Witness::new(members.len()),
+            members,
+            oracle,
+            network: Network::new(rng.split()),
+            sent,
+            events: BTreeMap::new(),
+            next_event: 0,
+            now: 0,
+            clients: rng.split(),
+            clients_stopped: false,
+            calls: BTreeMap::new(),
+            next_call: 0,
+            done: Shared::default(),
+            histories: Histories::default(),
+            watchers: vec![Watcher::new(), Watcher::new()],
+            trace: Trace::new(tell),
+            coverage: Coverage::new(),
+            plan,
+        };
+        for at in 0..world.members.len() {
+            world.at(0, Event::Start(at));
+            world.at(1 + at as u64, Event::Client(at));
+        }
+        for (at, scheduled) in world.plan.faults.clone().iter().enumerate() {
+            world.at(scheduled.at, Event::Fault(at));
+        }
+        world
+    }
+
+    /// What happened, counted.
+    #[must_use]
+    pub fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// The hash of everything that happened.
+    #[must_use]
+    pub fn trace_hash(&self) -> u64 {
+        self.trace.hash()
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.events.insert((time, self.next_event), event);
+        self.next_event += 1;
+    }
+
+    fn count(&mut self, what: &'static str) {
+        *self.coverage.entry(what).or_default() += 1;
+    }
+
+    /// Lets time pass up to a tick.
+    ///
+    /// # Panics
+    /// When anything is not as it must be.
+    pub fn run_until(&mut self, end: u64) {
+        loop {
+            let event = self.events.keys().next().map_or(u64::MAX, |(at, _)| *at);
+            let up = self.members.iter().filter(|member| member.node.is_up());
+            let due = up.map(|member| member.due.max(member.paused_until));
+            let next = due.min().unwrap_or(u64::MAX).min(event);
+            if next > end {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(next);
+            while let Some(first) = self.events.first_entry()
+                && first.key().0 <= self.now
+            {
+                let event = first.remove();
+                self.handle(event);
+            }
+            for at in 0..self.members.len() {
+                self.turns(at);
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Deliver { from, to, message } => {
+                let member = &mut self.members[to];
+                if !member.node.is_up() || !self.network.carries(from, to) {
+                    return;
+                }
+                let from = NodeId(from as u64 + 1);
+                member.node.up().handle.deliver(GROUP, from, *message);
+                member.due = member.due.min(self.now);
+            }
+            Event::Synced { node, life } => {
+                let member = &mut self.members[node];
+                if member.life == life && member.node.is_up() {
+                    member.syncing = false;
+                    match member.node.drive() {
+                        Ok(_) => member.due = member.due.min(self.now),
+                        Err(error) => self.stopped(node, &error),
+                    }
+                }
+            }
+            Event::Client(node) => self.client(node),
+            Event::Retry { call, node } => self.retry(call, node),
+            Event::Start(node) => self.start(node),
+            Event::Fault(at) => self.begin(at),
+            Event::End(at) => self.end(at),
+        }
+    }
+
+    /// The turns of one member that are due.
+    fn turns(&mut self, at: usize) {
+        for _ in 0..TURNS_MAX {
+            let now = self.now;
+            let member = &mut self.members[at];
+            if !member.node.is_up() || member.due > now || member.paused_until > now {
+                return;
+            }
+            let local = member.local(now);
+            let step = member.node.turn(local);
+            let outcome = match step {
+                Ok(step) => {
+                    member.due = step
+                        .deadline
+                        .map_or(u64::MAX, |at| member.world_time(at).max(now + 1));
+                    if step.busy {
+                        member.due = now;
+                    }
+                    let applied = member.node.applied().0;
+                    if applied != member.was_applied && member.apply_ticks > 0 {
+                        member.paused_until = now + member.apply_ticks;
+                    }
+                    member.was_applied = applied;
+                    self.finish_turn(at, step.unsynced)
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = outcome {
+                self.stopped(at, &error);
+            }
+        }
+        panic!("member {} does not come to rest", at + 1);
+    }
+
+    /// What a turn led to, outside of the member.
+    fn finish_turn(&mut self, at: usize, unsynced: bool) -> Result<(), Stopped> {
+        self.serve_done();
+        match self.witness.turned(at, &self.members[at].node, self.now) {
+            Ok(()) => {}
+            Err(Refusal::Stopped(stopped)) => return Err(stopped),
+            Err(Refusal::Violated(text)) => panic!("{text}"),
+        }
+        self.trace_turn(at);
+        // Whatever was sent before a failure is on its way.
+        self.carry();
+        self.watch(at);
+        let member = &mut self.members[at];
+        if !unsynced || member.syncing {
+            return Ok(());
+        }
+        if member.sync_ticks > 0 {
+            member.syncing = true;
+            let (due, life) = (self.now + member.sync_ticks, member.life);
+            self.at(due, Event::Synced { node: at, life });
+            return Ok(());
+        }
+        if member.node.drive()? {
+            member.due = self.now;
+        }
+        Ok(())
+    }
+
+    fn trace_turn(&mut self, at: usize) {
+        let status = self.members[at].node.core_status();
+        let what = (
+            at,
+            (status.term.0, status.role as u8, status.vote.map(|v| v.0)),
+            (status.commit.0, status.applied.0, status.last_index.0),
+        );
+        self.trace.event(self.now, &what, || {
+            format!(
+                "m{}: {:?} of term {}, log to {}, committed {}, applied {}",
+                at + 1,
+                status.role,
+                status.term.0,
+                status.last_index.0,
+                status.commit.0,
+                status.applied.0
+            )
+        });
+    }
+
+    /// Takes what members have sent to the network.
+    fn carry(&mut self) {
+        let sent = std::mem::take(&mut *self.sent.get());
+        for (from, to, message) in sent {
+            if let Err(text) = self.witness.sent(from.0, to.0, &message) {
+                panic!("{text}");
+            }
+            let (from, to) = (from.0 as usize - 1, to.0 as usize - 1);
+            for late in self.network.send(from, to) {
+                let due = self.now + late;
+                let what = (from, to, due, message.term.0, discriminant(&message.body));
+                self.trace.event(self.now, &what, || {
+                    format!(
+                        "m{} -> m{}: {} in {late}",
+                        from + 1,
+                        to + 1,
+                        brief(&message)
+                    )
+                });
+                let message = Box::new(message.clone());
+                self.at(due, Event::Deliver { from, to, message });
+            }
+        }
+    }
+
+    fn start(&mut self, at: usize) {
+        let now = self.now;
+        let member = &mut self.members[at];
+        if member.node.is_up() || member.lost {
+            return;
+        }
+        member.life += 1;
+        member.syncing = false;
+        let local = member.local(now);
+        let mut outcome = member.node.start(local);
+        if outcome.is_ok() {
+            member.was_applied = member.node.applied().0;
+            member.due = now;
+            outcome = match self.witness.started(at, &member.node) {
+                Ok(()) => Ok(()),
+                Err(Refusal::Stopped(stopped)) => Err(stopped),
+                Err(Refusal::Violated(text)) => panic!("{text}"),
+            };
+        }
+        match outcome {
+            Ok(()) => {
+                self.trace
+                    .event(now, &("start", at), || format!("m{}: starts", at + 1));
+                self.count("starts");
+            }
+            Err(error) => self.stopped(at, &error),
+        }
+    }
+
+    /// A member stopped by itself, or did not start: there must be a reason.
+    fn stopped(&mut self, at: usize, error: &Stopped) {
+        let member = &mut self.members[at];
+        let cut = member.node.fs.is_down();
+        let (mut power, keep, down) = member.next_crash;
+        if !cut {
+            if member.armed > 0 {
+                member.armed -= 1;
+            } else if member.rotten {
+                // What is damaged stays so: in this version it takes an operator to replace the member.
+                member.lost = true;
+                self.coverage
+                    .entry("members lost to bit rot")
+                    .and_modify(|n| *n += 1)
+                    .or_insert(1);
+            } else {
+                assert!(member.full, "member {} stops: {}", at + 1, error.0);
+                assert!(!member.node.is_up(), "a full disk stops member {}", at + 1);
+            }
+            if member.node.is_up() {
+                // It has the time to answer.
+                member.node.fail(false);
+            }
+            power = member.dirs_failed;
+        }
+        member.dirs_failed = false;
+        let story = format!("m{}: stops: {}", at + 1, error.0);
+        self.trace.say(self.now, &story);
+        self.serve_done();
+        self.carry();
+        self.crash(at, power, keep, down);
+    }
+
+    /// Ends a member's process, or takes its power, and lets it start again later.
+    fn crash(&mut self, at: usize, power: bool, keep: u64, down: u64) {
+        let now = self.now;
+        let member = &mut self.members[at];
+        let unpersisted = member.node.engine.unpersisted() as u64;
+        let kind = if power {
+            CrashKind::Power
+        } else {
+            CrashKind::Process
+        };
+        member.node.crash(kind, (unpersisted * keep / 16) as usize);
+        member.due = u64::MAX;
+        member.paused_until = 0;
+        member.next_crash = (false, 16, RETRY_TICKS);
+        let id = member.node.id.0;
+        self.witness.ended(at, id);
+        self.sent.get().clear();
+        for watcher in &mut self.watchers {
+            if watcher.member() == Some(at) {
+                watcher.cut_off();
+            }
+        }
+        self.trace.event(now, &("crash", at, power, keep), || {
+            format!("m{}: {kind:?} crash, for {down} ticks", at + 1)
+        });
+        self.count(if power { "power losses" } else { "crashes" });
+        self.at(now + down, Event::Start(at));
+    }
+}
+
+/// A message for the reader of a story.
+fn brief(message: &Message) -> String {
+    let term = message.term.0;
+    match &message.body {
+        Body::Append {
+            prev_index,
+            entries,
+            commit,
+            ..
+        } => format!(
+            "append after {prev_index}, {} entries, commit {commit}, term {term}",
+            entries.len()
+        ),
+        body => format!("{body:?}, term {term}"),
+    }
+}
+
+fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
+    let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
+    let heartbeat_ticks = pick(&[5, 10, 10]);
+    Settings {
+        voters,
+        // Without snapshots, nobody may need what is gone.
+        catch_up_entries: u64::MAX,
+        snapshot_entries: pick(&[16, 256, 4_096]),
+        log_cache_bytes: pick(&[4_096, 1 << 20, 32 << 20]) as usize,
+        window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
+        key_cache_entries: pick(&[1, 8, 65_536]) as usize,
+        compaction_step: pick(&[1, 16, 256]) as usize,
+        election_ticks: 10 * heartbeat_ticks,
+        heartbeat_ticks,
+        expires: true,
+        seed,
+    }
+}

@@ -1,0 +1,181 @@
+//! A whole run: faults, then peace; what must hold in the end; many runs; and how a failing one gets shorter.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::super::checkers::linearizable::{Outcome, check};
+use super::super::solo::Coverage;
+use super::{Plan, World};
+use crate::sim::world::fault::SECOND;
+
+/// Ticks within which a cluster in peace must come to rest: nobody asks, nothing fails.
+const PEACE_TICKS_MAX: u64 = 60 * SECOND;
+
+/// What a run that went well was like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The hash of everything that happened.
+    pub trace_hash: u64,
+    /// What happened, counted.
+    pub coverage: Coverage,
+}
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What must not be.
+    pub message: String,
+    /// The run.
+    pub plan: Plan,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan {
+            seed,
+            nodes,
+            ticks,
+            ref faults,
+        } = self.plan;
+        write!(
+            f,
+            "seed {seed}, {nodes} members, {} faults: {}\nreproduce: flotilla sim --seed {seed} --nodes {nodes} \
+             --seconds {}",
+            faults.len(),
+            self.message,
+            ticks / SECOND
+        )
+    }
+}
+
+/// Runs a plan to its end.
+///
+/// # Errors
+/// When something was not as it must be.
+pub fn run(plan: &Plan, tell: bool) -> Result<Report, Box<Failure>> {
+    let whole = || {
+        let mut world = World::new(plan.clone(), tell);
+        world.run_until(plan.ticks);
+        world.peace();
+        world.verdict();
+        Report {
+            trace_hash: world.trace_hash(),
+            coverage: world.coverage().clone(),
+        }
+    };
+    catch_unwind(AssertUnwindSafe(whole)).map_err(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Box::new(Failure {
+            message: text.unwrap_or_else(|| "a panic without a text".to_owned()),
+            plan: plan.clone(),
+        })
+    })
+}
+
+/// Leaves out whatever a failing run fails without: halves of the faults first, single ones last, then time.
+#[must_use]
+pub fn minimize(failure: Failure) -> Failure {
+    let mut best = failure;
+    let mut size = best.plan.faults.len().div_ceil(2);
+    while size > 0 {
+        let mut at = 0;
+        while at < best.plan.faults.len() {
+            let mut plan = best.plan.clone();
+            let end = (at + size).min(plan.faults.len());
+            plan.faults.drain(at..end);
+            match run(&plan, false) {
+                Err(smaller) => best = *smaller,
+                Ok(_) => at += size,
+            }
+        }
+        size /= 2;
+    }
+    loop {
+        let mut plan = best.plan.clone();
+        plan.ticks = plan.ticks / SECOND / 2 * SECOND;
+        if plan.ticks == 0 {
+            return best;
+        }
+        match run(&plan, false) {
+            Err(smaller) => best = *smaller,
+            Ok(_) => return best,
+        }
+    }
+}
+
+impl World {
+    /// Faults stop, clients stop: within a bounded time there is one leader, everybody has everything, and nobody waits.
+    fn peace(&mut self) {
+        self.clients_stopped = true;
+        self.heal();
+        let end = self.now + PEACE_TICKS_MAX;
+        while !self.is_at_rest() {
+            assert!(
+                self.now < end,
+                "after {PEACE_TICKS_MAX} ticks of peace the members do not agree: {}",
+                self.places()
+            );
+            self.run_until(self.now + SECOND / 10);
+        }
+    }
+
+    fn is_at_rest(&mut self) -> bool {
+        let (last, waits) = {
+            let oracle = self.oracle.get();
+            (oracle.last(), !oracle.waiting().is_empty())
+        };
+        let mut terms = Vec::new();
+        let mut leaders = 0;
+        for member in self.members.iter().filter(|member| !member.lost) {
+            if !member.node.is_up() {
+                return false;
+            }
+            let status = member.node.core_status();
+            if status.applied != last || status.last_index != last || status.commit != last {
+                return false;
+            }
+            leaders += usize::from(status.committed_in_term);
+            terms.push(status.term);
+        }
+        let same = terms.windows(2).all(|pair| pair[0] == pair[1]);
+        !waits && leaders == 1 && same && self.watchers_are_done()
+    }
+
+    fn places(&self) -> String {
+        let place = |member: &super::Member| {
+            if member.node.is_up() {
+                format!("{:?}", member.node.core_status())
+            } else {
+                format!("{} is down", member.node.id)
+            }
+        };
+        let places: Vec<String> = self.members.iter().map(place).collect();
+        let waiting = self.oracle.get().waiting().len();
+        format!("{}; {waiting} wait", places.join("; "))
+    }
+
+    /// What can only be said at the end.
+    fn verdict(&mut self) {
+        for member in self.members.iter().filter(|member| member.node.is_up()) {
+            if let Err(text) = self.witness.final_hash(&member.node) {
+                panic!("{text}");
+            }
+        }
+        if let Some(member) = self.members.iter().find(|member| member.node.is_up()) {
+            member.node.check_state();
+        }
+        for (key, history) in self.histories.by_key().iter().enumerate() {
+            match check(history) {
+                Outcome::Linearizable => {}
+                Outcome::Violated => panic!("the history of register {key} is not linearizable"),
+                Outcome::GaveUp => self.count("histories too hard to check"),
+            }
+        }
+        let (terms, hashes) = (self.witness.terms_led(), self.witness.hashes_compared());
+        *self.coverage.entry("elections won").or_default() += terms;
+        *self.coverage.entry("state hashes compared").or_default() += hashes;
+    }
+}

@@ -1,0 +1,297 @@
+//! Sees what members do after each of their turns, and asks the checkers.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use kv_server::pb::command::{Command, command::Op};
+use prost::Message as _;
+use raft_log::{Entry, Index};
+use raft_node::core::{Body, Message, Role};
+
+use super::super::checkers::Place;
+use super::super::checkers::{
+    AppliedOnce, CommitQuorum, ElectionSafety, LeaderAppendOnly, LeaderCompleteness, LeaseLife,
+    LogMatching, Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety,
+    Verdict,
+};
+use super::super::node::{GROUP, Node, Stopped};
+use super::super::workload::tag_of;
+use super::fault::SECOND;
+
+/// Applied entries between two hashes of a member's state.
+const HASH_ENTRIES: u64 = 200;
+/// Bytes of the log that one read returns at most, plus an entry.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// What was seen of one member's log and state.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The terms of its entries, from index 1.
+    terms: Vec<u64>,
+    durable: u64,
+    applied: u64,
+    role: Role,
+    term: u64,
+}
+
+/// All checkers that look at members.
+#[derive(Default)]
+pub struct Witness {
+    members: Vec<Known>,
+    election: ElectionSafety,
+    append_only: LeaderAppendOnly,
+    matching: LogMatching,
+    completeness: LeaderCompleteness,
+    machine: StateMachineSafety,
+    quorum: CommitQuorum,
+    monotonic: Monotonic,
+    votes: OneVote,
+    applied: AppliedOnce,
+    /// Reads of a member's own state.
+    pub reads: SerializableReads,
+    /// When leases end.
+    pub leases: LeaseLife,
+    hashes: StateHash,
+    terms_led: u64,
+}
+
+/// Why a member could not be looked at, or what a checker refuses.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The member's log cannot be read.
+    Stopped(Stopped),
+    /// A property does not hold.
+    Violated(String),
+}
+
+impl From<Stopped> for Refusal {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(text: String) -> Self {
+        Self::Violated(text)
+    }
+}
+
+impl Witness {
+    /// Watches so many members.
+    #[must_use]
+    pub fn new(members: usize) -> Self {
+        Self {
+            members: vec![Known::default(); members],
+            ..Self::default()
+        }
+    }
+
+    /// Terms in which somebody led.
+    #[must_use]
+    pub fn terms_led(&self) -> u64 {
+        self.terms_led
+    }
+
+    /// Hashes that were compared.
+    #[must_use]
+    pub fn hashes_compared(&self) -> u64 {
+        self.hashes.compared()
+    }
+
+    /// A member starts.
+    ///
+    /// # Errors
+    /// When it has forgotten what it had promised, or its log cannot be read.
+    pub fn started(&mut self, at: usize, node: &Node) -> Result<(), Refusal> {
+        let info = node
+            .up()
+            .log
+            .group(GROUP)
+            .expect("bootstrapped at the start");
+        let (term, vote) = (info.hard_state.term.0, info.hard_state.vote.map(|v| v.0));
+        self.votes.started(node.id.0, term, vote)?;
+        self.applied.started(node.id.0, node.applied().0);
+        self.members[at] = Known {
+            applied: node.applied().0,
+            ..Known::default()
+        };
+        self.turned(at, node, 0)
+    }
+
+    /// A member's process has ended.
+    pub fn ended(&mut self, at: usize, node: u64) {
+        let promised = self.votes.newest_term(node);
+        self.monotonic.ended(node, promised);
+        self.append_only.follows(node);
+        self.reads.ended(node);
+        self.members[at].role = Role::Follower;
+    }
+
+    /// A message leaves a member.
+    ///
+    /// # Errors
+    /// When it is a second vote.
+    pub fn sent(&mut self, from: u64, to: u64, message: &Message) -> Verdict {
+        match message.body {
+            Body::VoteReply { granted: true } => self.votes.sent(from, message.term.0, to),
+            Body::Vote { .. } => self.votes.sent(from, message.term.0, from),
+            _ => Ok(()),
+        }
+    }
+
+    /// A member has had a turn, at this tick of the world.
+    ///
+    /// # Errors
+    /// When a property does not hold, or its log cannot be read.
+    pub fn turned(&mut self, at: usize, node: &Node, now: u64) -> Result<(), Refusal> {
+        let status = node.core_status();
+        let id = node.id.0;
+        let (term, commit, last) = (status.term.0, status.commit.0, status.last_index.0);
+        let kept = self.read_log(at, node, last)?;
+        let here = Place {
+            term,
+            commit,
+            applied: status.applied.0,
+            last,
+        };
+        self.monotonic.at(id, here)?;
+        let before = (self.members[at].role, self.members[at].term);
+        if status.role == Role::Leader {
+            self.election.leads(id, term)?;
+            let length = self.members[at].terms.len() as u64;
+            self.append_only.leads(id, term, kept, length)?;
+            let term_at = |index: u64| self.members[at].terms.get(index as usize - 1).copied();
+            let new = before != (Role::Leader, term);
+            if new {
+                self.terms_led += 1;
+                self.completeness.leads(id, term, term_at)?;
+            }
+            let entry_term = (commit > 0).then(|| term_at(commit)).flatten();
+            let copies = self.copies(commit, entry_term.unwrap_or(0));
+            let voters = node.up().handle.status(GROUP).map_or(0, |s| s.voters.len());
+            self.quorum
+                .leads(term, commit, entry_term, copies, voters)?;
+            self.completeness
+                .committed(term, commit, entry_term.unwrap_or(0));
+        } else {
+            self.append_only.follows(id);
+        }
+        (self.members[at].role, self.members[at].term) = (status.role, term);
+        self.look_at_applied(at, node, status.applied.0, now)
+    }
+
+    /// Brings what is known of a log up to date. Returns how many of the known entries are still there.
+    fn read_log(&mut self, at: usize, node: &Node, last: u64) -> Result<u64, Refusal> {
+        let log = &node.up().log;
+        let known = &mut self.members[at];
+        let mut kept = known.terms.len().min(last as usize);
+        while kept > 0
+            && log.term_at(GROUP, Index(kept as u64)).map(|t| t.0) != Some(known.terms[kept - 1])
+        {
+            kept -= 1;
+        }
+        known.terms.truncate(kept);
+        let mut next = kept as u64 + 1;
+        while next <= last {
+            // What the host has not collected yet is in the core only.
+            let end = log.group(GROUP).map_or(0, |info| info.last_index.0);
+            if next > end {
+                break;
+            }
+            let part = log
+                .entries(GROUP, Index(next)..Index(end + 1), READ_BYTES_MAX)
+                .map_err(Stopped::from)?;
+            for entry in part {
+                let before = known.terms.last().copied().unwrap_or(0);
+                self.matching.holds(node.id.0, seen(&entry), before)?;
+                known.terms.push(entry.term.0);
+                next = entry.index.0 + 1;
+            }
+        }
+        known.durable = log.group(GROUP).map_or(0, |info| info.durable_index.0);
+        Ok(kept as u64)
+    }
+
+    /// On how many disks an entry is.
+    fn copies(&self, index: u64, term: u64) -> usize {
+        let has = |known: &&Known| {
+            index == 0
+                || (known.durable >= index && known.terms.get(index as usize - 1) == Some(&term))
+        };
+        self.members.iter().filter(has).count()
+    }
+
+    fn look_at_applied(
+        &mut self,
+        at: usize,
+        node: &Node,
+        applied: u64,
+        now: u64,
+    ) -> Result<(), Refusal> {
+        let id = node.id.0;
+        let mut next = self.members[at].applied + 1;
+        while next <= applied {
+            let part = node
+                .up()
+                .log
+                .entries(GROUP, Index(next)..Index(applied + 1), READ_BYTES_MAX)
+                .map_err(Stopped::from)?;
+            for entry in part {
+                next = entry.index.0 + 1;
+                self.machine.applied(id, seen(&entry))?;
+                self.applied
+                    .applied(id, entry.index.0, tag_of(&entry.payload))?;
+                self.follow_leases(&entry, now)?;
+            }
+        }
+        let hashed = self.members[at].applied / HASH_ENTRIES != applied / HASH_ENTRIES;
+        self.members[at].applied = applied;
+        if hashed {
+            let hash = node.up().store.state_hash().map_err(Stopped::from)?;
+            self.hashes.at(id, applied, hash)?;
+        }
+        Ok(())
+    }
+
+    /// The first member to apply an entry decides when it took effect.
+    fn follow_leases(&mut self, entry: &Entry, now: u64) -> Verdict {
+        if entry.index.0 <= self.leases.newest() {
+            return Ok(());
+        }
+        self.leases.reached(entry.index.0);
+        let Ok(Command { op: Some(op) }) = Command::decode(entry.payload.clone()) else {
+            return Ok(());
+        };
+        match op {
+            Op::LeaseGrant(grant) => {
+                let ttl = grant.ttl.unsigned_abs() * SECOND;
+                self.leases.full(entry.index.0, now, ttl);
+                Ok(())
+            }
+            Op::LeaseExpire(expire) => expire
+                .items
+                .iter()
+                .try_for_each(|item| self.leases.expired(item.granted_index, now)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The state of a member after the run.
+    ///
+    /// # Errors
+    /// When it is not that of the others.
+    pub fn final_hash(&mut self, node: &Node) -> Verdict {
+        let hash = node.up().store.state_hash();
+        let hash = hash.map_err(|error| error.to_string())?;
+        self.hashes.at(node.id.0, node.applied().0, hash)
+    }
+}
+
+fn seen(entry: &Entry) -> Seen {
+    let mut hasher = DefaultHasher::new();
+    (format!("{:?}", entry.kind), &entry.payload).hash(&mut hasher);
+    Seen {
+        index: entry.index.0,
+        term: entry.term.0,
+        hash: hasher.finish(),
+    }
+}

@@ -1,0 +1,59 @@
+//! Whole clusters under mixed faults, from one seed each: see `flotilla_tests::sim::world`.
+
+use std::collections::BTreeMap;
+
+use flotilla_tests::sim::run::{each_seed, is_narrowed};
+use flotilla_tests::sim::world::Plan;
+use flotilla_tests::sim::world::run::run;
+
+/// Runs one seed, and panics with the line that runs it again.
+fn must_run(seed: u64, nodes: usize, seconds: u64) -> flotilla_tests::sim::world::run::Report {
+    run(&Plan::new(seed, nodes, seconds), false).unwrap_or_else(|failure| panic!("{failure}"))
+}
+
+#[test]
+fn mixed_faults_break_no_property_and_peace_brings_agreement() {
+    let mut total: BTreeMap<&str, u64> = BTreeMap::new();
+    each_seed(1, 24, |seed| {
+        let report = must_run(seed, if seed % 4 == 0 { 5 } else { 3 }, 60);
+        for (what, count) in report.coverage {
+            *total.entry(what).or_default() += count;
+        }
+    });
+    eprintln!("{total:?}");
+    for what in [
+        "bad networks",
+        "clock rates",
+        "commands acknowledged",
+        "crashes",
+        "disk errors",
+        "elections won",
+        "full disks",
+        "linearizable reads",
+        "outcomes unknown",
+        "partitions",
+        "pauses",
+        "power losses",
+        "power losses of all",
+        "renewals",
+        "rotten bits",
+        "slow appliers",
+        "slow disks",
+        "state hashes compared",
+    ] {
+        assert!(is_narrowed() || total.contains_key(what), "never: {what}");
+    }
+    assert!(
+        !total.contains_key("histories too hard to check"),
+        "{total:?}"
+    );
+}
+
+#[test]
+fn same_seed_gives_the_same_trace() {
+    each_seed(500, 3, |seed| {
+        let first = must_run(seed, 3, 30);
+        let second = must_run(seed, 3, 30);
+        assert_eq!(first, second);
+    });
+}

@@ -309,9 +309,14 @@ impl<S: StateMachine> Group<S> {
     }
 
     /// Adds the record that moves the log's base up to what the state machine has durably, less the margin kept for
-    /// members that lag; on a full disk there is no margin. Does nothing when there is nothing to gain.
+    /// members that lag; on a full disk, a member that is alone keeps none. Does nothing when there is nothing to gain.
     pub fn compact(&mut self, batch: &mut WriteBatch, full: bool) {
-        let margin = if full { 0 } else { self.catch_up_entries };
+        let alone = self.core.membership().members().len() == 1;
+        let margin = if full && alone {
+            0
+        } else {
+            self.catch_up_entries
+        };
         let behind = self.applied.0.saturating_sub(margin);
         let to = Index(self.machine.durable_index().0.min(behind));
         if to <= self.base.index || to < self.unknown_memberships_below {

@@ -463,7 +463,10 @@ impl World {
         let cut = member.node.fs.is_down();
         let (mut power, keep, down) = member.next_crash;
         if !cut {
-            if member.armed > 0 {
+            // A start needs room; it is no armed fault that it meets.
+            let no_room =
+                member.full && !member.node.is_up() && error.0.contains("no storage space");
+            if member.armed > 0 && !no_room {
                 member.armed -= 1;
             } else if member.rotten {
                 // What is damaged stays so: in this version it takes an operator to replace the member.
@@ -474,7 +477,12 @@ impl World {
                     .or_insert(1);
             } else {
                 assert!(member.full, "member {} stops: {}", at + 1, error.0);
-                assert!(!member.node.is_up(), "a full disk stops member {}", at + 1);
+                assert!(
+                    !member.node.is_up(),
+                    "a full disk stops member {}: {}",
+                    at + 1,
+                    error.0
+                );
             }
             if member.node.is_up() {
                 // It has the time to answer.

@@ -52,8 +52,6 @@ fn setup(words: &[&str]) -> Cluster {
     let mut config = Config {
         election_ticks: 10,
         heartbeat_ticks: 2,
-        pre_vote: false,
-        check_quorum: false,
         seed: 7,
         ..Config::default()
     };
@@ -70,8 +68,6 @@ fn setup(words: &[&str]) -> Cluster {
             "in" => membership.voters.retain(|id| id.0 <= value),
             "inflight" => config.inflight_messages_max = value as usize,
             "window" => config.window_bytes_max = value as usize,
-            "prevote" => config.pre_vote = value > 0,
-            "checkquorum" => config.check_quorum = value > 0,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,
             _ => panic!("{key} is no setting"),
         }

@@ -17,12 +17,6 @@ pub struct Config {
     /// Ticks without a leader until a member campaigns, at least: each wait is drawn from `[n, 2n)`. More than
     /// `heartbeat_ticks`, or followers campaign against a live leader. Default 100.
     pub election_ticks: u64,
-    /// Ask whether a vote could be won before a term is spent on it, so that a member that was cut off disturbs nobody when
-    /// it comes back. Default true.
-    pub pre_vote: bool,
-    /// A leader that a majority has not answered for `election_ticks` steps down, and members that hear from a leader
-    /// refuse to vote. Default true.
-    pub check_quorum: bool,
     /// Payload bytes of one append message, plus one entry. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages on their way to one member. Default 512.
@@ -44,8 +38,6 @@ impl Default for Config {
             group: GroupId(1),
             heartbeat_ticks: 10,
             election_ticks: 100,
-            pre_vote: true,
-            check_quorum: true,
             message_bytes_max: 1 << 20,
             inflight_messages_max: 512,
             inflight_bytes_max: 16 << 20,

@@ -18,26 +18,6 @@ impl Core {
         self.ticks_since_contact = 0;
     }
 
-    /// Stands for election: asks around first where that is wanted.
-    pub(super) fn start_election(&mut self, out: &mut Effects) {
-        let me = self.config.id;
-        if !self.config.pre_vote || self.membership.is_sole_voter(me) {
-            return self.campaign(out);
-        }
-        if !self.membership.is_voter(me) {
-            return;
-        }
-        self.become_follower(self.term, None, out);
-        self.role = RoleState::PreCandidate(BTreeMap::from([(me, true)]));
-        let body = Body::PreVote {
-            last_index: self.log.last_index(),
-            last_term: self.log.last_term(),
-        };
-        for to in self.others() {
-            self.send_in(Term(self.term.0 + 1), out, to, body.clone());
-        }
-    }
-
     pub(super) fn campaign(&mut self, out: &mut Effects) {
         if !self.membership.is_voter(self.config.id) {
             return;
@@ -89,18 +69,6 @@ impl Core {
 
     pub(super) fn receive(&mut self, from: NodeId, message: Message, out: &mut Effects) {
         let Message { term, body } = message;
-        match body {
-            Body::PreVote {
-                last_index,
-                last_term,
-            } => return self.answer_pre_vote(from, term, (last_term, last_index), out),
-            Body::PreVoteReply { granted: true } => {
-                return self.record_pre_vote(from, term, true, out);
-            }
-            // Whoever hears from a leader does not let others end that leader's term.
-            Body::Vote { .. } if term > self.term && self.hears_a_leader() => return,
-            _ => {}
-        }
         if term > self.term {
             let leads = matches!(body, Body::Append { .. } | Body::Heartbeat { .. });
             self.become_follower(term, leads.then_some(from), out);
@@ -115,10 +83,6 @@ impl Core {
                 last_term,
             } => self.answer_vote(from, last_index, last_term),
             Body::VoteReply { granted } => self.record_vote(from, granted, out),
-            Body::PreVoteReply { granted } => {
-                self.record_pre_vote(from, Term(term.0 + 1), granted, out);
-            }
-            Body::PreVote { .. } => unreachable!("answered above, whatever its term"),
             Body::Append {
                 prev_index,
                 prev_term,
@@ -183,63 +147,6 @@ impl Core {
         self.become_follower(term, Some(from), out);
     }
 
-    /// Whether this member leads, or has heard from a leader so lately that others have no reason to stand.
-    fn hears_a_leader(&self) -> bool {
-        let leads = matches!(self.role, RoleState::Leader(_));
-        let hears = self.leader.is_some() && self.ticks_since_contact < self.config.election_ticks;
-        self.config.check_quorum && (leads || hears)
-    }
-
-    /// Changes nothing here, whatever the answer. A refusal carries the own term: who asks may have to catch up with it,
-    /// or nobody who has the log would ever win (a known deadlock elsewhere).
-    fn answer_pre_vote(&self, from: NodeId, term: Term, last: (Term, Index), out: &mut Effects) {
-        let recent = last >= (self.log.last_term(), self.log.last_index());
-        let granted = term > self.term && recent && !self.hears_a_leader();
-        let answer_in = if granted { term } else { self.term };
-        self.send_in(answer_in, out, from, Body::PreVoteReply { granted });
-    }
-
-    fn record_pre_vote(&mut self, from: NodeId, term: Term, granted: bool, out: &mut Effects) {
-        let next = Term(self.term.0 + 1);
-        let RoleState::PreCandidate(votes) = &mut self.role else {
-            return;
-        };
-        if term != next || !self.membership.is_voter(from) {
-            return;
-        }
-        votes.entry(from).or_insert(granted);
-        match quorum::tally(&self.membership, |id| votes.get(&id).copied()) {
-            VoteResult::Won => self.campaign(out),
-            VoteResult::Lost => self.become_follower(self.term, None, out),
-            VoteResult::Pending => {}
-        }
-    }
-
-    /// A leader that cannot reach a majority serves nobody, and whoever waits for it should look elsewhere. One that was
-    /// asleep for as long does not know what happened meanwhile.
-    pub(super) fn check_quorum(&mut self, ticks: u64, out: &mut Effects) {
-        let (me, election_ticks) = (self.config.id, self.config.election_ticks);
-        let RoleState::Leader(leader) = &mut self.role else {
-            return;
-        };
-        leader.ticks_since_check += ticks;
-        if !self.config.check_quorum || leader.ticks_since_check < election_ticks {
-            return;
-        }
-        leader.ticks_since_check = 0;
-        let reached = quorum::has_majority(&self.membership, |id| {
-            let progress = leader.progress.get(&id);
-            id == me || progress.is_some_and(|progress| progress.answered)
-        });
-        for progress in leader.progress.values_mut() {
-            progress.answered = false;
-        }
-        let slept = ticks >= election_ticks && !self.membership.is_sole_voter(me);
-        if !reached || slept {
-            self.become_follower(self.term, None, out);
-        }
-    }
-
     /// A vote goes to the first candidate of the term whose log is at least as recent. A learner may vote: it may have
     /// been promoted by a change that it has not seen yet.
     fn answer_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
@@ -288,7 +195,6 @@ impl Core {
             reads_waiting: Vec::new(),
             rounds: VecDeque::new(),
             last_round: 0,
-            ticks_since_check: 0,
             heartbeat_due: false,
             first_of_term,
             uncommitted: VecDeque::new(),
@@ -312,12 +218,13 @@ impl Core {
 
     /// Sends what promises nothing.
     pub(super) fn send(&self, out: &mut Effects, to: NodeId, body: Body) {
-        self.send_in(self.term, out, to, body);
-    }
-
-    /// Sends what promises nothing, and is about another term.
-    fn send_in(&self, term: Term, out: &mut Effects, to: NodeId, body: Body) {
-        out.send_now.push((to, Message { term, body }));
+        out.send_now.push((
+            to,
+            Message {
+                term: self.term,
+                body,
+            },
+        ));
     }
 
     pub(super) fn others(&self) -> Vec<NodeId> {

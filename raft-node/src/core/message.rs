@@ -5,8 +5,7 @@ use crate::{Entry, Index, Term};
 /// A message, with the sender's term.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// The sender's term when it was sent. Only a question before a vote, and its answer if that is yes, carry the term
-    /// that the vote would have.
+    /// The sender's term when it was sent.
     pub term: Term,
     /// What it says.
     pub body: Body,
@@ -15,18 +14,6 @@ pub struct Message {
 /// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// A member asks whether it would get a vote in the message's term.
-    PreVote {
-        /// The last index of its log.
-        last_index: Index,
-        /// The term of that entry.
-        last_term: Term,
-    },
-    /// The answer. It promises nothing.
-    PreVoteReply {
-        /// Whether it would.
-        granted: bool,
-    },
     /// A candidate asks for a vote.
     Vote {
         /// The last index of its log.

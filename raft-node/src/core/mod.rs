@@ -27,17 +27,15 @@
 //!   what a slow member needs beyond that is asked for by [`Effects::fetch`].
 //! - A read is confirmed by a round of heartbeats whose number is private to the leader, or at once by a sole voter; it
 //!   waits for the first commit in the leader's own term. The caller serves it when it has applied the index.
-//! - Before it enters a term a member asks whether it could win it, which changes nothing anywhere. A leader that a
-//!   majority has not answered for an election timeout steps down, also one that slept for as long; and whoever hears
-//!   from a leader neither answers such questions with yes nor votes.
 //! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
-//! chapters 3, 4, 6 and 9.6.
+//! chapters 3, 4 and 6.
 //!
 //! # Caveats
 //!
-//! There is no transfer of leadership and no read by lease yet, and a member that needs a snapshot is only reported.
+//! There is no pre-vote, no check-quorum, no transfer of leadership and no read by lease yet, and a member that needs a
+//! snapshot is only reported.
 
 mod config;
 mod effects;
@@ -69,8 +67,6 @@ pub enum Role {
     /// Follows a leader, or waits for one.
     #[default]
     Follower,
-    /// Asks whether it would get votes.
-    PreCandidate,
     /// Asks for votes.
     Candidate,
     /// Leads.
@@ -112,8 +108,6 @@ struct Leader {
     /// Rounds under way: number, commit index when it began, tokens. Ascending.
     rounds: VecDeque<(u64, Index, Vec<u64>)>,
     last_round: u64,
-    /// Ticks since this leader last looked whether a majority answers.
-    ticks_since_check: u64,
     /// A heartbeat is due in the next `ready`.
     heartbeat_due: bool,
     /// The index of this leader's first entry.
@@ -127,8 +121,6 @@ struct Leader {
 
 enum RoleState {
     Follower,
-    /// What members said of a vote in the next term.
-    PreCandidate(BTreeMap<NodeId, bool>),
     /// Votes that were received; the own one counts once it is durable.
     Candidate(BTreeMap<NodeId, bool>),
     Leader(Box<Leader>),
@@ -254,7 +246,7 @@ impl Core {
             }
             Input::Campaign => {
                 if !matches!(self.role, RoleState::Leader(_)) {
-                    self.start_election(out);
+                    self.campaign(out);
                 }
             }
         }
@@ -322,7 +314,6 @@ impl Core {
             vote: self.vote,
             role: match self.role {
                 RoleState::Follower => Role::Follower,
-                RoleState::PreCandidate(_) => Role::PreCandidate,
                 RoleState::Candidate(_) => Role::Candidate,
                 RoleState::Leader(_) => Role::Leader,
             },
@@ -357,7 +348,7 @@ impl Core {
                 self.config.heartbeat_ticks,
                 !sole || leader.progress.len() > 1,
             ),
-            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::Candidate(_) => {
                 // A sole candidate waits for its disk alone.
                 (
                     self.election_timeout,
@@ -371,7 +362,7 @@ impl Core {
     fn committed_in_term(&self) -> bool {
         match &self.role {
             RoleState::Leader(leader) => self.commit >= leader.first_of_term,
-            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => false,
+            RoleState::Follower | RoleState::Candidate(_) => false,
         }
     }
 
@@ -383,9 +374,8 @@ impl Core {
                     self.ticks_since_contact = 0;
                     leader.heartbeat_due = true;
                 }
-                self.check_quorum(ticks, out);
             }
-            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::Candidate(_) => {
                 let me = self.config.id;
                 let waits_for_disk = self.membership.is_sole_voter(me)
                     && matches!(self.role, RoleState::Candidate(_));
@@ -393,7 +383,7 @@ impl Core {
                     && self.membership.is_voter(me)
                     && !waits_for_disk
                 {
-                    self.start_election(out);
+                    self.campaign(out);
                 }
             }
         }

@@ -31,8 +31,6 @@ pub(super) struct Progress {
     pub(super) sent_commit: Index,
     /// The newest read round that the member answered.
     pub(super) acked_round: u64,
-    /// The member answered since the leader last looked whether it still has a majority.
-    pub(super) answered: bool,
     /// Entries are being fetched for it.
     pub(super) fetching: bool,
     /// All was sent and not all acknowledged: an empty append will tell whether something was lost.
@@ -49,7 +47,6 @@ impl Progress {
             inflight_bytes: 0,
             sent_commit: Index::ZERO,
             acked_round: 0,
-            answered: false,
             fetching: false,
             verify: false,
         }

@@ -179,7 +179,6 @@ impl Core {
         let Some(progress) = leader.progress.get_mut(&from) else {
             return;
         };
-        progress.answered = true;
         assert!(
             matched <= last,
             "{from} acknowledges {matched}, but the log ends at {last}"
@@ -202,7 +201,6 @@ impl Core {
         let Some(progress) = leader.progress.get_mut(&from) else {
             return;
         };
-        progress.answered = true;
         // The member has nothing above the hint that could agree, and nothing there of a term above the hint's.
         let retry_from = self.log.last_at_or_below(hint_index, hint_term);
         progress.rejected(rejected, retry_from);
@@ -260,7 +258,7 @@ impl Core {
         let known = self.leader;
         match &mut self.role {
             RoleState::Leader(leader) => leader.reads_waiting.push(token),
-            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::Candidate(_) => {
                 out.dropped.push((token, DropReason::NotLeader(known)));
             }
         }
@@ -302,7 +300,6 @@ impl Core {
             round <= leader.last_round,
             "{from} answers a round that was not started"
         );
-        progress.answered = true;
         progress.acked_round = progress.acked_round.max(round);
         let (messages_max, bytes_max) = (
             self.config.inflight_messages_max,

@@ -57,7 +57,7 @@ pub enum Input {
         /// The member.
         to: NodeId,
     },
-    /// Campaign now.
+    /// Campaign now, without asking first, and although a leader may be there.
     Campaign,
 }
 

@@ -18,7 +18,32 @@ impl Core {
         self.ticks_since_contact = 0;
     }
 
-    pub(super) fn campaign(&mut self, out: &mut Effects) {
+    /// The wait for a leader is over: asks whether a campaign could win. A sole voter need not ask.
+    pub(super) fn ask_first(&mut self, out: &mut Effects) {
+        let me = self.config.id;
+        assert!(
+            !matches!(self.role, RoleState::Leader(_)),
+            "a leader does not campaign"
+        );
+        if self.membership.is_sole_voter(me) {
+            self.campaign(false, out);
+            return;
+        }
+        self.leader = None;
+        self.role = RoleState::PreCandidate(BTreeMap::new());
+        self.draw_election_timeout();
+        let body = Body::PreVote {
+            last_index: self.log.last_index(),
+            last_term: self.log.last_term(),
+        };
+        for to in self.others() {
+            self.send(out, to, body.clone());
+        }
+        self.record_pre_vote(me, true, out);
+    }
+
+    /// Enters the next term and asks for votes in it.
+    pub(super) fn campaign(&mut self, forced: bool, out: &mut Effects) {
         if !self.membership.is_voter(self.config.id) {
             return;
         }
@@ -30,6 +55,7 @@ impl Core {
         let body = Body::Vote {
             last_index: self.log.last_index(),
             last_term: self.log.last_term(),
+            forced,
         };
         // A request promises nothing, but a crash would let the member ask twice in one term: it waits for the disk.
         for to in self.others() {
@@ -69,6 +95,25 @@ impl Core {
 
     pub(super) fn receive(&mut self, from: NodeId, message: Message, out: &mut Effects) {
         let Message { term, body } = message;
+        match &body {
+            Body::PreVote {
+                last_index,
+                last_term,
+            } => {
+                self.answer_pre_vote(from, term, *last_index, *last_term, out);
+                return;
+            }
+            // Who answers may be in an earlier term; a later one is adopted below, or nobody would ever win
+            // against the member that knows it.
+            Body::PreVoteReply { asked, granted } if term <= self.term => {
+                if asked.0 == self.term.0 + 1 {
+                    self.record_pre_vote(from, *granted, out);
+                }
+                return;
+            }
+            Body::Vote { forced: false, .. } if term > self.term && self.hears_leader() => return,
+            _ => {}
+        }
         if term > self.term {
             let leads = matches!(body, Body::Append { .. } | Body::Heartbeat { .. });
             self.become_follower(term, leads.then_some(from), out);
@@ -77,11 +122,16 @@ impl Core {
             self.refuse_stale(from, &body);
             return;
         }
+        self.heard(from);
         match body {
             Body::Vote {
                 last_index,
                 last_term,
+                forced: _,
             } => self.answer_vote(from, last_index, last_term),
+            Body::PreVote { .. } => unreachable!("answered above, whatever its term"),
+            // The later term that it came with is adopted by now, and the campaign that it answers is over.
+            Body::PreVoteReply { .. } => {}
             Body::VoteReply { granted } => self.record_vote(from, granted, out),
             Body::Append {
                 prev_index,
@@ -147,6 +197,74 @@ impl Core {
         self.become_follower(term, Some(from), out);
     }
 
+    /// True while a leader is there, as far as this member knows: it has heard of one within the shortest election
+    /// timeout, or leads itself and would have stepped down otherwise.
+    fn hears_leader(&self) -> bool {
+        match self.role {
+            RoleState::Leader(_) => true,
+            _ => self.leader.is_some() && self.ticks_since_contact < self.config.election_ticks,
+        }
+    }
+
+    /// Says whether a vote would be given in the term after `term`. Changes nothing here, and promises nothing.
+    fn answer_pre_vote(
+        &self,
+        from: NodeId,
+        term: Term,
+        last_index: Index,
+        last_term: Term,
+        out: &mut Effects,
+    ) {
+        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index());
+        let granted = term >= self.term && recent && !self.hears_leader();
+        let asked = Term(term.0 + 1);
+        self.send(out, from, Body::PreVoteReply { asked, granted });
+    }
+
+    fn record_pre_vote(&mut self, from: NodeId, granted: bool, out: &mut Effects) {
+        let RoleState::PreCandidate(votes) = &mut self.role else {
+            return;
+        };
+        if !self.membership.is_voter(from) {
+            return;
+        }
+        // The term has no say in which of two campaigns an answer belongs to: the newest answer counts.
+        votes.insert(from, granted);
+        match quorum::tally(&self.membership, |id| votes.get(&id).copied()) {
+            VoteResult::Won => self.campaign(false, out),
+            VoteResult::Lost => self.role = RoleState::Follower,
+            VoteResult::Pending => {}
+        }
+    }
+
+    /// A leader that no majority has answered for an election timeout steps down: another one may be there by now.
+    pub(super) fn check_quorum(&mut self, out: &mut Effects) {
+        let me = self.config.id;
+        let RoleState::Leader(leader) = &self.role else {
+            return;
+        };
+        let heard = |progress: &Progress| {
+            assert!(progress.heard_at <= leader.now, "nobody answers early");
+            leader.now - progress.heard_at < self.config.election_ticks
+        };
+        let in_contact = quorum::has_majority(&self.membership, |id| {
+            id == me || leader.progress.get(&id).is_some_and(heard)
+        });
+        if !in_contact {
+            let term = self.term;
+            self.become_follower(term, None, out);
+        }
+    }
+
+    /// A member answered in the current term.
+    fn heard(&mut self, from: NodeId) {
+        if let RoleState::Leader(leader) = &mut self.role
+            && let Some(progress) = leader.progress.get_mut(&from)
+        {
+            progress.heard_at = leader.now;
+        }
+    }
+
     /// A vote goes to the first candidate of the term whose log is at least as recent. A learner may vote: it may have
     /// been promoted by a change that it has not seen yet.
     fn answer_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
@@ -187,11 +305,12 @@ impl Core {
             .membership
             .members()
             .into_iter()
-            .map(|id| (id, Progress::new(first_of_term)));
+            .map(|id| (id, Progress::new(first_of_term, 0)));
         self.leader = Some(me);
         self.ticks_since_contact = 0;
         self.role = RoleState::Leader(Box::new(Leader {
             progress: progress.collect(),
+            now: 0,
             reads_waiting: Vec::new(),
             rounds: VecDeque::new(),
             last_round: 0,

@@ -20,6 +20,22 @@ pub enum Body {
         last_index: Index,
         /// The term of that entry.
         last_term: Term,
+        /// The candidate was told to campaign: who hears a leader answers all the same.
+        forced: bool,
+    },
+    /// A member asks who would vote for it in the term after the message's. Nobody's term changes by it.
+    PreVote {
+        /// The last index of its log.
+        last_index: Index,
+        /// The term of that entry.
+        last_term: Term,
+    },
+    /// The answer; it promises nothing. The message's term is the one of who answers.
+    PreVoteReply {
+        /// The term that was asked for.
+        asked: Term,
+        /// Whether a vote would be given.
+        granted: bool,
     },
     /// The answer.
     VoteReply {

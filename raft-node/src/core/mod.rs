@@ -27,6 +27,10 @@
 //!   what a slow member needs beyond that is asked for by [`Effects::fetch`].
 //! - A read is confirmed by a round of heartbeats whose number is private to the leader, or at once by a sole voter; it
 //!   waits for the first commit in the leader's own term. The caller serves it when it has applied the index.
+//! - Who hears no leader first asks whether it could win ([`Body::PreVote`]), which changes nobody's term; who hears one
+//!   refuses, and ignores a vote in a later term too. So a member that comes back from a partition deposes nobody.
+//! - A leader that no majority has answered for an election timeout steps down. Time that passed in a pause counts: a
+//!   process that wakes after longer than that does not lead any more, and drops the reads that waited.
 //! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
@@ -34,8 +38,7 @@
 //!
 //! # Caveats
 //!
-//! There is no pre-vote, no check-quorum, no transfer of leadership and no read by lease yet, and a member that needs a
-//! snapshot is only reported.
+//! There is no transfer of leadership and no read by lease yet, and a member that needs a snapshot is only reported.
 
 mod config;
 mod effects;
@@ -67,6 +70,8 @@ pub enum Role {
     /// Follows a leader, or waits for one.
     #[default]
     Follower,
+    /// Asks whether it would get votes.
+    PreCandidate,
     /// Asks for votes.
     Candidate,
     /// Leads.
@@ -103,6 +108,8 @@ pub struct Status {
 /// What a leader keeps besides.
 struct Leader {
     progress: BTreeMap<NodeId, Progress>,
+    /// Ticks of this lead.
+    now: u64,
     /// Reads that wait for the next round, or for the first commit of the term.
     reads_waiting: Vec<u64>,
     /// Rounds under way: number, commit index when it began, tokens. Ascending.
@@ -121,6 +128,8 @@ struct Leader {
 
 enum RoleState {
     Follower,
+    /// Promises of votes in the next term.
+    PreCandidate(BTreeMap<NodeId, bool>),
     /// Votes that were received; the own one counts once it is durable.
     Candidate(BTreeMap<NodeId, bool>),
     Leader(Box<Leader>),
@@ -213,7 +222,7 @@ impl Core {
         };
         core.draw_election_timeout();
         if core.membership.is_sole_voter(core.config.id) {
-            core.campaign(&mut Effects::default());
+            core.campaign(false, &mut Effects::default());
         }
         core
     }
@@ -246,7 +255,7 @@ impl Core {
             }
             Input::Campaign => {
                 if !matches!(self.role, RoleState::Leader(_)) {
-                    self.campaign(out);
+                    self.campaign(true, out);
                 }
             }
         }
@@ -314,6 +323,7 @@ impl Core {
             vote: self.vote,
             role: match self.role {
                 RoleState::Follower => Role::Follower,
+                RoleState::PreCandidate(_) => Role::PreCandidate,
                 RoleState::Candidate(_) => Role::Candidate,
                 RoleState::Leader(_) => Role::Leader,
             },
@@ -348,7 +358,7 @@ impl Core {
                 self.config.heartbeat_ticks,
                 !sole || leader.progress.len() > 1,
             ),
-            RoleState::Follower | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 // A sole candidate waits for its disk alone.
                 (
                     self.election_timeout,
@@ -362,7 +372,7 @@ impl Core {
     fn committed_in_term(&self) -> bool {
         match &self.role {
             RoleState::Leader(leader) => self.commit >= leader.first_of_term,
-            RoleState::Follower | RoleState::Candidate(_) => false,
+            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => false,
         }
     }
 
@@ -370,12 +380,14 @@ impl Core {
         self.ticks_since_contact = self.ticks_since_contact.saturating_add(ticks);
         match &mut self.role {
             RoleState::Leader(leader) => {
+                leader.now = leader.now.saturating_add(ticks);
                 if self.ticks_since_contact >= self.config.heartbeat_ticks {
                     self.ticks_since_contact = 0;
                     leader.heartbeat_due = true;
                 }
+                self.check_quorum(out);
             }
-            RoleState::Follower | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 let me = self.config.id;
                 let waits_for_disk = self.membership.is_sole_voter(me)
                     && matches!(self.role, RoleState::Candidate(_));
@@ -383,7 +395,7 @@ impl Core {
                     && self.membership.is_voter(me)
                     && !waits_for_disk
                 {
-                    self.campaign(out);
+                    self.ask_first(out);
                 }
             }
         }
@@ -418,11 +430,12 @@ impl Core {
                 return;
             }
             leader.progress.retain(|id, _| members.contains(id));
+            let now = leader.now;
             for id in members {
                 leader
                     .progress
                     .entry(id)
-                    .or_insert_with(|| Progress::new(next));
+                    .or_insert_with(|| Progress::new(next, now));
             }
             // A smaller quorum may have been reached already.
             self.advance_commit(out);

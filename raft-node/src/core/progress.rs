@@ -31,6 +31,8 @@ pub(super) struct Progress {
     pub(super) sent_commit: Index,
     /// The newest read round that the member answered.
     pub(super) acked_round: u64,
+    /// When the member last answered, in ticks of this leader's lead.
+    pub(super) heard_at: u64,
     /// Entries are being fetched for it.
     pub(super) fetching: bool,
     /// All was sent and not all acknowledged: an empty append will tell whether something was lost.
@@ -38,7 +40,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    pub(super) fn new(next: Index) -> Self {
+    /// `now` counts as heard: a member has one election timeout to answer for the first time.
+    pub(super) fn new(next: Index, now: u64) -> Self {
         Self {
             matched: Index::ZERO,
             next,
@@ -47,6 +50,7 @@ impl Progress {
             inflight_bytes: 0,
             sent_commit: Index::ZERO,
             acked_round: 0,
+            heard_at: now,
             fetching: false,
             verify: false,
         }

@@ -258,7 +258,7 @@ impl Core {
         let known = self.leader;
         match &mut self.role {
             RoleState::Leader(leader) => leader.reads_waiting.push(token),
-            RoleState::Follower | RoleState::Candidate(_) => {
+            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 out.dropped.push((token, DropReason::NotLeader(known)));
             }
         }

@@ -239,7 +239,7 @@ impl Cluster {
             }
             60..64 if !self.network.is_empty() => drop(self.network.swap_remove(at)),
             64..84 => self.sync(id),
-            84..97 => {
+            84..96 => {
                 let payload = Bytes::from(self.rng.below(1 << 40).to_string());
                 self.step(
                     id,
@@ -249,6 +249,10 @@ impl Cluster {
                         payload,
                     },
                 );
+            }
+            96 => {
+                let to = NodeId(1 + self.rng.below(self.members.len() as u64));
+                self.step(id, Input::Transfer { to });
             }
             97 if self.rng.below(3) == 0 => self.restart(id),
             98 if self.rng.below(10) == 0 => self.cut = Some(id),

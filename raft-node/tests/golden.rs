@@ -1,7 +1,7 @@
 //! Golden scripts: each `testdata/*.txt` is a list of blocks, a command, `----`, and what it did, up to an empty line.
 //! `UPDATE=1 cargo test -p raft-node --test golden` rewrites the outputs; review the difference.
 //!
-//! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`,
+//! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`, `transfer ID TO`,
 //! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
 //! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `status`. Lines that begin with `#` are comments.
 
@@ -68,6 +68,7 @@ fn setup(words: &[&str]) -> Cluster {
             "in" => membership.voters.retain(|id| id.0 <= value),
             "inflight" => config.inflight_messages_max = value as usize,
             "window" => config.window_bytes_max = value as usize,
+            "stall" => config.persist_ticks_max = value,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,
             _ => panic!("{key} is no setting"),
         }
@@ -203,6 +204,10 @@ impl Runner {
             "read" => {
                 self.token += 1;
                 self.cluster.step(id, Input::Read { token: self.token });
+            }
+            "transfer" => {
+                let to = NodeId(number(words[2]));
+                self.cluster.step(id, Input::Transfer { to });
             }
             "persist" => assert!(self.persist(id), "{id} has nothing to persist"),
             "deliver" => drop(self.transfer(Self::link(&words[1..]), false, false)),

@@ -67,7 +67,11 @@ fn run(seed: u64, voters: u64) -> usize {
                 token += 1;
                 cluster.step(id, Input::Read { token });
             }
-            21..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
+            21 => {
+                let to = ids[rng.below(voters) as usize];
+                cluster.step(id, Input::Transfer { to });
+            }
+            22..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
             41..=60 => {
                 cluster.persist(id);
             }
@@ -99,7 +103,7 @@ fn run(seed: u64, voters: u64) -> usize {
 fn settle(cluster: &mut Cluster, checker: &mut Checker, token: u64) {
     let ids = cluster.ids();
     let mut proposed = false;
-    for _ in 0..600 {
+    for turn in 0..600 {
         for id in &ids {
             cluster.step(*id, Input::Tick { ticks: 1 });
             cluster.ready(*id);
@@ -113,9 +117,13 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, token: u64) {
         checker.check(cluster);
         let leader = ids
             .iter()
-            .find(|id| cluster.members[id].core.status().committed_in_term);
+            .find(|id| cluster.members[id].core.status().committed_in_term)
+            // A transfer under way refuses proposals; it ends within an election timeout.
+            .filter(|id| cluster.members[id].core.status().transferring.is_none());
         if let Some(leader) = leader
             && !proposed
+            // By then no order to campaign is on its way any more.
+            && turn >= 100
         {
             proposed = true;
             cluster.propose(*leader, token + 1, "last");

@@ -17,6 +17,9 @@ pub struct Config {
     /// Ticks without a leader until a member campaigns, at least: each wait is drawn from `[n, 2n)`. More than
     /// `heartbeat_ticks`, or followers campaign against a live leader. Default 100.
     pub election_ticks: u64,
+    /// Ticks that one write may take; at least 1. Past it a leader hands over or steps down, and others do not campaign. A
+    /// sole voter waits. Default 200.
+    pub persist_ticks_max: u64,
     /// Payload bytes of one append message, plus one entry. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages on their way to one member. Default 512.
@@ -38,6 +41,7 @@ impl Default for Config {
             group: GroupId(1),
             heartbeat_ticks: 10,
             election_ticks: 100,
+            persist_ticks_max: 200,
             message_bytes_max: 1 << 20,
             inflight_messages_max: 512,
             inflight_bytes_max: 16 << 20,
@@ -79,6 +83,10 @@ impl Config {
             (
                 self.election_ticks > self.heartbeat_ticks,
                 "the election timeout is not above the heartbeat interval; use at least five times as much",
+            ),
+            (
+                self.persist_ticks_max >= 1,
+                "the time that a write may take is below one tick of 10 ms",
             ),
             (
                 self.message_bytes_max > 0,

@@ -59,6 +59,11 @@ pub enum Input {
     },
     /// Campaign now, without asking first, and although a leader may be there.
     Campaign,
+    /// Hand leadership over to another voter. Proposals are refused until that has happened or was given up.
+    Transfer {
+        /// The member that is to lead.
+        to: NodeId,
+    },
 }
 
 /// Why a proposal or a read came to nothing.
@@ -66,7 +71,7 @@ pub enum Input {
 pub enum DropReason {
     /// This member does not lead; the leader, if known, is named.
     NotLeader(Option<NodeId>),
-    /// Too much is uncommitted, or a membership change is under way.
+    /// Too much is uncommitted, or a membership change or a transfer of leadership is under way.
     Busy,
     /// This member led when the read arrived and does not any more.
     LeaderChanged,

@@ -115,7 +115,10 @@ impl Core {
             _ => {}
         }
         if term > self.term {
-            let leads = matches!(body, Body::Append { .. } | Body::Heartbeat { .. });
+            let leads = matches!(
+                body,
+                Body::Append { .. } | Body::Heartbeat { .. } | Body::TimeoutNow { .. }
+            );
             self.become_follower(term, leads.then_some(from), out);
         }
         if term < self.term {
@@ -161,6 +164,13 @@ impl Core {
                 hint_term,
             } => {
                 self.rejected(from, rejected, hint_index, hint_term);
+            }
+            Body::TimeoutNow {
+                last_index,
+                last_term,
+            } => {
+                self.follow(from, out);
+                self.told_to_campaign(last_index, last_term, out);
             }
             Body::HeartbeatReply { round } => self.heartbeat_acked(from, round, out),
         }
@@ -311,6 +321,8 @@ impl Core {
         self.role = RoleState::Leader(Box::new(Leader {
             progress: progress.collect(),
             now: 0,
+            transfer: None,
+            handed_over: false,
             reads_waiting: Vec::new(),
             rounds: VecDeque::new(),
             last_round: 0,

@@ -79,4 +79,11 @@ pub enum Body {
         /// The round of the heartbeat that it answers.
         round: u64,
     },
+    /// The leader hands over: campaign at once, if this entry is held durably.
+    TimeoutNow {
+        /// The last index of the leader's log.
+        last_index: Index,
+        /// The term of that entry.
+        last_term: Term,
+    },
 }

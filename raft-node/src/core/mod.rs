@@ -31,6 +31,8 @@
 //!   refuses, and ignores a vote in a later term too. So a member that comes back from a partition deposes nobody.
 //! - A leader that no majority has answered for an election timeout steps down. Time that passed in a pause counts: a
 //!   process that wakes after longer than that does not lead any more, and drops the reads that waited.
+//! - A transfer of leadership refuses proposals while it lasts, an election timeout at most. A leader whose oldest write
+//!   takes longer than [`Config::persist_ticks_max`] hands over by itself, or steps down.
 //! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
@@ -38,7 +40,7 @@
 //!
 //! # Caveats
 //!
-//! There is no transfer of leadership and no read by lease yet, and a member that needs a snapshot is only reported.
+//! There is no read by lease yet, and a member that needs a snapshot is only reported.
 
 mod config;
 mod effects;
@@ -50,12 +52,14 @@ mod progress;
 mod quorum;
 mod replication;
 mod rng;
+mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use log_view::LogView;
 use progress::Progress;
 use rng::Rng;
+use transfer::Transfer;
 
 use crate::{EntryKind, GroupId, HardState, Index, NodeId, Term};
 
@@ -101,6 +105,8 @@ pub struct Status {
     pub last_index: Index,
     /// This member is the only voter.
     pub is_sole_voter: bool,
+    /// The member that leadership is being handed to.
+    pub transferring: Option<NodeId>,
     /// This member leads and has committed an entry of its own term.
     pub committed_in_term: bool,
 }
@@ -115,6 +121,9 @@ struct Leader {
     /// Rounds under way: number, commit index when it began, tokens. Ascending.
     rounds: VecDeque<(u64, Index, Vec<u64>)>,
     last_round: u64,
+    transfer: Option<Transfer>,
+    /// The disk stalls, and a hand-over was tried.
+    handed_over: bool,
     /// A heartbeat is due in the next `ready`.
     heartbeat_due: bool,
     /// The index of this leader's first entry.
@@ -138,6 +147,8 @@ enum RoleState {
 /// What a persist batch, once complete, makes durable.
 struct Inflight {
     id: PersistId,
+    /// When it was handed out, in ticks of this core.
+    since: u64,
     /// Shortened when the log is cut before the batch completes.
     last_index: Index,
     /// The term in which the member voted for itself, when the batch carries that vote.
@@ -165,6 +176,7 @@ pub struct Core {
     inflight: VecDeque<Inflight>,
     /// Messages that attest what is not durable yet.
     attesting: Vec<(NodeId, Message)>,
+    clock: u64,
     ticks_since_contact: u64,
     election_timeout: u64,
     rng: Rng,
@@ -214,6 +226,7 @@ impl Core {
             next_persist: PersistId(1),
             inflight: VecDeque::new(),
             attesting: Vec::new(),
+            clock: 0,
             ticks_since_contact: 0,
             election_timeout: 0,
             rng,
@@ -258,6 +271,7 @@ impl Core {
                     self.campaign(true, out);
                 }
             }
+            Input::Transfer { to } => self.transfer(to),
         }
     }
 
@@ -276,6 +290,7 @@ impl Core {
             let own_vote = std::mem::take(&mut self.own_vote_pending).then_some(self.term);
             self.inflight.push_back(Inflight {
                 id,
+                since: self.clock,
                 last_index: self.log.last_index(),
                 own_vote,
             });
@@ -333,6 +348,10 @@ impl Core {
             persisted: self.persisted,
             last_index: self.log.last_index(),
             is_sole_voter: self.membership.is_sole_voter(self.config.id),
+            transferring: match &self.role {
+                RoleState::Leader(leader) => leader.transfer.map(|transfer| transfer.to),
+                _ => None,
+            },
             committed_in_term: self.committed_in_term(),
         }
     }
@@ -377,6 +396,7 @@ impl Core {
     }
 
     fn tick(&mut self, ticks: u64, out: &mut Effects) {
+        self.clock = self.clock.saturating_add(ticks);
         self.ticks_since_contact = self.ticks_since_contact.saturating_add(ticks);
         match &mut self.role {
             RoleState::Leader(leader) => {
@@ -385,7 +405,9 @@ impl Core {
                     self.ticks_since_contact = 0;
                     leader.heartbeat_due = true;
                 }
+                self.check_transfer();
                 self.check_quorum(out);
+                self.check_disk(out);
             }
             RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 let me = self.config.id;
@@ -395,6 +417,11 @@ impl Core {
                     && self.membership.is_voter(me)
                     && !waits_for_disk
                 {
+                    if self.disk_stalls() {
+                        // Its vote for itself could not become durable either.
+                        self.draw_election_timeout();
+                        return;
+                    }
                     self.ask_first(out);
                 }
             }
@@ -431,6 +458,12 @@ impl Core {
             }
             leader.progress.retain(|id, _| members.contains(id));
             let now = leader.now;
+            if leader
+                .transfer
+                .is_some_and(|transfer| !self.membership.is_voter(transfer.to))
+            {
+                leader.transfer = None;
+            }
             for id in members {
                 leader
                     .progress
@@ -457,7 +490,7 @@ impl Core {
         };
         let full = leader.uncommitted_bytes >= self.config.uncommitted_bytes_max;
         let changing = kind == EntryKind::Config && leader.pending_membership > self.applied;
-        if full || changing {
+        if full || changing || leader.transfer.is_some() {
             out.dropped
                 .extend(token.map(|token| (token, DropReason::Busy)));
             return;
@@ -473,6 +506,10 @@ impl Core {
         let RoleState::Leader(leader) = &mut self.role else {
             unreachable!("only leaders append on their own");
         };
+        assert!(
+            leader.transfer.is_none(),
+            "nothing is appended while leadership is handed over"
+        );
         leader.uncommitted.push_back((index, payload.len()));
         leader.uncommitted_bytes += payload.len();
         if kind == EntryKind::Config {

@@ -62,6 +62,7 @@ impl Core {
                 }
             }
         }
+        self.tell_target(heartbeat, out);
     }
 
     /// Entries that had left memory were read from the log for a member.

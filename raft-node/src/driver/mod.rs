@@ -168,6 +168,11 @@ impl<S: StateMachine> Group<S> {
         self.step(Input::Read { token });
     }
 
+    /// Hands leadership over to another voter; [`Status::transferring`] tells whether that is under way.
+    pub fn transfer(&mut self, to: NodeId) {
+        self.step(Input::Transfer { to });
+    }
+
     /// A message of a peer.
     pub fn receive(&mut self, from: NodeId, message: Message) {
         self.step(Input::Message { from, message });

@@ -1,7 +1,7 @@
 //! Golden scripts: each `testdata/*.txt` is a list of blocks, a command, `----`, and what it did, up to an empty line.
 //! `UPDATE=1 cargo test -p raft-node --test golden` rewrites the outputs; review the difference.
 //!
-//! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`, `transfer ID TO`,
+//! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`, `ask ID` (a read that may go through the leader), `transfer ID TO`,
 //! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
 //! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `status`. Lines that begin with `#` are comments.
 
@@ -204,6 +204,11 @@ impl Runner {
             "read" => {
                 self.token += 1;
                 self.cluster.step(id, Input::Read { token: self.token });
+            }
+            "ask" => {
+                self.token += 1;
+                self.cluster
+                    .step(id, Input::ReadAnywhere { token: self.token });
             }
             "transfer" => {
                 let to = NodeId(number(words[2]));

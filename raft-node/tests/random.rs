@@ -17,11 +17,23 @@ use rng::Rng;
 struct Checker {
     leaders: BTreeMap<Term, NodeId>,
     committed: Vec<Entry>,
+    /// What was applied anywhere when a read began.
+    reads: BTreeMap<u64, Index>,
+    reads_ended: usize,
 }
 
 impl Checker {
-    fn check(&mut self, cluster: &Cluster) {
-        for (id, member) in &cluster.members {
+    fn read(&mut self, token: u64) {
+        self.reads.insert(token, Index(self.committed.len() as u64));
+    }
+
+    fn check(&mut self, cluster: &mut Cluster) {
+        for (id, member) in &mut cluster.members {
+            for (token, index) in member.reads_ready.drain(..) {
+                let applied = self.reads.remove(&token).expect("a read ends once");
+                assert!(index >= applied, "{id}: a read at {index} misses {applied}");
+                self.reads_ended += 1;
+            }
             let status = member.core.status();
             if status.role == Role::Leader {
                 let leader = *self.leaders.entry(status.term).or_insert(*id);
@@ -38,7 +50,8 @@ impl Checker {
     }
 }
 
-fn run(seed: u64, voters: u64) -> usize {
+/// Returns how many entries were committed and how many reads ended.
+fn run(seed: u64, voters: u64) -> (usize, usize) {
     let mut rng = Rng::new(seed);
     let config = Config {
         heartbeat_ticks: 2,
@@ -63,8 +76,14 @@ fn run(seed: u64, voters: u64) -> usize {
                 token += 1;
                 cluster.propose(id, token, &format!("{turn}"));
             }
-            16..=20 => {
+            19..=20 => {
                 token += 1;
+                checker.read(token);
+                cluster.step(id, Input::ReadAnywhere { token });
+            }
+            16..=18 => {
+                token += 1;
+                checker.read(token);
                 cluster.step(id, Input::Read { token });
             }
             21 => {
@@ -93,10 +112,10 @@ fn run(seed: u64, voters: u64) -> usize {
             cluster.ready(id);
         }
         cluster.apply(id);
-        checker.check(&cluster);
+        checker.check(&mut cluster);
     }
     settle(&mut cluster, &mut checker, token);
-    checker.committed.len()
+    (checker.committed.len(), checker.reads_ended)
 }
 
 /// Faults are over: within a bounded time there is one leader, and everybody applies the same.
@@ -149,12 +168,16 @@ fn runs(voters: u64, seeds: std::ops::Range<u64>) {
     let only = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
-    let mut committed = 0;
+    let (mut committed, mut reads) = (0, 0);
     for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
         println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}");
-        committed += run(seed, voters);
+        let (more_committed, more_reads) = run(seed, voters);
+        committed += more_committed;
+        reads += more_reads;
     }
     assert!(committed > 0, "the runs committed nothing");
+    assert!(reads > 0, "no read ended in any run");
+    println!("{committed} entries committed, {reads} reads ended");
 }
 
 #[test]

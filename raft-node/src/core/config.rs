@@ -30,6 +30,9 @@ pub struct Config {
     pub uncommitted_bytes_max: usize,
     /// Payload bytes kept in memory for members that are not far behind; older entries are fetched. Default 8 MiB.
     pub window_bytes_max: usize,
+    /// A number that no earlier run of this member used; zero when there is none, and then only a leader reads. It keeps a
+    /// late answer to a question of an earlier run from serving a stale read. Default 0.
+    pub boot: u64,
     /// Where the jitter of elections comes from.
     pub seed: u64,
 }
@@ -47,6 +50,7 @@ impl Default for Config {
             inflight_bytes_max: 16 << 20,
             uncommitted_bytes_max: 64 << 20,
             window_bytes_max: 8 << 20,
+            boot: 0,
             seed: 0,
         }
     }

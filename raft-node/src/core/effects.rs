@@ -39,6 +39,11 @@ pub enum Input {
         /// Comes back in [`Effects::reads_ready`] or [`Effects::dropped`].
         token: u64,
     },
+    /// A linearizable read that may go through the leader: also for members that follow, and for learners.
+    ReadAnywhere {
+        /// Comes back in [`Effects::reads_ready`] or [`Effects::dropped`].
+        token: u64,
+    },
     /// A persist batch is durable.
     Persisted(PersistId),
     /// The state machine has applied up to here.

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::message::{Body, Message};
 use super::progress::Progress;
 use super::quorum::{self, VoteResult};
+use super::read::Reader;
 use super::{Core, DropReason, Effects, Leader, RoleState};
 use crate::{EntryKind, Index, NodeId, Term};
 
@@ -85,10 +86,15 @@ impl Core {
         }
         self.leader = leader;
         if let RoleState::Leader(was) = std::mem::replace(&mut self.role, RoleState::Follower) {
-            let rounds = was.rounds.into_iter().flat_map(|(_, _, tokens)| tokens);
-            let given_up = rounds.chain(was.reads_waiting);
-            out.dropped
-                .extend(given_up.map(|token| (token, DropReason::LeaderChanged)));
+            let rounds = was.rounds.into_iter().flat_map(|(_, _, readers)| readers);
+            // Other members learn of the change by themselves.
+            let given_up = rounds
+                .chain(was.reads_waiting)
+                .filter_map(|reader| match reader {
+                    Reader::Local(token) => Some((token, DropReason::LeaderChanged)),
+                    Reader::Member { .. } => None,
+                });
+            out.dropped.extend(given_up);
         }
         self.draw_election_timeout();
     }
@@ -172,6 +178,12 @@ impl Core {
                 self.follow(from, out);
                 self.told_to_campaign(last_index, last_term, out);
             }
+            Body::ReadIndex { boot, question } => self.asked(from, boot, question),
+            Body::ReadIndexReply {
+                boot,
+                question,
+                index,
+            } => self.answered(boot, question, index, out),
             Body::HeartbeatReply { round } => self.heartbeat_acked(from, round, out),
         }
     }

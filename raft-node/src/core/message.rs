@@ -86,4 +86,20 @@ pub enum Body {
         /// The term of that entry.
         last_term: Term,
     },
+    /// A member that does not lead asks from which index on a read is linearizable.
+    ReadIndex {
+        /// The boot number of who asks.
+        boot: u64,
+        /// A number that it uses once per boot.
+        question: u64,
+    },
+    /// The answer, after a round that began when the question was there.
+    ReadIndexReply {
+        /// As in the question.
+        boot: u64,
+        /// As in the question.
+        question: u64,
+        /// To be applied before the read is served.
+        index: Index,
+    },
 }

@@ -50,6 +50,7 @@ mod membership;
 mod message;
 mod progress;
 mod quorum;
+mod read;
 mod replication;
 mod rng;
 mod transfer;
@@ -58,6 +59,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use log_view::LogView;
 use progress::Progress;
+use read::{Asking, Reader};
 use rng::Rng;
 use transfer::Transfer;
 
@@ -117,9 +119,9 @@ struct Leader {
     /// Ticks of this lead.
     now: u64,
     /// Reads that wait for the next round, or for the first commit of the term.
-    reads_waiting: Vec<u64>,
-    /// Rounds under way: number, commit index when it began, tokens. Ascending.
-    rounds: VecDeque<(u64, Index, Vec<u64>)>,
+    reads_waiting: Vec<Reader>,
+    /// Rounds under way: number, commit index when it began, who waits. Ascending.
+    rounds: VecDeque<(u64, Index, Vec<Reader>)>,
     last_round: u64,
     transfer: Option<Transfer>,
     /// The disk stalls, and a hand-over was tried.
@@ -176,6 +178,7 @@ pub struct Core {
     inflight: VecDeque<Inflight>,
     /// Messages that attest what is not durable yet.
     attesting: Vec<(NodeId, Message)>,
+    asking: Asking,
     clock: u64,
     ticks_since_contact: u64,
     election_timeout: u64,
@@ -226,6 +229,7 @@ impl Core {
             next_persist: PersistId(1),
             inflight: VecDeque::new(),
             attesting: Vec::new(),
+            asking: Asking::default(),
             clock: 0,
             ticks_since_contact: 0,
             election_timeout: 0,
@@ -251,6 +255,7 @@ impl Core {
                 payload,
             } => self.propose(token, kind, payload, out),
             Input::Read { token } => self.read(token, out),
+            Input::ReadAnywhere { token } => self.read_anywhere(token, out),
             Input::Persisted(id) => self.persisted(id, out),
             Input::Applied(index) => {
                 assert!(index > self.applied, "applied goes forward");
@@ -277,6 +282,7 @@ impl Core {
 
     /// Ends a batch of steps: entries for members, heartbeats, and what must become durable.
     pub fn ready(&mut self, out: &mut Effects) {
+        self.ask_leader(out);
         self.start_round(out);
         self.replicate(out);
         assert!(
@@ -385,7 +391,12 @@ impl Core {
                 )
             }
         };
-        active.then(|| period.saturating_sub(self.ticks_since_contact))
+        let own = active.then(|| period.saturating_sub(self.ticks_since_contact));
+        let repeat = self.asking.repeat_at(self.config.heartbeat_ticks);
+        match (own, repeat.map(|at| at.saturating_sub(self.clock))) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
     }
 
     fn committed_in_term(&self) -> bool {

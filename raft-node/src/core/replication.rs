@@ -1,8 +1,8 @@
-//! Entries, commits and reads.
+//! Entries and commits.
 
 use super::message::{Body, Message};
 use super::progress::{Mode, Progress};
-use super::{Core, DropReason, Effects, Fetch, RoleState, quorum};
+use super::{Core, Effects, Fetch, RoleState, quorum};
 use crate::{Entry, EntryKind, Index, NodeId, Term};
 
 impl Core {
@@ -255,42 +255,8 @@ impl Core {
         out.commit = Some(commit);
     }
 
-    pub(super) fn read(&mut self, token: u64, out: &mut Effects) {
-        let known = self.leader;
-        match &mut self.role {
-            RoleState::Leader(leader) => leader.reads_waiting.push(token),
-            RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
-                out.dropped.push((token, DropReason::NotLeader(known)));
-            }
-        }
-    }
-
-    /// Starts one round for all reads that wait, once something of the own term is committed: before that the commit
-    /// index may lag behind what an earlier leader acknowledged.
-    pub(super) fn start_round(&mut self, out: &mut Effects) {
-        if !self.committed_in_term() {
-            return;
-        }
-        let (commit, sole) = (self.commit, self.membership.is_sole_voter(self.config.id));
-        let RoleState::Leader(leader) = &mut self.role else {
-            return;
-        };
-        if leader.reads_waiting.is_empty() {
-            return;
-        }
-        let tokens = std::mem::take(&mut leader.reads_waiting);
-        if sole {
-            out.reads_ready
-                .extend(tokens.into_iter().map(|token| (token, commit)));
-            return;
-        }
-        leader.last_round += 1;
-        leader.rounds.push_back((leader.last_round, commit, tokens));
-        leader.heartbeat_due = true;
-    }
-
     pub(super) fn heartbeat_acked(&mut self, from: NodeId, round: u64, out: &mut Effects) {
-        let (me, last) = (self.config.id, self.log.last_index());
+        let last = self.log.last_index();
         let RoleState::Leader(leader) = &mut self.role else {
             return;
         };
@@ -308,22 +274,7 @@ impl Core {
         );
         let is_full = progress.is_full(messages_max, bytes_max);
         progress.alive(last, is_full);
-        while let Some((first, _, _)) = leader.rounds.front() {
-            let first = *first;
-            let confirmed = quorum::has_majority(&self.membership, |id| {
-                id == me
-                    || leader
-                        .progress
-                        .get(&id)
-                        .is_some_and(|progress| progress.acked_round >= first)
-            });
-            if !confirmed {
-                break;
-            }
-            let (_, index, tokens) = leader.rounds.pop_front().expect("the front was just seen");
-            out.reads_ready
-                .extend(tokens.into_iter().map(|token| (token, index)));
-        }
+        self.end_rounds(out);
     }
 }
 

@@ -168,6 +168,11 @@ impl<S: StateMachine> Group<S> {
         self.step(Input::Read { token });
     }
 
+    /// As [`Group::read`], by way of the leader when this member follows one; needs [`crate::core::Config::boot`].
+    pub fn read_anywhere(&mut self, token: u64) {
+        self.step(Input::ReadAnywhere { token });
+    }
+
     /// Hands leadership over to another voter; [`Status::transferring`] tells whether that is under way.
     pub fn transfer(&mut self, to: NodeId) {
         self.step(Input::Transfer { to });

@@ -98,6 +98,7 @@ impl Cluster {
         let config = Config {
             id,
             seed,
+            boot: self.boots,
             ..self.template.clone()
         };
         let last_index = Index(disk.entries.len() as u64);

@@ -1,0 +1,174 @@
+//! Bugs that other Raft implementations had, each with what keeps it away here. A case that a golden script shows is
+//! named in [`SCRIPTS`]; the others are tests of this file, with the bug's origin in their comment.
+
+use raft_node::core::{
+    Body, Config, Core, Effects, Initial, Input, Membership, Message, PersistId, Role,
+};
+use raft_node::{HardState, Index, NodeId, Term};
+
+/// The origin of a bug, and the script in `testdata` that would show it.
+const SCRIPTS: &[(&str, &str)] = &[
+    (
+        "etcd 20418: a delayed answer to an earlier round releases a later read",
+        "delayed_heartbeat_response_does_not_release_later_read",
+    ),
+    (
+        "etcd 20418, for members that follow: an answer to an earlier run's question",
+        "follower_read_late_answer_to_earlier_boot_ignored",
+    ),
+    (
+        "etcd 7331: a read is answered before a commit in the leader's own term",
+        "read_waits_for_own_term_commit",
+    ),
+    (
+        "etcd 14370: a single voter acknowledges before its write is durable",
+        "single_voter_acks_only_after_persist",
+    ),
+    (
+        "openraft 1796: a pre-vote refused from a later term blocks elections for ever",
+        "pre_vote_rejection_carries_later_term",
+    ),
+    (
+        "openraft 1838: the election timeout is drawn once, and split votes repeat",
+        "split_vote_redraws",
+    ),
+    (
+        "openraft 1805: the target of a transfer lacks the log",
+        "transfer_waits_for_lagging_target",
+    ),
+];
+
+fn core(id: u64, hard_state: HardState, membership: Membership) -> Core {
+    let config = Config {
+        id: NodeId(id),
+        election_ticks: 10,
+        heartbeat_ticks: 2,
+        ..Config::default()
+    };
+    let initial = Initial {
+        hard_state,
+        membership,
+        ..Initial::default()
+    };
+    Core::new(config.validate().expect("valid"), initial)
+}
+
+fn three(id: u64) -> Core {
+    core(
+        id,
+        HardState::default(),
+        Membership::of_voters((1..=3).map(NodeId)),
+    )
+}
+
+fn tell(core: &mut Core, from: u64, term: u64, body: Body) -> Effects {
+    let mut out = Effects::default();
+    let term = Term(term);
+    let message = Message { term, body };
+    core.step(
+        Input::Message {
+            from: NodeId(from),
+            message,
+        },
+        &mut out,
+    );
+    core.ready(&mut out);
+    out
+}
+
+fn campaign(core: &mut Core) {
+    let mut out = Effects::default();
+    core.step(Input::Campaign, &mut out);
+    core.ready(&mut out);
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the scripts are files of the source tree"
+)]
+fn known_bug_scripts_exist() {
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
+    for (bug, script) in SCRIPTS {
+        let path = directory.join(format!("{script}.txt"));
+        assert!(path.exists(), "{bug}: {} is gone", path.display());
+    }
+}
+
+/// openraft 1220: a later term that a leader has merely seen was counted as a vote that it had given.
+#[test]
+fn openraft_1220_seen_term_is_no_granted_vote() {
+    let mut core = three(1);
+    let reply = Body::VoteReply { granted: false };
+    tell(&mut core, 2, 7, reply);
+    let status = core.status();
+    assert_eq!((status.term, status.vote), (Term(7), None));
+}
+
+/// openraft 1806: a vote of somebody who is no member stopped the candidate.
+#[test]
+fn openraft_1806_vote_of_stranger_does_not_count() {
+    let mut core = three(1);
+    campaign(&mut core);
+    let mut out = Effects::default();
+    core.step(Input::Persisted(PersistId(1)), &mut out);
+    for stranger in [8, 9] {
+        tell(&mut core, stranger, 1, Body::VoteReply { granted: true });
+    }
+    assert_eq!(core.status().role, Role::Candidate);
+    tell(&mut core, 2, 1, Body::VoteReply { granted: true });
+    assert_eq!(core.status().role, Role::Leader);
+}
+
+/// openraft 1805: the order to campaign reaches a member that does not hold the entry which it names.
+#[test]
+fn openraft_1805_order_without_the_entry_is_ignored() {
+    let mut core = three(2);
+    let order = Body::TimeoutNow {
+        last_index: Index(4),
+        last_term: Term(3),
+    };
+    tell(&mut core, 1, 3, order);
+    let status = core.status();
+    assert_eq!((status.role, status.term), (Role::Follower, Term(3)));
+}
+
+/// openraft 1960: completions of writes that came out of order stranded progress; here they are a programmer's error.
+#[test]
+#[should_panic(expected = "persist batches complete in order")]
+fn openraft_1960_completion_out_of_order_stops() {
+    let mut core = three(1);
+    campaign(&mut core);
+    campaign(&mut core);
+    core.step(Input::Persisted(PersistId(2)), &mut Effects::default());
+}
+
+/// tikv 994 and others: a commit index beyond the log says that the log lost what it acknowledged. It is never clamped.
+#[test]
+#[should_panic(expected = "acknowledged entries were lost")]
+fn tikv_994_commit_beyond_log_stops() {
+    let mut core = three(2);
+    let commit = Index(5);
+    tell(&mut core, 1, 1, Body::Heartbeat { commit, round: 0 });
+}
+
+/// etcd 7625: a learner that has not seen its promotion refused to vote, and nobody could win.
+#[test]
+fn etcd_7625_learner_votes() {
+    let membership = Membership {
+        learners: vec![NodeId(4)],
+        ..Membership::of_voters((1..=3).map(NodeId))
+    };
+    let mut core = core(4, HardState::default(), membership);
+    let request = Body::Vote {
+        last_index: Index::ZERO,
+        last_term: Term::ZERO,
+        forced: false,
+    };
+    let out = tell(&mut core, 1, 1, request);
+    let reply = Message {
+        term: Term(1),
+        body: Body::VoteReply { granted: true },
+    };
+    assert_eq!(out.send_after, [(PersistId(1), NodeId(1), reply)]);
+}

@@ -83,10 +83,6 @@ fn campaign(core: &mut Core) {
 }
 
 #[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the scripts are files of the source tree"
-)]
 fn known_bug_scripts_exist() {
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     for (bug, script) in SCRIPTS {

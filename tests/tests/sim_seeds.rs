@@ -15,7 +15,7 @@ fn must_run(seed: u64, nodes: usize, seconds: u64) -> flotilla_tests::sim::world
 fn mixed_faults_break_no_property_and_peace_brings_agreement() {
     let mut total: BTreeMap<&str, u64> = BTreeMap::new();
     each_seed(1, 24, |seed| {
-        let report = must_run(seed, if seed % 4 == 0 { 5 } else { 3 }, 60);
+        let report = must_run(seed, if seed % 4 == 0 { 5 } else { 3 }, 120);
         for (what, count) in report.coverage {
             *total.entry(what).or_default() += count;
         }
@@ -56,4 +56,21 @@ fn same_seed_gives_the_same_trace() {
         let second = must_run(seed, 3, 30);
         assert_eq!(first, second);
     });
+}
+
+/// One line per run: seed, members, seconds, and after a `#` what it found.
+const SEEDS: &str = include_str!("../seeds/world.txt");
+
+#[test]
+fn seeds_that_found_something_run() {
+    for line in SEEDS.lines() {
+        let numbers = line.split('#').next().unwrap_or("");
+        let numbers: Vec<u64> = numbers
+            .split_whitespace()
+            .map(|number| number.parse().expect("three numbers"))
+            .collect();
+        if let [seed, nodes, seconds] = numbers[..] {
+            must_run(seed, nodes as usize, seconds);
+        }
+    }
 }

@@ -400,6 +400,14 @@ impl<S: StateMachine> Group<S> {
                 .drain(..)
                 .map(|(t, i, term)| (i, term, t)),
         );
+        // A cut of entries that no persist batch has carried yet shows in the log's end alone.
+        if !self.proposals.is_empty() {
+            let last = self.core.status().last_index;
+            while let Some(&(_, _, token)) = self.proposals.back().filter(|(i, _, _)| *i > last) {
+                self.proposals.pop_back();
+                self.events.push(Event::Unknown(token));
+            }
+        }
         for (token, reason) in self.effects.dropped.drain(..) {
             self.events.push(Event::Dropped(token, reason));
         }

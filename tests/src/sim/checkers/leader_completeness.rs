@@ -24,7 +24,7 @@ impl LeaderCompleteness {
     /// When an entry that was committed in an earlier term is not there.
     pub fn leads(&self, node: u64, term: u64, term_at: impl Fn(u64) -> Option<u64>) -> Verdict {
         let newest = self.0.range(..term).map(|(_, committed)| *committed).max();
-        let Some((index, entry_term)) = newest else {
+        let Some((index, entry_term)) = newest.filter(|(index, _)| *index > 0) else {
             return Ok(());
         };
         match term_at(index) {

@@ -58,10 +58,12 @@ fn apply(state: Option<u64>, action: Action) -> Option<u64> {
 /// Checks the history of one key, which starts empty.
 #[must_use]
 pub fn check(history: &[Operation]) -> Outcome {
-    let seen: HashSet<u64> = history
-        .iter()
-        .filter_map(|op| op.answer.and_then(|(_, value)| value))
-        .collect();
+    // What an operation without an answer depends on may show in what it left.
+    let saw = |op: &Operation| match (op.answer, op.action) {
+        (None, Action::Swap(from, _)) => Some(from),
+        (answer, _) => answer.and_then(|(_, value)| value),
+    };
+    let seen: HashSet<u64> = history.iter().filter_map(saw).collect();
     let matters = |op: &&Operation| match (op.answer, op.action) {
         (Some(_), _) | (None, Action::Delete) => true,
         (None, Action::Put(value) | Action::Swap(_, value)) => seen.contains(&value),
@@ -192,6 +194,16 @@ mod tests {
             op(6, Get, Some((7, Some(7)))),
         ];
         assert_eq!(check(&twice), Outcome::Violated);
+    }
+
+    #[test]
+    fn swap_without_an_answer_from_a_write_without_one_may_both_take_effect() {
+        let history = [
+            op(1, Put(1), None),
+            op(2, Swap(1, 2), None),
+            op(3, Get, Some((4, Some(2)))),
+        ];
+        assert_eq!(check(&history), Outcome::Linearizable);
     }
 
     #[test]

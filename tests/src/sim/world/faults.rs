@@ -58,7 +58,7 @@ impl World {
             Fault::DiskError { node, kind, pass } => {
                 let member = &mut self.members[node];
                 member.node.fs.fail_nth(kind.on_disk(), pass);
-                member.armed += 1;
+                member.armed = true;
                 member.dirs_failed |= kind == DiskError::SyncDir;
                 "disk errors"
             }

@@ -41,6 +41,8 @@ use witness::{Refusal, Witness};
 
 /// Turns of one member in one tick at most.
 const TURNS_MAX: u32 = 2_000;
+/// How an error of the disk reads, at the end of whatever it broke.
+const EIO: &str = "os error 5";
 /// Ticks until a start that failed is tried again.
 const RETRY_TICKS: u64 = 50;
 
@@ -110,8 +112,8 @@ struct Member {
     paused_until: u64,
     /// Its clock: local ticks, what they were at a tick of the world, and how fast they go from there.
     clock: (u64, u64, u64),
-    /// Faults of the disk that may strike.
-    armed: u32,
+    /// Errors of the disk may strike: they were planned.
+    armed: bool,
     /// Only a power loss gets its file system going again.
     dirs_failed: bool,
     full: bool,
@@ -204,7 +206,7 @@ impl World {
                 apply_ticks: 0,
                 paused_until: 0,
                 clock: (0, 0, 100),
-                armed: 0,
+                armed: false,
                 dirs_failed: false,
                 full: false,
                 rotten: false,
@@ -463,11 +465,8 @@ impl World {
         let cut = member.node.fs.is_down();
         let (mut power, keep, down) = member.next_crash;
         if !cut {
-            // A start needs room; it is no armed fault that it meets.
-            let no_room =
-                member.full && !member.node.is_up() && error.0.contains("no storage space");
-            if member.armed > 0 && !no_room {
-                member.armed -= 1;
+            if error.0.contains(EIO) {
+                assert!(member.armed, "member {} stops: {}", at + 1, error.0);
             } else if member.rotten {
                 // What is damaged stays so: in this version it takes an operator to replace the member.
                 member.lost = true;
@@ -477,12 +476,7 @@ impl World {
                     .or_insert(1);
             } else {
                 assert!(member.full, "member {} stops: {}", at + 1, error.0);
-                assert!(
-                    !member.node.is_up(),
-                    "a full disk stops member {}: {}",
-                    at + 1,
-                    error.0
-                );
+                assert!(!member.node.is_up(), "a full disk stops member {}", at + 1);
             }
             if member.node.is_up() {
                 // It has the time to answer.

@@ -9,6 +9,7 @@ use super::progress::Progress;
 use super::quorum::{self, VoteResult};
 use super::read::Reader;
 use super::{Core, DropReason, Effects, Leader, RoleState};
+use crate::testing::{Bug, bug};
 use crate::{EntryKind, Index, NodeId, Term};
 
 impl Core {
@@ -82,7 +83,7 @@ impl Core {
             self.term = term;
             self.vote = None;
             self.own_vote_pending = false;
-            self.hard_state_changed = true;
+            self.hard_state_changed |= !bug(Bug::TermNotPersisted);
         }
         self.leader = leader;
         if let RoleState::Leader(was) = std::mem::replace(&mut self.role, RoleState::Follower) {
@@ -290,12 +291,15 @@ impl Core {
     /// A vote goes to the first candidate of the term whose log is at least as recent. A learner may vote: it may have
     /// been promoted by a change that it has not seen yet.
     fn answer_vote(&mut self, from: NodeId, last_index: Index, last_term: Term) {
-        let free = self.vote == Some(from) || (self.vote.is_none() && self.leader.is_none());
-        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index());
+        let free = self.vote == Some(from)
+            || (self.vote.is_none() && self.leader.is_none())
+            || bug(Bug::VoteTwice);
+        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index())
+            || bug(Bug::VoteForOlderLog);
         let granted = free && recent;
         if granted && self.vote.is_none() {
             self.vote = Some(from);
-            self.hard_state_changed = true;
+            self.hard_state_changed |= !bug(Bug::VoteNotPersisted);
             self.draw_election_timeout();
         }
         self.attest(from, Body::VoteReply { granted });

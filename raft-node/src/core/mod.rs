@@ -65,6 +65,7 @@ use transfer::Transfer;
 
 use crate::{EntryKind, GroupId, HardState, Index, NodeId, Term};
 
+use crate::testing::{Bug, bug};
 pub use config::{Config, ConfigError, Initial, ValidConfig};
 pub use effects::{DropReason, Effects, Fetch, Input, PersistBatch, PersistId};
 pub use membership::{Membership, MembershipError};
@@ -308,14 +309,17 @@ impl Core {
             out.persist = Some(PersistBatch {
                 id,
                 hard_state: std::mem::take(&mut self.hard_state_changed).then_some(hard_state),
-                truncate_from: self.truncate_from.take(),
+                truncate_from: self
+                    .truncate_from
+                    .take()
+                    .filter(|_| !bug(Bug::SkipTruncation)),
                 entries,
             });
             self.unsent = self.log.last_index().next();
         }
         // Everything that these messages attest is in a batch by now, the newest one at the latest.
         match self.inflight.back() {
-            Some(last) => {
+            Some(last) if !bug(Bug::AttestBeforeSync) => {
                 let id = last.id;
                 let after = self
                     .attesting
@@ -323,7 +327,7 @@ impl Core {
                     .map(|(to, message)| (id, to, message));
                 out.send_after.extend(after);
             }
-            None => out.send_now.append(&mut self.attesting),
+            _ => out.send_now.append(&mut self.attesting),
         }
         let others = self.membership.members().len() > 1;
         self.log.trim(self.unsent, others);

@@ -9,6 +9,7 @@
 
 use super::message::Body;
 use super::{Core, DropReason, Effects, RoleState, quorum};
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId, Term};
 
 /// Who waits for a read.
@@ -149,7 +150,7 @@ impl Core {
     /// Starts one round for all reads that wait, once something of the own term is committed: before that the commit
     /// index may lag behind what an earlier leader acknowledged.
     pub(super) fn start_round(&mut self, out: &mut Effects) {
-        if !self.committed_in_term() {
+        if !self.committed_in_term() && !bug(Bug::ReadBeforeOwnTerm) {
             return;
         }
         let (commit, sole) = (self.commit, self.membership.is_sole_voter(self.config.id));
@@ -164,7 +165,7 @@ impl Core {
             "a read index lies in the leader's own term"
         );
         let readers = std::mem::take(&mut leader.reads_waiting);
-        if sole {
+        if sole || bug(Bug::ReadWithoutRound) {
             self.release(readers, commit, out);
             return;
         }

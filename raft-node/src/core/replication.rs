@@ -3,6 +3,7 @@
 use super::message::{Body, Message};
 use super::progress::{Mode, Progress};
 use super::{Core, Effects, Fetch, RoleState, quorum};
+use crate::testing::{Bug, bug};
 use crate::{Entry, EntryKind, Index, NodeId, Term};
 
 impl Core {
@@ -17,7 +18,11 @@ impl Core {
         let round = leader.last_round;
         for (&to, progress) in leader.progress.iter_mut().filter(|(id, _)| **id != me) {
             if heartbeat {
-                let commit = commit.min(progress.matched());
+                let commit = if bug(Bug::HeartbeatCommitUnbounded) {
+                    commit
+                } else {
+                    commit.min(progress.matched())
+                };
                 let message = Message {
                     term,
                     body: Body::Heartbeat { commit, round },
@@ -148,7 +153,12 @@ impl Core {
         for entry in entries.drain(known..) {
             self.log.append(entry);
         }
-        self.commit_to(commit.min(at), out);
+        let matched = if bug(Bug::CommitUnmatched) {
+            self.log.last_index()
+        } else {
+            at
+        };
+        self.commit_to(commit.min(matched), out);
         self.attest(from, Body::AppendReply { matched: at });
     }
 
@@ -162,7 +172,11 @@ impl Core {
             self.commit
         );
         self.log.truncate(from);
-        for batch in &mut self.inflight {
+        for batch in self
+            .inflight
+            .iter_mut()
+            .filter(|_| !bug(Bug::CountOverwritten))
+        {
             batch.last_index = batch.last_index.min(from.prev());
         }
         self.persisted = self.persisted.min(from.prev());
@@ -223,7 +237,14 @@ impl Core {
                     .map_or(Index::ZERO, Progress::matched)
             }
         });
-        if reached <= self.commit || self.log.term_at(reached) != Some(self.term) {
+        let reached = if bug(Bug::CommitWithoutQuorum) {
+            self.log.last_index()
+        } else {
+            reached
+        };
+        if reached <= self.commit
+            || (self.log.term_at(reached) != Some(self.term) && !bug(Bug::CommitOlderTerm))
+        {
             return;
         }
         self.commit_to(reached, out);
@@ -268,6 +289,9 @@ impl Core {
             "{from} answers a round that was not started"
         );
         progress.acked_round = progress.acked_round.max(round);
+        if bug(Bug::StaleReadContext) {
+            progress.acked_round = leader.last_round;
+        }
         let (messages_max, bytes_max) = (
             self.config.inflight_messages_max,
             self.config.inflight_bytes_max,

@@ -24,6 +24,7 @@ use raft_log::{Base, Log, LogError, Record, WriteBatch};
 use crate::core::{
     Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
 };
+use crate::testing::{Bug, bug};
 use crate::{ApplyError, EntryKind, GroupId, Index, NodeId, StateMachine, Term, TickContext};
 
 pub use open::{GroupConfig, OpenError, bootstrap};
@@ -382,6 +383,12 @@ impl<S: StateMachine> Group<S> {
     }
 
     fn apply_limit(&self) -> Index {
+        if bug(Bug::ApplyBeforeSync) {
+            let info = self.log.group(self.id);
+            return self
+                .commit
+                .min(info.map_or(Index(0), |info| info.last_index));
+        }
         self.commit.min(self.core.status().persisted)
     }
 

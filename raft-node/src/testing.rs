@@ -1,0 +1,74 @@
+//! Bugs that can be put into a group on purpose, to see that its tests notice them.
+//!
+//! Only in builds with the feature `seeded-bugs`, and only on the thread that asks for one; without the feature every
+//! question is answered `false` at compile time.
+
+/// A bug of the core or the driver that the simulator must find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "seeded-bugs"),
+    expect(unreachable_pub, reason = "public with the feature only")
+)]
+pub enum Bug {
+    /// A granted vote is not written.
+    VoteNotPersisted,
+    /// What attests durable state leaves before it is durable.
+    AttestBeforeSync,
+    /// A vote is given although another candidate of the term has it.
+    VoteTwice,
+    /// A vote is given to a candidate with an older log.
+    VoteForOlderLog,
+    /// Entries of an older term are committed by counting.
+    CommitOlderTerm,
+    /// The commit index is what any one member has, not a majority.
+    CommitWithoutQuorum,
+    /// A read is served without a round.
+    ReadWithoutRound,
+    /// Reads are served before an entry of the own term is committed.
+    ReadBeforeOwnTerm,
+    /// Any answer of a heartbeat confirms all rounds.
+    StaleReadContext,
+    /// A truncation is not written.
+    SkipTruncation,
+    /// The own batches count after the log was cut.
+    CountOverwritten,
+    /// An entry is applied before the own log has it on disk.
+    ApplyBeforeSync,
+    /// A follower commits what the leader has committed, although its own log may differ there.
+    CommitUnmatched,
+    /// A new term is not written.
+    TermNotPersisted,
+    /// A heartbeat tells of all that is committed, also of what the member may not have.
+    HeartbeatCommitUnbounded,
+}
+
+#[cfg(feature = "seeded-bugs")]
+thread_local! {
+    static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Runs `work` with a bug in every group that is used on this thread meanwhile.
+#[cfg(feature = "seeded-bugs")]
+pub fn with_bug<T>(bug: Bug, work: impl FnOnce() -> T) -> T {
+    /// Takes the bug out again also when `work` panics.
+    struct Guard(Option<Bug>);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            ACTIVE.set(self.0);
+        }
+    }
+    let _guard = Guard(ACTIVE.replace(Some(bug)));
+    work()
+}
+
+/// Whether the code that asks is to be wrong in this way.
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn bug(bug: Bug) -> bool {
+    ACTIVE.get() == Some(bug)
+}
+
+/// Never, in a build for use.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) const fn bug(_: Bug) -> bool {
+    false
+}

@@ -25,6 +25,8 @@ pub enum HostError {
     Stopped,
     /// There is no such group on this host.
     NoGroup,
+    /// No snapshot could be made, and why.
+    Snapshot(String),
 }
 
 impl fmt::Display for HostError {
@@ -39,6 +41,7 @@ impl fmt::Display for HostError {
             Self::Timeout => f.write_str("no leader answered in time"),
             Self::Stopped => f.write_str("the host stopped"),
             Self::NoGroup => f.write_str("no such group on this host"),
+            Self::Snapshot(cause) => write!(f, "no snapshot was made: {cause}"),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_log::{GroupId, NodeId, Term};
+use raft_log::{GroupId, NodeId, SnapshotRef, Term};
 use raft_node::StateMachine;
 use raft_node::core::Message;
 
@@ -103,6 +103,27 @@ impl<S: StateMachine> HostHandle<S> {
         });
         if let Err((Request::Call { reply, .. }, error)) = refused {
             reply(Err(error));
+        }
+    }
+
+    /// Makes a snapshot of what a group has applied, unless the newest one is of that index. Its log is then held for
+    /// [`crate::HOLD_TICKS`]. `reply` is called once.
+    pub fn make_snapshot(&self, group: GroupId, reply: Reply<SnapshotRef>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Make { group, reply });
+        if let Err((Request::Make { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
+    /// Keeps a group's log from being compacted for [`crate::HOLD_TICKS`] from now on, or lets it go: for who sends a
+    /// snapshot, again and again until the member has it.
+    pub fn hold_log(&self, group: GroupId, hold: bool) {
+        if self.groups.contains_key(&group) {
+            // A stopped host compacts nothing.
+            drop(self.inbox.push(Request::Hold { group, hold }));
         }
     }
 

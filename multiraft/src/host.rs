@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
+use raft_log::{GroupId, Log, NodeId, SnapshotRef, Space, Ticket, WriteBatch};
 use raft_node::StateMachine;
 use raft_node::core::{DropReason, Message, PersistId, Role};
 use raft_node::driver::{Event, Group, GroupError};
@@ -18,6 +18,7 @@ use raft_node::driver::{Event, Group, GroupError};
 use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
 use crate::inbox::{Inbox, InboxLimits, Request};
+use crate::snapshots::{Keeper, SnapshotSetup, SnapshotState};
 use crate::status::{GroupStatus, Published};
 use crate::{HostError, Reply};
 use forwarding::Forwarder;
@@ -102,6 +103,7 @@ pub struct HostCore<S: StateMachine> {
     inflight: VecDeque<(Ticket, Vec<(GroupId, PersistId)>)>,
     outbox: Box<dyn Outbox>,
     forwarder: Option<Forwarder<S::Output>>,
+    keeper: Option<Keeper<S>>,
     last_tick: u64,
     housekeeping_at: u64,
     /// What the inbox was last told of the disk.
@@ -149,6 +151,7 @@ impl<S: StateMachine> HostCore<S> {
             inflight: VecDeque::new(),
             outbox,
             forwarder: None,
+            keeper: None,
             last_tick: 0,
             housekeeping_at: HOUSEKEEPING_TICKS,
             full: false,
@@ -207,6 +210,7 @@ impl<S: StateMachine> HostCore<S> {
             && self.reads.is_empty()
             && self.inbox.is_empty()
             && forwarder.is_none_or(Forwarder::is_empty)
+            && self.keeper.as_ref().is_none_or(Keeper::is_empty)
     }
 
     /// A group's state machine, for checks.
@@ -230,7 +234,10 @@ impl<S: StateMachine> HostCore<S> {
                 Request::Propose { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Read { done, .. } => done(Err(HostError::Stopped)),
                 Request::Call { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Make { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Deliver { .. }
+                | Request::Made { .. }
+                | Request::Hold { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
                 | Request::Called { .. } => {}
@@ -238,6 +245,9 @@ impl<S: StateMachine> HostCore<S> {
         }
         if let Some(forwarder) = &mut self.forwarder {
             forwarder.fail();
+        }
+        if let Some(keeper) = &mut self.keeper {
+            keeper.fail();
         }
         // Each reply is called whatever the order; what was proposed may still have become durable.
         let mut proposals: Vec<_> = std::mem::take(&mut self.proposals).into_iter().collect();
@@ -333,6 +343,17 @@ impl<S: StateMachine> HostCore<S> {
                     id,
                     answer,
                 } => self.take_called(now, group, from, (boot, id), answer),
+                Request::Make { group, reply } => self.make_snapshot(group, reply),
+                Request::Made { group, result } => {
+                    if let Some(keeper) = &mut self.keeper {
+                        keeper.made(now, group, &result);
+                    }
+                }
+                Request::Hold { group, hold } => match &mut self.keeper {
+                    Some(keeper) if hold => keeper.hold(now, group),
+                    Some(keeper) => keeper.release(group),
+                    None => {}
+                },
             }
         }
         self.taken = taken;
@@ -362,7 +383,7 @@ impl<S: StateMachine> HostCore<S> {
         }
         if now >= self.housekeeping_at {
             self.housekeeping_at = now + HOUSEKEEPING_TICKS;
-            self.keep_house(&mut batch);
+            self.keep_house(now, &mut batch);
         }
         if batch.is_empty() {
             assert!(
@@ -377,7 +398,7 @@ impl<S: StateMachine> HostCore<S> {
         Ok(())
     }
 
-    fn keep_house(&mut self, batch: &mut WriteBatch) {
+    fn keep_house(&mut self, now: u64, batch: &mut WriteBatch) {
         let pinning = self.log.needs_compaction();
         for (id, slot) in &mut self.slots {
             // On a full disk the log gives back what it can.
@@ -390,8 +411,21 @@ impl<S: StateMachine> HostCore<S> {
             if due || pinning.contains(id) {
                 slot.group.request_persist();
             }
-            slot.group.compact(batch, self.full);
+            let held = self.keeper.as_mut().is_some_and(|k| k.is_held(now, *id));
+            if !held {
+                slot.group.compact(batch, self.full);
+            }
         }
+    }
+
+    /// Between two applies.
+    fn make_snapshot(&mut self, group: GroupId, reply: Reply<SnapshotRef>) {
+        let Some(keeper) = &mut self.keeper else {
+            let text = "this host keeps no snapshots".to_owned();
+            return reply(Err(HostError::Snapshot(text)));
+        };
+        let machine = self.slots[&group].group.machine();
+        keeper.make(&self.log, &self.inbox, group, machine, reply);
     }
 
     fn publish(&mut self) {
@@ -526,5 +560,12 @@ impl<S: StateMachine> HostCore<S> {
         let token = self.next_token;
         self.next_token += 1;
         token
+    }
+}
+
+impl<S: SnapshotState> HostCore<S> {
+    /// Lets snapshots be made. Until this is called they are refused.
+    pub fn keep_snapshots(&mut self, setup: SnapshotSetup) {
+        self.keeper = Some(Keeper::new(setup));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft_log::{GroupId, NodeId};
+use raft_log::{GroupId, NodeId, SnapshotRef};
 use raft_node::core::Message;
 
 use crate::forward::ForwardMessage;
@@ -63,6 +63,19 @@ pub(crate) enum Request<O> {
         group: GroupId,
         payload: Bytes,
         reply: Reply<Bytes>,
+    },
+    Make {
+        group: GroupId,
+        reply: Reply<SnapshotRef>,
+    },
+    /// A snapshot is made, or was not; at most one of a group is under way.
+    Made {
+        group: GroupId,
+        result: Result<SnapshotRef, HostError>,
+    },
+    Hold {
+        group: GroupId,
+        hold: bool,
     },
     /// A call is done. Who makes calls bounds their number.
     Called {
@@ -131,7 +144,9 @@ impl<O> Inbox<O> {
                 load.entries += 1;
                 load.bytes += payload.len();
             }
-            Request::Read { group, .. } => {
+            Request::Read { group, .. }
+            | Request::Make { group, .. }
+            | Request::Hold { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.entries >= limits.entries_max {
                     return Err((request, HostError::Busy));
@@ -183,7 +198,7 @@ impl<O> Inbox<O> {
                 load.entries += 1;
                 load.bytes += payload.len();
             }
-            Request::Refused { .. } | Request::Called { .. } => {}
+            Request::Refused { .. } | Request::Called { .. } | Request::Made { .. } => {}
         }
         queue.requests.push(request);
         let first = queue.requests.len() == 1;

@@ -11,14 +11,18 @@ pub mod forward;
 mod handle;
 mod host;
 mod inbox;
+mod snapshots;
 mod status;
+mod tasks;
 mod thread;
 
 pub use error::HostError;
 pub use handle::HostHandle;
 pub use host::{HostCore, HostOptions, Outbox, Turn};
 pub use inbox::InboxLimits;
+pub use snapshots::{Cut, HOLD_TICKS, SnapshotSetup, SnapshotState, install, restore};
 pub use status::GroupStatus;
+pub use tasks::{InlineTasks, Task, TaskThread, Tasks};
 pub use thread::Host;
 
 /// Called exactly once with the outcome; never blocks.

@@ -65,6 +65,13 @@ impl Keys {
         self.start(table, self.generation + 1, 0).freeze()
     }
 
+    /// The key of a table with what comes after group and generation.
+    pub(super) fn with_rest(self, table: u8, rest: &[u8]) -> Bytes {
+        let mut key = self.start(table, self.generation, rest.len());
+        key.put_slice(rest);
+        key.freeze()
+    }
+
     /// The newest version of `key` at or below `revision` sorts first from here on.
     pub(super) fn version(self, key: &[u8], revision: i64) -> Bytes {
         let mut out = self.start(VERSION, self.generation, key.len() + 12);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use multiraft::forward::{Origin, Outcomes};
+use multiraft::{Cut, InlineTasks, SnapshotState, Tasks};
 use prost::Message;
-use raft_log::GroupId;
+use raft_log::{GroupId, SnapshotRef};
 use raft_node::core::Membership;
 use raft_node::{Applied, ApplyError, Entry, EntryKind, Index, StateMachine, TickContext};
 
@@ -16,12 +17,17 @@ use super::cache::Cache;
 use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
 use super::duplicates::{self, Duplicates};
+use super::install::{Install, Sweep};
 use super::read::{Fail, Read};
+use super::snapshot::{Generation, KvCut};
 use super::store::Store;
 use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink};
 use super::write::{LeaseNews, Writer};
-use crate::engine::{Change, Engine, EngineBatch, EngineError};
+use crate::engine::{Change, Engine, EngineBatch, EngineError, Snapshot};
 use crate::pb::command::Command;
+
+/// Bytes of a snapshot that one step of an install writes, about: a few milliseconds.
+const INSTALL_STEP_BYTES: usize = 1 << 20;
 
 /// How a keyspace is kept.
 #[derive(Clone, Debug)]
@@ -73,6 +79,12 @@ pub struct KvStateMachine {
     duplicates: Duplicates,
     outcomes: Option<Arc<Outcomes<CommandOutput>>>,
     compactor: Option<Compactor>,
+    install: Option<Install>,
+    install_step_bytes: usize,
+    sweep: Option<Sweep>,
+    /// Generations that were replaced and that somebody may still read.
+    replaced: Vec<Generation>,
+    tasks: Arc<dyn Tasks>,
     last_tick: u64,
 }
 
@@ -102,15 +114,13 @@ impl KvStateMachine {
         let meta = engine.get(&keys.meta())?.map(Meta::decode).transpose()?;
         let meta = meta.unwrap_or_else(Meta::new);
         keys.generation = meta.generation;
-        let mut leases = BTreeMap::new();
         let snapshot = engine.snapshot();
-        for pair in snapshot.scan(&keys.first(LEASE), &keys.end(LEASE)) {
-            let (key, record) = pair?;
-            let lease = codec::decode_lease(&key, record)?;
-            sinks.leases.granted(lease);
-            leases.insert(lease.id, lease);
+        let leases = load_leases(&snapshot, keys)?;
+        for lease in leases.values() {
+            sinks.leases.granted(*lease);
         }
         let duplicates = Duplicates::load(&snapshot, keys)?;
+        let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
@@ -124,6 +134,11 @@ impl KvStateMachine {
             duplicates,
             outcomes: None,
             compactor: None,
+            install: None,
+            install_step_bytes: INSTALL_STEP_BYTES,
+            sweep,
+            replaced: Vec::new(),
+            tasks: Arc::new(InlineTasks),
             last_tick: 0,
         };
         machine.schedule();
@@ -133,6 +148,16 @@ impl KvStateMachine {
     /// Names who hears what became of forwarded commands.
     pub fn report_forwarded(&mut self, outcomes: Arc<Outcomes<CommandOutput>>) {
         self.outcomes = Some(outcomes);
+    }
+
+    /// Lets a step of an install write about so many bytes; 1 MiB unless this is called.
+    pub fn install_in_steps_of(&mut self, bytes: usize) {
+        self.install_step_bytes = bytes;
+    }
+
+    /// Names who gives space back after a snapshot was installed; inline if nobody is named.
+    pub fn run_tasks_on(&mut self, tasks: Arc<dyn Tasks>) {
+        self.tasks = tasks;
     }
 
     /// Starts the walk to the floor, if it was not finished.
@@ -166,6 +191,66 @@ impl KvStateMachine {
                 .collect(),
         )?;
         self.store.publish(&self.meta);
+        Ok(())
+    }
+
+    /// One bounded step of removing what a snapshot replaced, or what an install left that was cut short.
+    fn sweep_step(&mut self) -> Result<(), EngineError> {
+        let Some(sweep) = self.sweep.as_mut().filter(|_| self.install.is_none()) else {
+            return Ok(());
+        };
+        let budget = self.options.compaction_step.max(1);
+        let deletes = sweep.step(
+            &self.engine,
+            &self.tasks,
+            self.keys,
+            &mut self.replaced,
+            budget,
+        )?;
+        match deletes {
+            Some(deletes) if deletes.is_empty() => Ok(()),
+            Some(deletes) => {
+                let deletes = deletes.into_iter().map(|key| (key, Change::Delete));
+                self.write(deletes.collect())
+            }
+            None => {
+                self.sweep = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes a snapshot that is written as a whole the state, in one engine batch, and tells everybody.
+    fn replace(&mut self, install: Install) -> Result<(), EngineError> {
+        let Install { keys, meta, .. } = install;
+        let snapshot = self.engine.snapshot();
+        let leases = load_leases(&snapshot, keys)?;
+        let duplicates = Duplicates::load(&snapshot, keys)?;
+        drop(snapshot);
+        let changes = BTreeMap::from([(keys.meta(), Change::Put(meta.encode()))]);
+        let applied = Some((self.options.group, meta.index));
+        let batch = EngineBatch { changes, applied };
+        let engine = &self.engine;
+        let former = self
+            .store
+            .replace(&meta, leases.clone(), || engine.write(batch))?;
+        self.replaced.push(former);
+        for id in self.leases.keys() {
+            self.sinks.leases.revoked(*id);
+        }
+        for lease in leases.values() {
+            self.sinks.leases.granted(*lease);
+        }
+        self.cache = Cache::new(self.options.cache_entries);
+        (self.keys, self.leases, self.duplicates) = (keys, leases, duplicates);
+        self.meta = meta;
+        self.compactor = None;
+        self.schedule();
+        self.sweep = Some(Sweep::new());
+        if let Some(outcomes) = &self.outcomes {
+            outcomes.jumped(self.options.group);
+        }
+        self.sinks.events.jumped(self.meta.revision);
         Ok(())
     }
 
@@ -246,6 +331,19 @@ impl KvStateMachine {
     }
 }
 
+fn load_leases(
+    snapshot: &Arc<dyn Snapshot>,
+    keys: Keys,
+) -> Result<BTreeMap<i64, LeaseInfo>, EngineError> {
+    let mut leases = BTreeMap::new();
+    for pair in snapshot.scan(&keys.first(LEASE), &keys.end(LEASE)) {
+        let (key, record) = pair?;
+        let lease = codec::decode_lease(&key, record)?;
+        leases.insert(lease.id, lease);
+    }
+    Ok(leases)
+}
+
 /// The output of an entry, and who forwarded it, when somebody did and it took effect.
 fn apply_entry(
     writer: &mut Writer<'_>,
@@ -321,6 +419,10 @@ impl StateMachine for KvStateMachine {
         membership: Option<&Membership>,
         outputs: &mut Vec<Self::Output>,
     ) -> Result<(), ApplyError> {
+        assert!(
+            self.install.is_none(),
+            "nothing is applied while a snapshot is installed"
+        );
         if entries.is_empty() {
             return Ok(());
         }
@@ -339,13 +441,55 @@ impl StateMachine for KvStateMachine {
             tracing::error!(%error, "history compaction stopped");
             self.compactor = None;
         }
+        if let Err(error) = self.sweep_step() {
+            // What stays only costs space; the next open begins again.
+            tracing::error!(%error, "removing a replaced state stopped");
+            self.sweep = None;
+        }
     }
 
     fn next_deadline(&self) -> Option<u64> {
         let lease = self.sinks.leases.next_deadline();
-        match self.compactor {
-            Some(_) => Some(lease.map_or(self.last_tick + 1, |tick| tick.min(self.last_tick + 1))),
-            None => lease,
-        }
+        let works = self.compactor.is_some() || self.sweep.is_some();
+        let next = works.then_some(self.last_tick + 1);
+        lease.into_iter().chain(next).min()
+    }
+}
+
+impl SnapshotState for KvStateMachine {
+    fn cut(&self) -> Box<dyn Cut> {
+        let generation = self.store.generation();
+        Box::new(KvCut {
+            snapshot: self.engine.snapshot(),
+            keys: self.keys,
+            meta: self.meta.clone(),
+            _generation: generation,
+        })
+    }
+
+    fn begin_install(
+        &mut self,
+        snapshot: &SnapshotRef,
+        content: Box<dyn std::io::Read + Send>,
+    ) -> Result<(), ApplyError> {
+        let begun = Install::begin(self.keys, &self.meta, snapshot, content);
+        self.install = Some(begun.map_err(|error| ApplyError(Box::new(error)))?);
+        Ok(())
+    }
+
+    fn install_step(&mut self) -> Result<bool, ApplyError> {
+        let mut step = || {
+            let Some(mut install) = self.install.take() else {
+                return Ok(true);
+            };
+            let is_dropping = self.sweep.as_ref().is_some_and(Sweep::is_dropping);
+            // Where tables are being dropped nothing new may be written.
+            if is_dropping || !install.step(self.engine.as_ref(), self.install_step_bytes)? {
+                self.install = Some(install);
+                return Ok(false);
+            }
+            self.replace(install).map(|()| true)
+        };
+        step().map_err(|error: EngineError| ApplyError(Box::new(error)))
     }
 }

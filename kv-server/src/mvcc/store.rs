@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
+use raft_log::GroupId;
 
-use super::codec::{self, Change, Keys, Meta, REVISION, VERSION, Version, damaged};
+use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
 use super::read::{Fail, Read, View, check_revision, header, key_value};
+use super::snapshot::Generation;
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::engine::{Engine, EngineError, Snapshot};
@@ -28,10 +30,30 @@ pub struct History {
     pub next: i64,
 }
 
+/// A consistent view of the store, and where it stands.
+pub(super) struct Opened {
+    pub(super) snapshot: Arc<dyn Snapshot>,
+    pub(super) keys: Keys,
+    pub(super) meta: Meta,
+    /// Held, so that its tables stay.
+    pub(super) _generation: Generation,
+}
+
+impl Opened {
+    fn view(&self) -> View<'_> {
+        View {
+            read: &self.snapshot,
+            keys: self.keys,
+        }
+    }
+}
+
 /// Reads the key-value store of one group.
 pub struct Store {
     engine: Arc<dyn Engine>,
-    keys: Keys,
+    group: GroupId,
+    /// Held while the state is replaced, so that whoever opens a snapshot holds the generation that it reads.
+    generation: RwLock<Generation>,
     revision: AtomicI64,
     compact: AtomicI64,
     compact_finished: AtomicI64,
@@ -55,7 +77,8 @@ impl Store {
     ) -> Self {
         Self {
             engine,
-            keys,
+            group: keys.group,
+            generation: RwLock::new(Arc::new(keys.generation)),
             revision: AtomicI64::new(meta.revision),
             compact: AtomicI64::new(meta.compact),
             compact_finished: AtomicI64::new(meta.compact_finished),
@@ -109,21 +132,59 @@ impl Store {
         self.compact_finished.load(Ordering::Acquire)
     }
 
-    /// A snapshot and where it stands. The revision comes from the snapshot itself, so both belong together.
-    fn open(&self) -> Result<(Arc<dyn Snapshot>, Meta), EngineError> {
-        let snapshot = self.engine.snapshot();
-        let meta = snapshot
-            .get(&self.keys.meta())?
-            .map(Meta::decode)
-            .transpose()?;
-        Ok((snapshot, meta.unwrap_or_else(Meta::new)))
+    /// Called by the writer: makes another generation the state, by `write`, and gives the former one back. Its leases
+    /// take the place of those that were.
+    pub(super) fn replace(
+        &self,
+        meta: &Meta,
+        leases: BTreeMap<i64, LeaseInfo>,
+        write: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<Generation, EngineError> {
+        let mut generation = self
+            .generation
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        write()?;
+        let former = std::mem::replace(&mut *generation, Arc::new(meta.generation));
+        *self.leases.write().unwrap_or_else(PoisonError::into_inner) = leases;
+        self.publish(meta);
+        Ok(former)
     }
 
-    fn view<'a>(&self, snapshot: &'a Arc<dyn Snapshot>) -> View<'a> {
-        View {
-            read: snapshot,
-            keys: self.keys,
-        }
+    /// The generation that is the state.
+    pub(super) fn generation(&self) -> Generation {
+        Arc::clone(
+            &self
+                .generation
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// A snapshot and where it stands. The revision comes from the snapshot itself, so both belong together.
+    pub(super) fn open(&self) -> Result<Opened, EngineError> {
+        let current = self
+            .generation
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (snapshot, generation) = (self.engine.snapshot(), Arc::clone(&current));
+        drop(current);
+        let keys = Keys {
+            group: self.group,
+            generation: *generation,
+        };
+        let meta = snapshot.get(&keys.meta())?.map(Meta::decode).transpose()?;
+        let meta = meta.unwrap_or_else(Meta::new);
+        assert_eq!(
+            meta.generation, *generation,
+            "a snapshot is of the generation that is current when it is taken"
+        );
+        Ok(Opened {
+            snapshot,
+            keys,
+            meta,
+            _generation: generation,
+        })
     }
 
     /// Answers a range from one snapshot. The header holds the current revision only.
@@ -132,9 +193,10 @@ impl Store {
     /// A compacted or future revision; an internal error when the engine fails.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ApiError> {
         let answer = || -> Result<RangeResponse, Fail> {
-            let (snapshot, meta) = self.open()?;
+            let opened = self.open()?;
+            let meta = &opened.meta;
             check_revision(request.revision, meta.revision, meta.compact)?;
-            Ok(self.view(&snapshot).range(request, meta.revision)?)
+            Ok(opened.view().range(request, meta.revision)?)
         };
         Ok(answer()?)
     }
@@ -145,8 +207,9 @@ impl Store {
     /// As for [`Store::range`]; `Other` for a transaction that writes or nests.
     pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ApiError> {
         let answer = || -> Result<TxnResponse, Fail> {
-            let (snapshot, meta) = self.open()?;
-            let view = self.view(&snapshot);
+            let opened = self.open()?;
+            let meta = &opened.meta;
+            let view = opened.view();
             let mut path = Vec::new();
             plan_txn(&view, request, &mut path)?;
             let succeeded = path[0];
@@ -182,7 +245,8 @@ impl Store {
     /// [`ApiError::Compacted`] when `from` is below the compaction floor; the floor itself is allowed.
     pub fn history(&self, from: i64, bytes_max: usize) -> Result<History, ApiError> {
         let answer = || -> Result<History, Fail> {
-            let (snapshot, meta) = self.open()?;
+            let opened = self.open()?;
+            let meta = &opened.meta;
             if from < meta.compact {
                 return Err(ApiError::Compacted.into());
             }
@@ -191,7 +255,11 @@ impl Store {
                 next: from.max(meta.revision + 1),
             };
             let mut bytes = 0;
-            for pair in snapshot.scan(&self.keys.revision(from), &self.keys.end(REVISION)) {
+            let keys = opened.keys;
+            let pairs = opened
+                .snapshot
+                .scan(&keys.revision(from), &keys.end(REVISION));
+            for pair in pairs {
                 for (revision, changes) in codec::decode_revisions(pair?.1)? {
                     if revision < from {
                         continue;
@@ -200,7 +268,7 @@ impl Store {
                         found.next = revision;
                         return Ok(found);
                     }
-                    let events = self.events(&snapshot, revision, changes, &mut bytes)?;
+                    let events = events(&opened, revision, changes, &mut bytes)?;
                     found
                         .revisions
                         .push(Arc::new(RevisionEvents { revision, events }));
@@ -211,46 +279,19 @@ impl Store {
         Ok(answer()?)
     }
 
-    fn events(
-        &self,
-        snapshot: &Arc<dyn Snapshot>,
-        revision: i64,
-        changes: Vec<Change>,
-        bytes: &mut usize,
-    ) -> Result<Vec<Event>, EngineError> {
-        let mut events = Vec::with_capacity(changes.len());
-        for (kind, key) in changes {
-            let kv = match kind {
-                EventKind::Delete => KeyValue {
-                    key,
-                    mod_revision: revision,
-                    ..KeyValue::default()
-                },
-                EventKind::Put => {
-                    let record = Read::get(snapshot, &self.keys.version(&key, revision))?;
-                    let record = record.ok_or_else(|| damaged("a revision has no version"))?;
-                    key_value(key, revision, Version::decode(record)?)
-                        .ok_or_else(|| damaged("a put left a tombstone"))?
-                }
-            };
-            *bytes += kv.key.len() + kv.value.len() + 64;
-            events.push(Event { kind, kv });
-        }
-        Ok(events)
-    }
-
     /// The key as it was before the change at `mod_revision`; none when it was absent or is compacted.
     ///
     /// # Errors
     /// An internal error when the engine fails.
     pub fn kv_before(&self, key: &[u8], mod_revision: i64) -> Result<Option<KeyValue>, ApiError> {
         let answer = || -> Result<Option<KeyValue>, Fail> {
-            let (snapshot, meta) = self.open()?;
+            let opened = self.open()?;
+            let meta = &opened.meta;
             if mod_revision <= 1 || mod_revision - 1 < meta.compact {
                 return Ok(None);
             }
-            Ok(self
-                .view(&snapshot)
+            Ok(opened
+                .view()
                 .at(&Bytes::copy_from_slice(key), mod_revision - 1)?)
         };
         Ok(answer()?)
@@ -278,8 +319,8 @@ impl Store {
     /// # Errors
     /// An internal error when the engine fails.
     pub fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError> {
-        let (snapshot, _) = self.open().map_err(Fail::Engine)?;
-        Ok(lease_keys(&snapshot, self.keys, id).map_err(Fail::Engine)?)
+        let opened = self.open().map_err(Fail::Engine)?;
+        Ok(lease_keys(&opened.snapshot, opened.keys, id).map_err(Fail::Engine)?)
     }
 
     /// A hash of all versions up to `revision` (0: the newest) that compaction keeps, however far it has come. For
@@ -289,7 +330,8 @@ impl Store {
     /// A compacted or future revision; an internal error when the engine fails.
     pub fn hash_kv(&self, revision: i64) -> Result<HashKvResponse, ApiError> {
         let answer = || -> Result<HashKvResponse, Fail> {
-            let (snapshot, meta) = self.open()?;
+            let opened = self.open()?;
+            let meta = &opened.meta;
             check_revision(revision, meta.revision, meta.compact)?;
             let at = if revision > 0 {
                 revision
@@ -297,7 +339,7 @@ impl Store {
                 meta.revision
             };
             let mut hash = crc32fast::Hasher::new();
-            self.for_each_version(&snapshot, meta.compact, at, |key, record| {
+            for_each_version(&opened, at, |key, record| {
                 hash.update(key);
                 hash.update(record);
             })?;
@@ -311,36 +353,6 @@ impl Store {
         Ok(answer()?)
     }
 
-    /// Calls `see` with each version up to `revision`. Of what lies at or below the floor only the newest version of a
-    /// key counts, and only if it is live: that is what compaction leaves.
-    fn for_each_version(
-        &self,
-        snapshot: &Arc<dyn Snapshot>,
-        floor: i64,
-        revision: i64,
-        mut see: impl FnMut(&Bytes, &Bytes),
-    ) -> Result<(), EngineError> {
-        let (mut covered, from) = (None, self.keys.first(VERSION));
-        for pair in snapshot.scan(&from, &self.keys.end(VERSION)) {
-            let (at, record) = pair?;
-            let (key, modified) = codec::split_version(&at)?;
-            if modified > revision {
-                continue;
-            }
-            if modified <= floor {
-                if covered.as_ref() == Some(&key) {
-                    continue;
-                }
-                covered = Some(key);
-                if codec::is_tombstone(&record)? {
-                    continue;
-                }
-            }
-            see(&at, &record);
-        }
-        Ok(())
-    }
-
     /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, which forwarded
     /// commands were applied, revision.
     /// Replicas at the same applied index have the same one, however far compaction has come.
@@ -349,14 +361,16 @@ impl Store {
     /// An internal error when the engine fails.
     pub fn state_hash(&self) -> Result<u64, ApiError> {
         let answer = || -> Result<u64, Fail> {
-            let (snapshot, meta) = self.open()?;
+            let opened = self.open()?;
+            let meta = &opened.meta;
             let mut hash = Fnv::default();
             let logical = Meta {
                 compact_finished: 0,
+                generation: 0,
                 ..meta.clone()
             };
             hash.add(&logical.encode());
-            self.for_each_version(&snapshot, meta.compact, meta.revision, |key, record| {
+            for_each_version(&opened, meta.revision, |key, record| {
                 hash.add(key);
                 hash.add(record);
             })?;
@@ -366,9 +380,11 @@ impl Store {
                 codec::LEASE,
                 codec::DUPLICATE,
             ] {
-                for pair in snapshot.scan(&self.keys.first(table), &self.keys.end(table)) {
+                let (from, to) = (opened.keys.first(table), opened.keys.end(table));
+                for pair in opened.snapshot.scan(&from, &to) {
                     let (key, record) = pair?;
-                    hash.add(&key);
+                    hash.add(&[table]);
+                    hash.add(&key[PREFIX..]);
                     hash.add(&record);
                 }
             }
@@ -376,6 +392,62 @@ impl Store {
         };
         Ok(answer()?)
     }
+}
+
+fn events(
+    opened: &Opened,
+    revision: i64,
+    changes: Vec<Change>,
+    bytes: &mut usize,
+) -> Result<Vec<Event>, EngineError> {
+    let mut events = Vec::with_capacity(changes.len());
+    for (kind, key) in changes {
+        let kv = match kind {
+            EventKind::Delete => KeyValue {
+                key,
+                mod_revision: revision,
+                ..KeyValue::default()
+            },
+            EventKind::Put => {
+                let record = Read::get(&opened.snapshot, &opened.keys.version(&key, revision))?;
+                let record = record.ok_or_else(|| damaged("a revision has no version"))?;
+                key_value(key, revision, Version::decode(record)?)
+                    .ok_or_else(|| damaged("a put left a tombstone"))?
+            }
+        };
+        *bytes += kv.key.len() + kv.value.len() + 64;
+        events.push(Event { kind, kv });
+    }
+    Ok(events)
+}
+
+/// Calls `see` with each version up to `revision`: its key without group and generation, and its record. Of what lies at or below the floor only the newest version of a
+/// key counts, and only if it is live: that is what compaction leaves.
+fn for_each_version(
+    opened: &Opened,
+    revision: i64,
+    mut see: impl FnMut(&[u8], &Bytes),
+) -> Result<(), EngineError> {
+    let (keys, floor) = (opened.keys, opened.meta.compact);
+    let (mut covered, from) = (None, keys.first(VERSION));
+    for pair in opened.snapshot.scan(&from, &keys.end(VERSION)) {
+        let (at, record) = pair?;
+        let (key, modified) = codec::split_version(&at)?;
+        if modified > revision {
+            continue;
+        }
+        if modified <= floor {
+            if covered.as_ref() == Some(&key) {
+                continue;
+            }
+            covered = Some(key);
+            if codec::is_tombstone(&record)? {
+                continue;
+            }
+        }
+        see(&at[PREFIX..], &record);
+    }
+    Ok(())
 }
 
 /// FNV-1a over length-prefixed pieces: stable across runs and machines.

@@ -48,6 +48,12 @@ pub trait EventSink: Send + Sync {
 
     /// History below `revision` is gone for readers from now on.
     fn compacted(&self, revision: i64);
+
+    /// A snapshot took the place of the state: the store is at `revision`, and what lies between is in its history, or
+    /// compacted. A sink that follows the store only by `publish` has nothing to do.
+    fn jumped(&self, revision: i64) {
+        let _ = revision;
+    }
 }
 
 /// A lease, as applied state has it.

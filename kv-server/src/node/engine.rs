@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use raft_log::snapshot::{RestorePoint, SnapshotStore};
 use raft_log::{Index, Log};
 use raft_node::{Applied, StateMachine};
 use tracing::warn;
@@ -23,8 +24,12 @@ use crate::watch::WatchHub;
 const ASIDE_MAX: u32 = 8;
 
 /// Opens the engine. One that does not open is moved aside, and the empty one that takes its place is filled from the
-/// log, when the log begins with the first entry; else nothing is touched.
-pub(super) fn open(config: &NodeConfig, log: &Log) -> Result<Arc<dyn Engine>, NodeError> {
+/// log, when the log begins with the first entry or follows a snapshot; else nothing is touched.
+pub(super) fn open(
+    config: &NodeConfig,
+    log: &Log,
+    snapshots: Option<&SnapshotStore>,
+) -> Result<Arc<dyn Engine>, NodeError> {
     let dir = config.data_dir.join("engine");
     let error = match LsmEngine::open(&dir, LsmOptions::default()) {
         Ok(engine) => return Ok(Arc::new(engine)),
@@ -33,9 +38,16 @@ pub(super) fn open(config: &NodeConfig, log: &Log) -> Result<Arc<dyn Engine>, No
     let complete = log
         .group(DATA_GROUP)
         .is_none_or(|info| info.base.index == Index::ZERO);
-    let error = rebuildable(error, &dir, complete)?;
+    let restorable = match snapshots.filter(|_| !complete) {
+        Some(snapshots) => matches!(
+            snapshots.restore(log, DATA_GROUP)?,
+            RestorePoint::Snapshot { .. }
+        ),
+        None => false,
+    };
+    let error = rebuildable(error, &dir, complete || restorable)?;
     let aside = move_aside(&config.data_dir, &dir)?;
-    warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log");
+    warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log, or from a snapshot and the log");
     Ok(Arc::new(LsmEngine::open(&dir, LsmOptions::default())?))
 }
 

@@ -8,6 +8,9 @@ use raft_log::{ErrorKind, LogError};
 use raft_node::core::ConfigError;
 use raft_node::driver::OpenError;
 
+use raft_log::snapshot::SnapshotError;
+use raft_node::ApplyError;
+
 use super::IdentityError;
 use crate::engine::EngineError;
 
@@ -42,6 +45,10 @@ pub enum NodeError {
         /// What is wrong with it.
         cause: EngineError,
     },
+    /// The snapshots cannot be used.
+    Snapshot(SnapshotError),
+    /// The state of a snapshot cannot be taken up.
+    Restore(ApplyError),
     /// Log and engine do not fit together.
     Open(OpenError),
     /// A setting out of its bounds.
@@ -63,6 +70,9 @@ impl NodeError {
                 ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore
             ),
             Self::NoIdentity { .. } | Self::EngineLost { .. } | Self::Open(_) => true,
+            Self::Snapshot(error) => {
+                error.is_damage() || matches!(error, SnapshotError::NumbersUnknown { .. })
+            }
             _ => false,
         }
     }
@@ -108,10 +118,12 @@ impl fmt::Display for NodeError {
             Self::Engine(error) => error.fmt(f),
             Self::EngineLost { dir, cause } => write!(
                 f,
-                "{cause}; the log does not reach back to the first entry, so {} cannot be rebuilt from it: restore the \
-                 data directory from a backup",
+                "{cause}; the log does not reach back to the first entry, and there is no snapshot that it follows, so {} \
+                 cannot be rebuilt: restore the data directory from a backup",
                 dir.display()
             ),
+            Self::Snapshot(error) => error.fmt(f),
+            Self::Restore(error) => error.fmt(f),
             Self::Open(error) => error.fmt(f),
             Self::Config(error) => error.fmt(f),
             Self::Random(error) => {
@@ -138,6 +150,8 @@ from! {
     IdentityError => Identity,
     LogError => Log,
     EngineError => Engine,
+    SnapshotError => Snapshot,
+    ApplyError => Restore,
     OpenError => Open,
     ConfigError => Config,
 }

@@ -2,9 +2,10 @@
 //!
 //! 1. The directory is locked, its identity read, or drawn and written when the directory is new.
 //! 2. The log is opened: it is the truth.
-//! 3. The engine is opened: it holds some earlier batch. One that cannot be opened is moved aside and rebuilt when the
-//!    log still has everything.
-//! 4. Group 1 is created in the log when it is not there; then log and state machine are joined, and the host replays
+//! 3. Snapshots are compared with the log.
+//! 4. The engine is opened: it holds some earlier batch. One that cannot be opened is moved aside and rebuilt when the
+//!    log still has everything, or begins with a snapshot.
+//! 5. Group 1 is created in the log when it is not there; then log and state machine are joined, and the host replays
 //!    what the engine lacks.
 //!
 //! It opens no socket; `server` does.
@@ -18,7 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use multiraft::{Host, HostError, HostHandle, HostOptions};
+use multiraft::{Host, HostError, HostHandle, HostOptions, restore};
+use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, RecoveryReport, StoreId};
 use raft_node::core::{Config, Membership};
@@ -113,14 +115,15 @@ impl Node {
         let (log, recovery) = Log::open(Arc::clone(&vfs), log_options(config, identity.store))?;
         info!(%recovery, "log opened");
 
-        let engine = engine::open(config, &log)?;
+        let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
+        let engine = engine::open(config, &log, snapshots.as_ref())?;
         let hub = Arc::new(WatchHub::new());
         let lessor = Arc::new(Lessor::new());
         let sinks = Sinks {
             events: hub.clone(),
             leases: lessor.clone(),
         };
-        let (machine, store) = KvStateMachine::open(
+        let (mut machine, store) = KvStateMachine::open(
             Arc::clone(&engine),
             KvOptions {
                 group: DATA_GROUP,
@@ -134,6 +137,12 @@ impl Node {
             ..Membership::default()
         };
         bootstrap(&log, DATA_GROUP, random_u64()?, &membership)?;
+        if let Some(snapshots) = &snapshots {
+            let restored = restore(&mut machine, &log, snapshots, DATA_GROUP)?;
+            if let Some(snapshot) = restored {
+                info!(index = %snapshot.index, "the state was taken from a snapshot");
+            }
+        }
         let core = Config {
             id: identity.member,
             group: DATA_GROUP,
@@ -219,6 +228,23 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError>
     identity.boot += 1;
     identity.write(vfs.as_ref(), dir)?;
     Ok(identity)
+}
+
+/// The snapshots of a directory that has some; their files agree with the log then.
+fn open_snapshots(
+    vfs: &SharedVfs,
+    config: &NodeConfig,
+    log: &Log,
+    store: StoreId,
+) -> Result<Option<SnapshotStore>, NodeError> {
+    let dir = config.data_dir.join("snap");
+    if !has_files(vfs, &dir)? {
+        return Ok(None);
+    }
+    let snapshots = SnapshotStore::open(Arc::clone(vfs), dir, store)?;
+    let report = snapshots.recover(log)?;
+    info!(%report, "snapshots opened");
+    Ok(Some(snapshots))
 }
 
 fn has_files(vfs: &SharedVfs, dir: &Path) -> Result<bool, NodeError> {

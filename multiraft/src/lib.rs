@@ -4,6 +4,7 @@
 //! - [`HostCore`] makes all decisions and owns no thread and no clock: a simulator calls [`HostCore::turn`].
 //! - [`Host`] runs one on a thread of its own, with the real clock.
 //! - [`HostHandle`] reaches it from any thread, through an inbox with bounds.
+//! - [`liveness`] says which stores are alive, by one exchange per pair of them.
 //! - [`forward`] lets a member serve clients while another one leads.
 
 mod error;
@@ -11,6 +12,7 @@ pub mod forward;
 mod handle;
 mod host;
 mod inbox;
+pub mod liveness;
 mod snapshots;
 mod status;
 mod tasks;

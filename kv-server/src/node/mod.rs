@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use multiraft::{Host, HostError, HostHandle, HostOptions, restore};
+use multiraft::{Host, HostError, HostHandle, HostOptions, TaskThread, restore};
 use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, RecoveryReport, StoreId};
@@ -111,7 +111,7 @@ impl Node {
         let lock = vfs
             .lock(&lock_path)
             .map_err(|error| NodeError::lock(dir, error))?;
-        let identity = identify(&vfs, config)?;
+        let mut identity = identify(&vfs, config)?;
         let (log, recovery) = Log::open(Arc::clone(&vfs), log_options(config, identity.store))?;
         info!(%recovery, "log opened");
 
@@ -138,6 +138,9 @@ impl Node {
         };
         bootstrap(&log, DATA_GROUP, random_u64()?, &membership)?;
         if let Some(snapshots) = &snapshots {
+            let tasks = TaskThread::start()
+                .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
+            machine.run_tasks_on(Arc::new(tasks));
             let restored = restore(&mut machine, &log, snapshots, DATA_GROUP)?;
             if let Some(snapshot) = restored {
                 info!(index = %snapshot.index, "the state was taken from a snapshot");
@@ -157,6 +160,9 @@ impl Node {
             catch_up_entries: CATCH_UP_ENTRIES,
         };
         let group = Group::open(DATA_GROUP, group_config, log.clone(), machine)?;
+        // Nothing can refuse the start for what is on disk any more: a refused one changes nothing.
+        identity.boot += 1;
+        identity.write(vfs.as_ref(), dir)?;
         let options = HostOptions {
             snapshot_entries: config.snapshot_entries,
             ..HostOptions::default()
@@ -209,10 +215,10 @@ impl Node {
     }
 }
 
-/// Reads the directory's identity, or draws a new one for a new directory, and writes it with the next boot id.
+/// Reads the directory's identity and writes it again, or draws a new one for a new directory.
 fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError> {
     let dir = &config.data_dir;
-    let mut identity = match Identity::read(vfs.as_ref(), dir)? {
+    let identity = match Identity::read(vfs.as_ref(), dir)? {
         Some(identity) => identity,
         None if has_files(vfs, &dir.join("log"))? => {
             return Err(NodeError::NoIdentity { dir: dir.clone() });
@@ -225,7 +231,6 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError>
             boot: 0,
         },
     };
-    identity.boot += 1;
     identity.write(vfs.as_ref(), dir)?;
     Ok(identity)
 }

@@ -8,6 +8,7 @@
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use raft_log::vfs::sim::{CrashKind, Fault};
 use raft_log::vfs::{RealFs, SimFs};
@@ -272,6 +273,50 @@ fn submit_of_the_last_index_is_refused() {
     drop(log);
     let log = open(dir.path(), IoMode::Inline).unwrap();
     assert_eq!(log.group(GROUP).unwrap().base.index.next(), Index::MAX);
+}
+
+#[test]
+fn failure_at_any_write_is_told_to_those_who_poll() {
+    let mut failures = 0;
+    for fault in [Fault::Write, Fault::Sync] {
+        for pass in 0..60 {
+            let fs = SimFs::new(pass);
+            let log = Log::open(fs.shared(), options(Path::new("/"), IoMode::Inline))
+                .unwrap()
+                .0;
+            create(&log);
+            let told = Arc::new(AtomicBool::new(false));
+            let tell = Arc::clone(&told);
+            log.on_progress(Box::new(move || tell.store(true, Ordering::Relaxed)));
+            fs.fail_nth(fault, pass);
+            for index in 1..40 {
+                let mut batch = WriteBatch::new();
+                let payload = vec![7; 1_000].into();
+                let entry = Entry {
+                    payload,
+                    ..entry(index)
+                };
+                batch.push(GROUP, Record::Entries(vec![entry]));
+                // The sync, and then what follows it: the next segment.
+                told.store(false, Ordering::Relaxed);
+                let mut failed = log.write(batch).is_err();
+                if !failed {
+                    told.store(false, Ordering::Relaxed);
+                    log.drive().unwrap();
+                    failed = log.submit(WriteBatch::new()).is_err();
+                }
+                if failed {
+                    assert!(
+                        told.load(Ordering::Relaxed),
+                        "{fault:?} {pass}: entry {index}"
+                    );
+                    failures += 1;
+                    break;
+                }
+            }
+        }
+    }
+    assert!(failures > 60, "{failures}");
 }
 
 #[test]

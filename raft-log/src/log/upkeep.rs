@@ -92,8 +92,13 @@ impl Shared {
             Err(error) => {
                 core.error.get_or_insert(error);
                 let waiters = core.waiters.take_all();
+                let progress = core.progress.clone();
                 drop(core);
                 waiters.wake();
+                // Who polls is not among those that wait.
+                if let Some(call) = progress {
+                    call();
+                }
             }
         }
     }

@@ -25,7 +25,7 @@ pub struct Entry {
     pub term: Term,
     /// What the payload is.
     pub kind: EntryKind,
-    /// The payload, opaque to the log.
+    /// The payload, opaque to the log. At most 64 MiB.
     pub payload: Bytes,
 }
 
@@ -98,7 +98,8 @@ pub enum Record {
 
 /// Records of any number of groups that become durable together.
 ///
-/// Records of one group take effect in the order in which they were added.
+/// Records of one group take effect in the order in which they were added. All of them, as they lie on disk, take at most
+/// 256 MiB.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WriteBatch {
     records: Vec<(GroupId, Record)>,

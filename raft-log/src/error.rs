@@ -25,7 +25,7 @@ pub enum ErrorKind {
     Full,
     /// The log stopped after an earlier failure, or was closed.
     Failed,
-    /// A record or a batch is larger than the format allows.
+    /// A payload is longer than 64 MiB, a batch than 256 MiB, or all groups' bases together than 64 MiB.
     TooLarge,
     /// The entries asked for are at or below the group's base.
     Compacted,

@@ -320,6 +320,32 @@ fn failure_at_any_write_is_told_to_those_who_poll() {
 }
 
 #[test]
+fn payload_of_64_mib_is_read_back_and_a_longer_one_is_refused() {
+    const LIMIT: usize = 64 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    create(&log);
+    let submit = |len: usize| {
+        let mut batch = WriteBatch::new();
+        let payload = vec![7; len].into();
+        let entry = Entry {
+            payload,
+            ..entry(1)
+        };
+        batch.push(GROUP, Record::Entries(vec![entry]));
+        log.write(batch)
+    };
+    let error = submit(LIMIT + 1).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    assert!(error.to_string().contains("67108864"), "{error}");
+    submit(LIMIT).unwrap();
+    drop(log);
+    let log = open(dir.path(), IoMode::Inline).unwrap();
+    let read = log.entries(GROUP, Index(1)..Index(2), 1).unwrap();
+    assert_eq!(read[0].payload, vec![7; LIMIT]);
+}
+
+#[test]
 fn submit_that_leaves_a_gap_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path(), IoMode::Inline).unwrap();

@@ -335,13 +335,14 @@ impl BodyEncoder {
     }
 }
 
-/// The bytes that a record of a batch takes on disk, and the payload of its longest record.
+/// The bytes that a record of a batch takes on disk, and the longest of what is bounded by [`RECORD_PAYLOAD_MAX`]: an
+/// entry's own payload, or that of another record.
 pub(crate) fn encoded_len(record: &Record) -> (usize, usize) {
     let whole = |payload: usize| (RECORD_HEADER + payload).next_multiple_of(8);
     match record {
         Record::Entries(entries) => entries.iter().fold((0, 0), |(sum, longest), entry| {
             let payload = ENTRY_HEADER + entry.payload.len();
-            (sum + whole(payload), longest.max(payload))
+            (sum + whole(payload), longest.max(entry.payload.len()))
         }),
         Record::Compact(base) => (
             whole(32 + base.membership.len()),

@@ -513,7 +513,9 @@ impl Shared {
             return Err(LogError::new(
                 ErrorKind::TooLarge,
                 format!(
-                    "a batch of {total} bytes with a record of {longest} is too large; split it"
+                    "a batch of {total} bytes with a payload of {longest} is too large, the limits are {} and {}; split it",
+                    format::BATCH_BODY_MAX,
+                    format::RECORD_PAYLOAD_MAX
                 ),
             ));
         }

@@ -174,7 +174,7 @@ impl Groups {
                 let Record::Compact(base) = record else {
                     return Err((
                         true,
-                        format!("group {id} does not exist; create it by a base record"),
+                        format!("group {id} does not exist; create it with a compact record"),
                     ));
                 };
                 *shadow = Some((base.clone(), base.index, base.term, HardState::default()));

@@ -66,7 +66,9 @@ pub(super) fn fill(file: &dyn VfsFile, path: &Path, from: u64, to: u64) -> Resul
     loop {
         let step = (to - at).min(zeros.len() as u64);
         file.write_all_at(&zeros[..step as usize], at)
-            .map_err(|error| LogError::io("cannot fill a segment", path, error))?;
+            .map_err(|error| {
+                LogError::io(&format!("cannot fill a segment of {to} bytes"), path, error)
+            })?;
         file.sync_data()
             .map_err(|error| LogError::io("cannot sync a segment", path, error).latched())?;
         at += step;

@@ -55,7 +55,8 @@ pub struct Base {
     pub index: Index,
     /// The term of the entry at `index`.
     pub term: Term,
-    /// Tells a group from another one that had the same id and was destroyed.
+    /// Tells a group from another one that had the same id and was destroyed. Each life of an id needs its own: one that is
+    /// created again with the number of the one before has, from the next start on, that one's term and vote.
     pub creation: u64,
     /// The group's membership as of `index`, opaque to the log.
     pub membership: Bytes,
@@ -92,7 +93,7 @@ pub enum Record {
     Compact(Base),
     /// A snapshot file became durable.
     SnapshotRef(SnapshotRef),
-    /// The group and everything in it is gone.
+    /// The group and everything in it is gone. Create it again with another [`Base::creation`].
     Destroy,
 }
 

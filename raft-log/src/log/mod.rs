@@ -147,8 +147,12 @@ impl fmt::Debug for Log {
 impl Log {
     /// Opens or creates the log of a store, and says what it found.
     ///
+    /// Each call makes a segment of at least [`LogOptions::segment_bytes_min`], which stays until the entries in it and in
+    /// all older ones are compacted: a log that is opened often and never compacted grows by the empty ones.
+    ///
     /// # Errors
-    /// Damage, a suspect tail, a foreign or newer log, a directory in use, and failures of the file system.
+    /// Damage, a suspect tail, a foreign or newer log, a directory in use, and failures of the file system;
+    /// [`ErrorKind::Full`] where there is no space for that segment.
     pub fn open(vfs: SharedVfs, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
         let dir = &options.dir;
         vfs.create_dir_all(dir)

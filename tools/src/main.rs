@@ -34,20 +34,24 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(config::server_command())
         .subcommand(config::config_command())
-        .subcommand(LogArgs::augment_args(
-            Command::new("log").about("Look at the log of a data directory"),
-        ))
-        .subcommand(SnapshotArgs::augment_args(
-            Command::new("snapshot").about("Look at the snapshots of a data directory"),
-        ))
-        .subcommand(BenchArgs::augment_args(
-            Command::new("bench").about("Measure an etcd v3 endpoint, or compare two"),
-        ))
+        // After the flags, which bring a text of their own.
+        .subcommand(
+            LogArgs::augment_args(Command::new("log")).about("Look at the log of a data directory"),
+        )
+        .subcommand(
+            SnapshotArgs::augment_args(Command::new("snapshot"))
+                .about("Look at the snapshots of a data directory"),
+        )
+        .subcommand(
+            BenchArgs::augment_args(Command::new("bench"))
+                .about("Measure an etcd v3 endpoint, or compare two"),
+        )
         .subcommand(Command::new("version").about("Print the version"));
     #[cfg(feature = "sim")]
-    let command = command.subcommand(sim::SimArgs::augment_args(
-        Command::new("sim").about("Run simulated clusters under faults, from seeds"),
-    ));
+    let command = command.subcommand(
+        sim::SimArgs::augment_args(Command::new("sim"))
+            .about("Run simulated clusters under faults, from seeds"),
+    );
     command
 }
 

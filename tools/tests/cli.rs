@@ -76,3 +76,16 @@ fn bench_without_a_server_exits_1_and_says_where_it_looked() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains(&endpoint), "{}", stderr(&output));
 }
+
+#[test]
+fn help_says_what_each_command_is_for() {
+    let output = flotilla(&["--help"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    for wanted in [
+        "Look at the log of",
+        "Look at the snapshots of",
+        "Measure an etcd",
+    ] {
+        assert!(text.contains(wanted), "{text}");
+    }
+}

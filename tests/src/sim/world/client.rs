@@ -2,7 +2,7 @@
 //!
 //! An operation goes to the client's own member. One that does not lead says so and does nothing; the client then tries
 //! the leader that it named. Operations on the registers `r/0` to `r/5` make the history that is checked for
-//! linearizability; the others are whatever the [workload](super::super::workload) draws, checked by the oracle.
+//! linearizability; the others are whatever the [`super::super::workload`] draws, checked by the oracle.
 
 use bytes::Bytes;
 use kv_server::mvcc::{CommandOutput, CommandResult};

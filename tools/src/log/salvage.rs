@@ -256,6 +256,13 @@ fn notes(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf])
             "{damage}; the copy has none, and no server starts on it without"
         ));
     }
+    if !report.damage.is_empty() {
+        notes.push(
+            "a loss is counted as far as what can be read tells of it: damage may have hidden more, and nothing behind a \
+             batch that does not verify is kept"
+                .to_owned(),
+        );
+    }
     if report.is_loss() {
         notes.push(
             "what is lost may be more than is known here, and may have been acknowledged: a member of a cluster must \
@@ -273,14 +280,16 @@ fn notes(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf])
 
 fn to_text(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf]) -> String {
     let mut out = String::new();
+    // Behind damage there may have been more than is known.
+    let or_more = if report.damage.is_empty() { "" } else { "+" };
     let rows = report.groups.iter().map(|told| {
         vec![
             told.group.0.to_string(),
             told.base.to_string(),
             told.last.to_string(),
-            told.known.to_string(),
+            format!("{}{or_more}", told.known),
             (told.last.0 - told.base.0).to_string(),
-            (told.known.0 - told.last.0).to_string(),
+            format!("{}{or_more}", told.known.0 - told.last.0),
         ]
     });
     let header = ["GROUP", "BASE", "LAST", "WAS", "KEPT", "LOST"];

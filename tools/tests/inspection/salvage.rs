@@ -55,6 +55,8 @@ fn salvage_of_a_damaged_segment_keeps_what_was_before_and_a_server_serves_it() {
     assert_eq!(found.code, 0, "{}", found.stderr);
     assert_eq!(found.value["loss"], true);
     assert_eq!(found.value["damage"].as_array().unwrap().len(), 1);
+    let notes = found.value["notes"].to_string();
+    assert!(notes.contains("damage may have hidden more"), "{notes}");
     let kept = found.value["groups"][0]["last_index"].as_u64().unwrap();
     assert!(kept > 20, "{}", found.value);
     verified(&new);

@@ -41,7 +41,7 @@ enum What {
 struct LookArgs {
     #[command(flatten)]
     dir: Dir,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -174,7 +174,7 @@ fn ls(args: &LookArgs) -> Result<(), Failure> {
             "snapshots": files.collect::<Vec<_>>(),
             "unfinished": unfinished,
         });
-        format!("{value:#}\n")
+        format!("{value}\n")
     } else {
         let mut out = String::new();
         let rows = listed().map(|(file, error)| {
@@ -227,7 +227,7 @@ fn verify(args: &LookArgs) -> Result<(), Failure> {
             "unfinished": unfinished,
             "damage": others,
         });
-        format!("{value:#}\n")
+        format!("{value}\n")
     } else {
         let mut out = String::new();
         let rows = results
@@ -325,7 +325,7 @@ fn show(args: &ShowArgs) -> Result<(), Failure> {
         wrong.extend(shown.err().as_ref().map(failure_of));
     }
     if args.look.json {
-        out = format!("{:#}\n", json!({ "snapshots": values }));
+        out = format!("{}\n", json!({ "snapshots": values }));
     }
     print(&out)?;
     first(wrong)

@@ -23,7 +23,7 @@ pub(super) struct DiffArgs {
     a: PathBuf,
     /// The data directory of another
     b: PathBuf,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -143,7 +143,7 @@ pub(super) fn run(args: &DiffArgs) -> Result<(), Failure> {
     let found: Vec<Difference> = ids.into_iter().map(|id| compare(id, &a, &b)).collect();
     let text = if args.json {
         let groups: Vec<Value> = found.iter().map(to_json).collect();
-        format!("{:#}\n", json!({ "groups": groups }))
+        format!("{}\n", json!({ "groups": groups }))
     } else {
         found.iter().map(to_text).collect()
     };

@@ -19,7 +19,7 @@ use crate::failure::{Failure, print};
 pub(super) struct LsArgs {
     #[command(flatten)]
     dir: Dir,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -41,7 +41,7 @@ pub(super) fn run(args: &LsArgs) -> Result<(), Failure> {
             "groups": groups.0.iter().map(|(id, group)| group_json(*id, group)).collect::<Vec<_>>(),
             "damage": walk.damage(),
         });
-        format!("{value:#}\n")
+        format!("{value}\n")
     } else {
         table(identity.as_ref(), &walk, &groups)
     };

@@ -32,7 +32,7 @@ pub(super) struct SalvageArgs {
     /// The new data directory; it must be empty or not there
     #[arg(long)]
     to: PathBuf,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -324,5 +324,5 @@ fn to_json(args: &SalvageArgs, report: &Report, owner: &Owner, copied: &[PathBuf
         "copied": copied,
         "notes": notes(args, report, owner, copied),
     });
-    format!("{value:#}\n")
+    format!("{value}\n")
 }

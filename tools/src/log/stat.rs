@@ -22,7 +22,7 @@ const BYTES_MAX: u64 = 1 << 40;
 pub(super) struct StatArgs {
     #[command(flatten)]
     dir: Dir,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -189,5 +189,5 @@ fn json(stat: &Stat, used: u64, allocated: u64) -> String {
         "allocated": allocated,
         "amplification": amplification(stat, used),
     });
-    format!("{value:#}\n")
+    format!("{value}\n")
 }

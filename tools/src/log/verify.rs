@@ -25,7 +25,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     dir: Dir,
-    /// Print JSON
+    /// Print JSON, on one line
     #[arg(long)]
     json: bool,
 }
@@ -233,7 +233,7 @@ fn to_json(found: &Check, owner: &Owner, verdict: Verdict) -> String {
         },
         "looks": found.looks,
     });
-    format!("{value:#}\n")
+    format!("{value}\n")
 }
 
 fn segment_json(segment: &SegmentCheck) -> Value {

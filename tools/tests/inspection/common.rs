@@ -149,6 +149,14 @@ pub(crate) struct Found {
 
 pub(crate) fn inspect(args: &[&str]) -> Found {
     let output = Command::new(FLOTILLA).args(args).output().unwrap();
+    if args.contains(&"--json") {
+        for line in String::from_utf8(output.stdout.clone()).unwrap().lines() {
+            assert!(
+                line.parse::<serde_json::Value>().is_ok(),
+                "{args:?}: {line}"
+            );
+        }
+    }
     Found {
         code: output.status.code().unwrap(),
         value: serde_json::from_slice(&output.stdout).unwrap_or_default(),

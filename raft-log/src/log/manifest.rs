@@ -100,7 +100,8 @@ pub(super) fn decode(data: &[u8]) -> Option<Block> {
 /// Reads the manifest of a directory.
 ///
 /// # Errors
-/// A newer format, another store, and a file that cannot be opened. A block that cannot be read is a damaged one.
+/// A newer format, another store, and a file that cannot be opened or read. A block that cannot be read is a damaged one,
+/// as long as the other one is sound.
 pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found, LogError> {
     let path = dir.join("MANIFEST");
     let file = match vfs.open(&path, OpenMode::Read) {
@@ -108,10 +109,13 @@ pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Absent),
         Err(error) => return Err(LogError::io("cannot open the manifest", &path, error)),
     };
-    let mut sound = Vec::new();
+    let (mut sound, mut unread) = (Vec::new(), None);
     for at in [0, BLOCK as u64] {
         let mut data = [0; USED];
-        if file.read_exact_at(&mut data, at).is_err() {
+        if let Err(error) = file.read_exact_at(&mut data, at) {
+            if error.kind() != std::io::ErrorKind::UnexpectedEof {
+                unread.get_or_insert(error);
+            }
             continue;
         }
         match decode(&data) {
@@ -138,6 +142,9 @@ pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found,
             }
             Some(Block::Sound(_, contents)) => sound.push(contents),
         }
+    }
+    if let Some(error) = unread.filter(|_| sound.is_empty()) {
+        return Err(LogError::io("cannot read the manifest", &path, error));
     }
     let newer = sound.iter().max_by_key(|contents| contents.generation);
     Ok(match (newer, sound.len()) {

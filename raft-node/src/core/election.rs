@@ -238,7 +238,8 @@ impl Core {
         last_term: Term,
         out: &mut Effects,
     ) {
-        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index());
+        let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index())
+            || bug(Bug::VoteForOlderLog);
         let granted = term >= self.term && recent && !self.hears_leader();
         let asked = Term(term.0 + 1);
         self.send(out, from, Body::PreVoteReply { asked, granted });

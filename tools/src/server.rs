@@ -33,6 +33,13 @@ const SCAN_THREADS: usize = 2;
 /// Reads of ranges that wait for one of them; more are refused.
 const SCANS_QUEUED_MAX: usize = 1_024;
 
+/// The kernel clears a huge page when it is first touched: 2 MiB, measured as 5 ms in the middle of a write. A kernel
+/// that knows no such pages is fine.
+fn refuse_huge_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 /// Reads the configuration and serves until told to stop.
 pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let settings = config::load(flags).map_err(Failure::Usage)?;
@@ -45,6 +52,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
         );
     }
     raise_file_limit();
+    refuse_huge_pages();
     info!(version = crate::VERSION, data_dir = %config.data_dir.display(), "starting");
 
     // Before anything can take long: a signal that comes during the start is not lost, and not deadly.

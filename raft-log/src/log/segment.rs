@@ -9,7 +9,7 @@ use crate::LogError;
 use crate::vfs::{OpenMode, Vfs, VfsFile};
 
 /// Bytes that are filled and synced at a time.
-const FILL_STEP: u64 = 1 << 20;
+const FILL_STEP: u64 = 256 << 10;
 
 /// A zero-filled, synced file that waits to become a segment.
 #[derive(Debug)]

@@ -1,17 +1,17 @@
 //! How long a log takes to open that holds many entries: ours and raft-engine's, alternating.
 //!
 //! Both hold the same entries, written by large batches and closed cleanly; both are read from the page cache, as after
-//! a restart of the process and not of the machine. okaywal keeps no index, so its recovery is another task.
+//! a restart of the process and not of the machine. Both have the sizes of files that they have by default. okaywal keeps no index, so its recovery is another task.
 
 use std::path::Path;
 use std::time::Instant;
 
 use bytes::Bytes;
-use raft_log::{GroupId, Index};
+use raft_log::{GroupId, Index, LogOptions};
 
 use crate::Failure;
 use crate::measure::Payloads;
-use crate::wals::{Ours, RaftEngine, RaftEngineBatch, our_batch, our_group};
+use crate::wals::{Ours, RaftEngine, RaftEngineBatch, STORE, our_batch, our_group};
 
 const GROUPS: u64 = 16;
 const BATCH: usize = 64;
@@ -47,7 +47,7 @@ fn fill(
 pub(crate) fn run(dir: &Path, entries: u64) -> Result<Reopened, Failure> {
     let (our_dir, peer_dir) = (dir.join("ours"), dir.join("raft-engine"));
     let per_group = entries / (GROUPS * BATCH as u64) * BATCH as u64;
-    let ours = Ours::open(&our_dir)?;
+    let ours = Ours::open_with(LogOptions::new(&our_dir, STORE))?;
     for group in 1..=GROUPS {
         ours.0.wait(our_group(&ours.0, GroupId(group))?)?;
     }
@@ -76,7 +76,7 @@ pub(crate) fn run(dir: &Path, entries: u64) -> Result<Reopened, Failure> {
     // The first round warms the page cache for both.
     for round in 0..=ROUNDS {
         let start = Instant::now();
-        let ours = Ours::open(&our_dir)?;
+        let ours = Ours::open_with(LogOptions::new(&our_dir, STORE))?;
         let our_time = start.elapsed().as_secs_f64();
         let last = ours.0.group(GroupId(GROUPS)).map(|info| info.last_index);
         if last != Some(Index(per_group)) {

@@ -21,6 +21,8 @@ use crate::Failure;
 
 const TERM: u64 = 7;
 
+pub(crate) const STORE: StoreId = StoreId(7);
+
 /// Size of our segments, from the first: what a store has after its first 128 MiB.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
@@ -38,7 +40,7 @@ pub(crate) trait Lane: Send {
 
 /// How ours is opened.
 pub(crate) fn our_options(dir: &Path) -> LogOptions {
-    let mut options = LogOptions::new(dir, StoreId(7));
+    let mut options = LogOptions::new(dir, STORE);
     options.segment_bytes_min = SEGMENT_BYTES;
     options.segment_bytes_max = SEGMENT_BYTES;
     options
@@ -49,9 +51,11 @@ pub(crate) struct Ours(pub(crate) Log);
 
 impl Ours {
     pub(crate) fn open(dir: &Path) -> Result<Self, Failure> {
-        Ok(Self(
-            Log::open(Arc::new(RealFs::new()), our_options(dir))?.0,
-        ))
+        Self::open_with(our_options(dir))
+    }
+
+    pub(crate) fn open_with(options: LogOptions) -> Result<Self, Failure> {
+        Ok(Self(Log::open(Arc::new(RealFs::new()), options)?.0))
     }
 
     /// Bytes that one append of these payloads writes.

@@ -327,11 +327,10 @@ impl Scan<'_> {
             Some(error) => return Err(error),
             None => {}
         }
-        let used = rest.iter().rposition(|byte| *byte != 0);
         self.cut = Some(Cut {
             segment: top.id,
             offset: at as u64,
-            bytes: rest[..used.map_or(0, |last| last + 1)].to_vec(),
+            bytes: used(rest).to_vec(),
         });
         Ok(())
     }
@@ -347,7 +346,9 @@ fn look(
     io_error: bool,
 ) -> Finding {
     let (mut later_header, mut known_synced) = (false, known_synced);
-    for step in (8..rest.len().saturating_sub(BATCH_HEADER - 1)).step_by(8) {
+    let used = used(rest);
+    let last_header = rest.len().saturating_sub(BATCH_HEADER - 1);
+    for step in (8..last_header.min(used.len())).step_by(8) {
         if rest[step] == 0 {
             continue;
         }
@@ -357,16 +358,29 @@ fn look(
         later_header |= found.seq > expected;
         known_synced |= found.seq > expected && found.synced_seq >= expected;
     }
-    let (head, behind) = rest.split_at(rest.len().min(BATCH_HEADER));
-    let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+    let head = &rest[..rest.len().min(BATCH_HEADER)];
     Finding {
         known_synced,
         later_header,
         io_error,
-        empty: zero(head),
+        empty: head.iter().all(|byte| *byte == 0),
         torn_shape: torn_shape(rest, at, salt),
-        bare: BatchHeader::decode(rest, at as u64, salt).is_none() && zero(behind),
+        bare: BatchHeader::decode(rest, at as u64, salt).is_none() && used.len() <= BATCH_HEADER,
     }
+}
+
+/// What is left without the zeros at the end. Most of a segment may be zeros, so they are looked at by blocks.
+fn used(bytes: &[u8]) -> &[u8] {
+    let mut len = bytes.len();
+    while let Some(block) = bytes[..len].chunks(4096).next_back() {
+        if block.iter().fold(0, |all, byte| all | byte) == 0 {
+            len -= block.len();
+            continue;
+        }
+        let last = block.iter().rposition(|byte| *byte != 0);
+        return &bytes[..len - block.len() + last.map_or(0, |at| at + 1)];
+    }
+    &[]
 }
 
 /// True when a whole sector of what is damaged is zero, or the batch runs past the end of the file.
@@ -432,4 +446,24 @@ pub(super) fn replay(
     }
     groups.trim_cache(1 << 20, seq);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn used_bytes_of_any_length_end_at_the_last_that_is_not_zero() {
+        for len in [0, 1, 4095, 4096, 4097, 8192, 9000] {
+            assert_eq!(used(&vec![0; len]), [0; 0], "{len} zeros");
+            for last in [0, 1, 4094, 4095, 4096, 8191, 8999] {
+                let mut bytes = vec![0; len];
+                let Some(byte) = bytes.get_mut(last) else {
+                    continue;
+                };
+                *byte = 1;
+                assert_eq!(used(&bytes).len(), last + 1, "{last} of {len}");
+            }
+        }
+    }
 }

@@ -8,6 +8,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         [
             "kv.proto",
             "rpc.proto",
+            "lock.proto",
+            "election.proto",
             "health.proto",
             "command.proto",
             "peer.proto",

@@ -171,6 +171,7 @@ fn start(
     let api = Arc::new(EtcdApi::new(replica, view, scans, options));
     let parts = ServerParts {
         api,
+        hub: Arc::clone(&node.hub),
         metrics,
         services: Routes::new(WatchServer::new(watches)),
         options: ServerOptions {

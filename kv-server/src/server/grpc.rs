@@ -19,7 +19,7 @@ use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 /// Type, service and method of each counted call; [`Call`] is the index.
-const METHODS: [(&str, &str, &str); 15] = [
+const METHODS: [(&str, &str, &str); 22] = [
     ("unary", "etcdserverpb.KV", "Range"),
     ("unary", "etcdserverpb.KV", "Put"),
     ("unary", "etcdserverpb.KV", "DeleteRange"),
@@ -35,6 +35,13 @@ const METHODS: [(&str, &str, &str); 15] = [
     ("unary", "etcdserverpb.Maintenance", "Status"),
     ("unary", "etcdserverpb.Maintenance", "Defragment"),
     ("unary", "etcdserverpb.Maintenance", "HashKV"),
+    ("unary", "v3lockpb.Lock", "Lock"),
+    ("unary", "v3lockpb.Lock", "Unlock"),
+    ("unary", "v3electionpb.Election", "Campaign"),
+    ("unary", "v3electionpb.Election", "Proclaim"),
+    ("unary", "v3electionpb.Election", "Leader"),
+    ("server_stream", "v3electionpb.Election", "Observe"),
+    ("unary", "v3electionpb.Election", "Resign"),
 ];
 
 #[derive(Clone, Copy)]
@@ -54,6 +61,13 @@ pub(super) enum Call {
     Status,
     Defragment,
     HashKv,
+    Lock,
+    Unlock,
+    Campaign,
+    Proclaim,
+    Leader,
+    Observe,
+    Resign,
 }
 
 /// A code as Go spells it, for the sake of existing dashboards.

@@ -21,10 +21,13 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::grpc::{Calls, Front, HealthService};
+use super::recipes::Recipes;
 use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
 use crate::api::{Api, STORAGE_VERSION, VERSION};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_server::HealthServer;
+use crate::pb::v3electionpb::election_server::ElectionServer;
+use crate::pb::v3lockpb::lock_server::LockServer;
 use pb::cluster_server::ClusterServer;
 use pb::kv_server::KvServer;
 use pb::lease_server::LeaseServer;
@@ -59,12 +62,15 @@ impl Dispatch {
         let calls = Arc::new(Calls::new(&parts.metrics));
         let front = || Front::new(Arc::clone(&parts.api), Arc::clone(&calls));
         let kv = KvServer::new(front()).max_decoding_message_size(limit);
+        let recipes = || Recipes::new(front(), Arc::clone(&parts.hub));
         let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
         let rest = parts
             .services
             .add_service(LeaseServer::new(front()).max_decoding_message_size(limit))
             .add_service(ClusterServer::new(front()).max_decoding_message_size(limit))
             .add_service(MaintenanceServer::new(front()).max_decoding_message_size(limit))
+            .add_service(LockServer::new(recipes()).max_decoding_message_size(limit))
+            .add_service(ElectionServer::new(recipes()).max_decoding_message_size(limit))
             .add_service(HealthServer::new(HealthService))
             .into_axum_router()
             .fallback(move |request: PageRequest| {

@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod lease;
 mod metrics;
+mod recipes;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use tonic::service::Routes;
 
 use crate::api::Api;
+use crate::watch::WatchHub;
 
 pub use metrics::Metrics;
 pub use threads::ServerHandle;
@@ -35,6 +37,8 @@ const MESSAGE_OVERHEAD_BYTES: usize = 512 << 10;
 pub struct ServerParts<A> {
     /// The calls of all services but those in `services`.
     pub api: Arc<A>,
+    /// The events for which locks and elections wait.
+    pub hub: Arc<WatchHub>,
     /// Counts calls, and answers `/metrics`.
     pub metrics: Arc<Metrics>,
     /// Further gRPC services: watches.

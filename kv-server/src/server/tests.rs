@@ -27,6 +27,7 @@ fn start_with(election_ms: u64) -> (ServerHandle, Arc<FakeState>) {
     let (api, state) = fake_api_with(election_ms);
     let parts = ServerParts {
         api,
+        hub: Arc::new(WatchHub::new()),
         metrics: Arc::new(Metrics::new()),
         services: Routes::default(),
         options: ServerOptions::default(),

@@ -48,6 +48,7 @@ fn start_with(hub: WatchHub, adjust: impl FnOnce(&mut WatchOptions)) -> Rig {
     );
     let parts = ServerParts {
         api,
+        hub: keyspace.hub.clone(),
         metrics: metrics.clone(),
         services: Routes::new(WatchServer::new(service)),
         options: ServerOptions::default(),

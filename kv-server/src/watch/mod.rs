@@ -13,6 +13,7 @@
 
 mod batch;
 mod feed;
+mod follower;
 mod hub;
 mod index;
 #[cfg(test)]
@@ -24,4 +25,5 @@ mod tests;
 mod watcher;
 
 pub use feed::{Feed, FeedOptions, Lookup, Step, StoreState};
+pub use follower::{Followed, Follower};
 pub use hub::{Signal, WatchHub};

@@ -55,8 +55,9 @@ pub struct Base {
     pub index: Index,
     /// The term of the entry at `index`.
     pub term: Term,
-    /// Tells a group from another one that had the same id and was destroyed. Each life of an id needs its own: one that is
-    /// created again with the number of the one before has, from the next start on, that one's term and vote.
+    /// Tells a group from another one that had the same id and was destroyed. The log itself needs it only where one batch
+    /// destroys a group and creates it again: the number must be greater there. Whoever keeps state of the group elsewhere,
+    /// such as snapshots, can tell lives apart only if each has its own, and so can a salvage of a damaged log.
     pub creation: u64,
     /// The group's membership as of `index`, opaque to the log.
     pub membership: Bytes,
@@ -93,7 +94,8 @@ pub enum Record {
     Compact(Base),
     /// A snapshot file became durable.
     SnapshotRef(SnapshotRef),
-    /// The group and everything in it is gone. Create it again with another [`Base::creation`].
+    /// The group and everything in it is gone. It can be created again: in a later batch, or in the same one with a greater
+    /// [`Base::creation`].
     Destroy,
 }
 

@@ -24,6 +24,8 @@ pub enum Bug {
     PurgeBeforeSync,
     /// Term and vote are not written to their slots.
     ForgetVoteSlot,
+    /// The slots of a group that was destroyed are still there when it is created again.
+    KeepDeadVotes,
     /// A ticket completes when its batch is queued.
     AckBeforeSync,
     /// After a failed sync the log goes on as if it had not happened.

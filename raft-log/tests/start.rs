@@ -502,3 +502,118 @@ fn leftover_segment_that_was_struck_off_is_removed() {
             .is_err()
     );
 }
+
+/// A former life's slots once lived on: a group made again with the same creation had their term and vote after a start.
+#[test]
+fn group_destroyed_and_made_again_with_the_same_creation_has_no_vote_of_its_former_life() {
+    for (together, closed) in [(false, false), (false, true), (true, false), (true, true)] {
+        let fs = SimFs::new(1);
+        let (log, _) = open(&fs);
+        write(&log, vec![(FIRST, base(0, 0, 0)), (FIRST, vote(5))]);
+        write(&log, vec![(FIRST, vote(7))]);
+        // The new life ends up with none, with a lower term, and with another vote in the same term.
+        for term in [0, 3, 7] {
+            let other = HardState {
+                term: Term(term),
+                vote: (term > 0).then_some(NodeId(99)),
+                commit: Index(0),
+            };
+            let records = [
+                Record::HardState(HardState {
+                    term: Term(40 + term),
+                    ..HardState::default()
+                }),
+                Record::Destroy,
+                base(0, 0, 0),
+                Record::HardState(other),
+            ];
+            for record in records {
+                let mut batch = WriteBatch::new();
+                batch.push(FIRST, record);
+                log.enqueue(batch).unwrap();
+                if !together {
+                    log.drive().unwrap();
+                }
+            }
+            while log.drive().unwrap() {}
+            let fs = fs.fork(term);
+            fs.crash(CrashKind::Process);
+            let (again, _) = open(&fs);
+            if closed {
+                again.close().unwrap();
+            }
+            drop(again);
+            let found = open(&fs).0.group(FIRST).unwrap().hard_state;
+            assert_eq!(found, other, "together {together}, closed {closed}");
+        }
+    }
+}
+
+#[test]
+fn group_destroyed_and_made_again_in_one_batch_needs_a_greater_creation() {
+    let fs = SimFs::new(1);
+    let (log, _) = open(&fs);
+    write(&log, vec![(FIRST, base(0, 0, 4)), (FIRST, vote(5))]);
+    for creation in [0, 4, 5] {
+        let mut batch = WriteBatch::new();
+        batch.push(FIRST, Record::Destroy);
+        batch.push(FIRST, base(0, 0, creation));
+        match log.write(batch) {
+            Ok(()) => assert_eq!(creation, 5),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::InvalidBatch);
+                assert!(
+                    error.to_string().contains("with a greater number"),
+                    "{error}"
+                );
+                assert_eq!(log.group(FIRST).unwrap().hard_state.term, Term(5));
+            }
+        }
+    }
+    drop(log);
+    let info = open(&fs).0.group(FIRST).unwrap();
+    assert_eq!(
+        (info.base.creation, info.hard_state),
+        (5, HardState::default())
+    );
+}
+
+#[test]
+fn crash_at_every_operation_between_two_lives_of_a_group_mixes_nothing() {
+    for kind in [CrashKind::Process, CrashKind::Power] {
+        for point in 0.. {
+            let fs = SimFs::new(point);
+            let (log, _) = open(&fs);
+            write(&log, vec![(FIRST, base(0, 0, 0)), (FIRST, vote(5))]);
+            fs.fail_after(point);
+            let mut done = 0;
+            for record in [Record::Destroy, base(0, 0, 0), vote(2)] {
+                let mut batch = WriteBatch::new();
+                batch.push(FIRST, record);
+                if log.write(batch).is_err() {
+                    break;
+                }
+                done += 1;
+            }
+            let finished = !fs.is_down();
+            drop(log);
+            fs.crash(kind);
+            for round in 0..2 {
+                let (log, _) = open(&fs);
+                let term = log.group(FIRST).map(|info| info.hard_state.term.0);
+                let allowed = [Some(5), None, Some(0), Some(2)];
+                let at = allowed.iter().position(|it| *it == term).unwrap();
+                assert!(
+                    at >= done,
+                    "{kind:?} {point} {round}: {term:?} after {done}"
+                );
+                drop(log);
+                fs.crash(CrashKind::Power);
+            }
+            if finished {
+                assert_eq!(done, 3);
+                break;
+            }
+        }
+    }
+}

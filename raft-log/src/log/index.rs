@@ -155,6 +155,8 @@ impl Groups {
         // What the batch changes so far: base, last index, last term, hard state; `None` for a destroyed group.
         type Shadow = Option<(Base, Index, Term, HardState)>;
         let mut shadows: BTreeMap<GroupId, Shadow> = BTreeMap::new();
+        // The creations of groups that end in the batch.
+        let mut ended: BTreeMap<GroupId, u64> = BTreeMap::new();
         for (id, record) in records {
             let shadow = shadows.entry(*id).or_insert_with(|| {
                 let group = self.map.get(id)?;
@@ -177,6 +179,13 @@ impl Groups {
                         format!("group {id} does not exist; create it with a compact record"),
                     ));
                 };
+                if let Some(before) = ended.get(id).filter(|before| base.creation <= **before) {
+                    let text = format!(
+                        "group {id}: creation {} follows creation {before}, which ends in the same batch; create it in a batch of its own, or with a greater number",
+                        base.creation
+                    );
+                    return Err((false, text));
+                }
                 *shadow = Some((base.clone(), base.index, base.term, HardState::default()));
                 continue;
             };
@@ -240,7 +249,10 @@ impl Groups {
                     }
                 }
                 Record::SnapshotRef(_) => {}
-                Record::Destroy => *shadow = None,
+                Record::Destroy => {
+                    ended.insert(*id, base.creation);
+                    *shadow = None;
+                }
             }
         }
         Ok(())

@@ -564,10 +564,13 @@ impl Shared {
             self.plan_segment(&mut core, len + growth);
         }
         let (seq, offset, segment) = (core.next_seq, core.offset, core.segment);
-        let mut votes = Vec::new();
+        let (mut votes, mut created) = (Vec::new(), Vec::new());
         let mut places = places.into_iter();
         for (id, record) in batch.into_records() {
             let before = core.groups.map.get(&id).map(|group| group.hard_state);
+            if before.is_none() {
+                created.push(id);
+            }
             let hard_state = if let Record::HardState(state) = &record {
                 Some(*state)
             } else {
@@ -597,6 +600,7 @@ impl Shared {
             body: body.bytes,
             records: body.records,
             votes,
+            created,
         });
         core.offset += len;
         core.next_seq += 1;

@@ -118,6 +118,7 @@ impl Shared {
             body: Vec::new(),
             records: 0,
             votes: Vec::new(),
+            created: Vec::new(),
         };
         core.queue.push(mark);
         core.next_seq += 1;

@@ -221,6 +221,29 @@ impl Votes {
         })
     }
 
+    /// True when the file says something of a group.
+    pub(super) fn has(&self, group: GroupId) -> bool {
+        self.places.get(&group).is_some_and(|place| place.1 > 0)
+    }
+
+    /// Empties and syncs the slots of groups whose end is synced: a later life of the same id must not find them. A crash
+    /// meanwhile may leave any of them, which nobody asks for while the group is not there.
+    pub(super) fn clear(&mut self, groups: &[GroupId]) -> Result<(), LogError> {
+        for group in groups {
+            let Some(place) = self.places.get_mut(group) else {
+                continue;
+            };
+            place.1 = 0;
+            let at = place.0 * 2 * BLOCK as u64;
+            self.file
+                .write_all_at(&[EMPTY, EMPTY].concat(), at)
+                .map_err(|error| LogError::io("cannot empty a vote slot", &self.path, error))?;
+        }
+        self.file
+            .sync_data()
+            .map_err(|error| LogError::io("cannot sync a vote slot", &self.path, error).latched())
+    }
+
     /// Writes and syncs the slots of groups whose term or vote changed.
     pub(super) fn write(&mut self, slots: &[Slot]) -> Result<(), LogError> {
         for slot in slots {

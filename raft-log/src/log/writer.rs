@@ -13,7 +13,7 @@ use super::segment::{self, Prepared};
 use super::votes::{Slot, Votes};
 use crate::testing::{Bug, bug};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
-use crate::{LogError, StoreId};
+use crate::{GroupId, LogError, StoreId};
 
 /// What the queue holds, in order.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) enum Item {
         body: Vec<u8>,
         records: u32,
         votes: Vec<Slot>,
+        /// Groups that begin here.
+        created: Vec<GroupId>,
     },
     /// Go on in a new segment, whose checkpoint sums up everything up to `seq`.
     Rotate {
@@ -134,10 +136,23 @@ impl Writer {
                 body,
                 records,
                 votes,
+                created,
             } = item
             else {
                 break;
             };
+            // The end of a group's earlier life must be synced before its slots are emptied, and they must be empty before
+            // the new one begins: so that batch is the first of its write.
+            let again = |id: &GroupId| {
+                self.votes.has(*id) || slots.iter().any(|slot: &Slot| slot.group == *id)
+            };
+            if created.iter().any(again) && !bug(Bug::KeepDeadVotes) {
+                if count > 0 {
+                    break;
+                }
+                self.votes.clear(created)?;
+                self.syncs += 1;
+            }
             // One slot is written once per sync, or a crash could tear both of its blocks.
             if votes
                 .iter()

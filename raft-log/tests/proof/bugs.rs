@@ -158,6 +158,11 @@ fn forgotten_vote_slot_is_found() {
 }
 
 #[test]
+fn vote_slots_kept_of_a_destroyed_group_are_found() {
+    finds_bug(Bug::KeepDeadVotes);
+}
+
+#[test]
 fn acknowledgement_before_the_sync_is_found() {
     finds_bug(Bug::AckBeforeSync);
 }

@@ -151,12 +151,9 @@ impl History {
         same_groups
             && state.iter().zip(found.values()).all(|((id, want), found)| {
                 let ballot = (found.hard.term, found.hard.vote);
-                let promised = self.states[at..].iter().any(|later| {
-                    later.get(id).is_some_and(|later| {
-                        later.base.creation == want.base.creation
-                            && (later.hard.term, later.hard.vote) == ballot
-                    })
-                });
+                // Between two lives of a group there is a state without it.
+                let mut life = self.states[at..].iter().map_while(|later| later.get(id));
+                let promised = life.any(|later| (later.hard.term, later.hard.vote) == ballot);
                 promised
                     && found.hard.commit == want.hard.commit
                     && (&found.base, &found.entries, &found.snapshot)

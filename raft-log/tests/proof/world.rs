@@ -83,7 +83,7 @@ pub(crate) struct World {
     pub(crate) log: Log,
     snapshots: SnapshotStore,
     pub(crate) history: History,
-    /// No payload, creation or snapshot number is used twice.
+    /// No payload or snapshot number is used twice, and a creation by group 1 alone.
     pub(crate) unique: u64,
 }
 
@@ -184,8 +184,13 @@ impl World {
             Op::Snapshot(_) | Op::Close => return None,
         };
         let Some(group) = self.history.newest().get(&id).cloned() else {
+            // Group 1 belongs to somebody who has never heard of creations.
+            let creation = match id {
+                GroupId(1) => 0,
+                _ => self.number(),
+            };
             let base = Base {
-                creation: self.number(),
+                creation,
                 ..Base::default()
             };
             batch.push(id, Record::Compact(base));

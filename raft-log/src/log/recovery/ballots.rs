@@ -63,11 +63,7 @@ pub(super) fn merge(
         let trust = table::trust(Ballot {
             cut,
             seen,
-            damaged: if seen {
-                read.is_half(*id)
-            } else {
-                !read.orphans.is_empty()
-            },
+            damaged: read.is_half(*id) || (!seen && !read.orphans.is_empty()),
             voted: group.hard_state.term.0 > 0,
         });
         if trust == Trust::Unknown && !options.accept_suspect_tail {

@@ -617,3 +617,77 @@ fn crash_at_every_operation_between_two_lives_of_a_group_mixes_nothing() {
         }
     }
 }
+
+fn entries(first: u64, terms: &[u64]) -> Record {
+    let entry = |(index, term): (u64, &u64)| Entry {
+        index: Index(index),
+        term: Term(*term),
+        kind: EntryKind::Normal,
+        payload: vec![1; 20].into(),
+    };
+    Record::Entries((first..).zip(terms).map(entry).collect())
+}
+
+#[test]
+fn entries_whose_term_goes_down_are_refused_and_nothing_of_the_batch_is_taken() {
+    let fs = SimFs::new(1);
+    let (log, _) = open(&fs);
+    write(
+        &log,
+        vec![(FIRST, base(10, 4, 1)), (FIRST, entries(11, &[4, 6, 8]))],
+    );
+    let refused: [Vec<Record>; 10] = [
+        // Behind what is there, within a record, and between two of a batch.
+        vec![entries(14, &[7])],
+        vec![entries(14, &[9, 8])],
+        vec![entries(14, &[9]), entries(15, &[8])],
+        // In the place of others: what counts is the entry before.
+        vec![entries(13, &[5])],
+        vec![entries(11, &[3])],
+        vec![entries(12, &[7, 7]), entries(13, &[6])],
+        // Behind a cut, and behind a base.
+        vec![Record::Truncate(Index(13)), entries(13, &[5])],
+        vec![
+            entries(12, &[7]),
+            Record::Truncate(Index(13)),
+            entries(13, &[6]),
+        ],
+        vec![base(20, 9, 1), entries(21, &[8])],
+        vec![
+            Record::Destroy,
+            base(3, 2, 2),
+            entries(4, &[2, 3]),
+            entries(5, &[1]),
+        ],
+    ];
+    for records in refused {
+        let before = log.group(FIRST).unwrap();
+        let mut batch = WriteBatch::new();
+        for record in &records {
+            batch.push(FIRST, record.clone());
+        }
+        let error = log.write(batch).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidBatch, "{records:?}");
+        assert!(
+            error.to_string().contains("terms do not decrease"),
+            "{error}"
+        );
+        assert_eq!(log.group(FIRST).unwrap(), before);
+    }
+    // A new leader's entries may be older than those that they replace.
+    write(&log, vec![(FIRST, entries(13, &[7, 7]))]);
+    write(
+        &log,
+        vec![(FIRST, entries(12, &[4])), (FIRST, entries(13, &[5]))],
+    );
+    write(
+        &log,
+        vec![
+            (FIRST, Record::Truncate(Index(12))),
+            (FIRST, entries(12, &[4, 4])),
+        ],
+    );
+    let expected = state(&log);
+    drop(log);
+    assert_eq!(state(&open(&fs).0), expected);
+}

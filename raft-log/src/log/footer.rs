@@ -165,7 +165,7 @@ pub(super) fn parse(mut index: &[u8], segment: u64, end: u64) -> Option<Vec<Seal
         let ordered = runs.first().is_some_and(|run| run.0 == first)
             && runs
                 .windows(2)
-                .all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1)
+                .all(|pair| pair[0].0 < pair[1].0 && pair[0].1 < pair[1].1)
             && runs.last().is_some_and(|run| run.0.0 <= last)
             && out.last().is_none_or(|before| before.group < group);
         if !ordered || count == 0 {
@@ -210,7 +210,12 @@ pub(super) fn adopt(
             |index: Index| index <= state.base.index || held.is_some_and(|g| g.last() >= index);
         let fits = match mine {
             Some(sealed) => {
+                let before = match sealed.first.prev() {
+                    index if index == state.base.index => Some(state.base.term),
+                    index => held.and_then(|held| held.term_at(index)),
+                };
                 sealed.first > state.base.index
+                    && before.is_none_or(|term| term <= sealed.runs[0].1)
                     && reaches(sealed.first.prev())
                     && sealed.last() == state.last_index
             }

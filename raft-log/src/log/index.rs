@@ -132,6 +132,13 @@ impl Group {
     }
 }
 
+fn term_goes_down(entry: &Entry, before: Term) -> String {
+    format!(
+        "entry {} of term {} follows one of term {before}, and terms do not decrease along a log",
+        entry.index, entry.term
+    )
+}
+
 /// All groups, and how many entries each segment still has to keep.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Groups {
@@ -157,7 +164,7 @@ impl Groups {
         let mut shadows: BTreeMap<GroupId, Shadow> = BTreeMap::new();
         // The creations of groups that end in the batch.
         let mut ended: BTreeMap<GroupId, u64> = BTreeMap::new();
-        for (id, record) in records {
+        for (number, (id, record)) in records.iter().enumerate() {
             let shadow = shadows.entry(*id).or_insert_with(|| {
                 let group = self.map.get(id)?;
                 let last = group.last();
@@ -202,11 +209,18 @@ impl Groups {
                                 entry.index, base.index
                             ));
                         }
-                        if at > 0 && (entry.index != last.next() || entry.term < *last_term) {
+                        if at > 0 && entry.index != last.next() {
                             return wrong(format!(
                                 "entry {} of term {} is out of order",
                                 entry.index, entry.term
                             ));
+                        }
+                        if entry.index <= *last {
+                            *last_term =
+                                self.term_behind(&records[..number], *id, base, entry.index);
+                        }
+                        if entry.term < *last_term {
+                            return wrong(term_goes_down(entry, *last_term));
                         }
                         (*last, *last_term) = (entry.index, entry.term);
                     }
@@ -230,11 +244,7 @@ impl Groups {
                         ));
                     }
                     *last = from.prev();
-                    *last_term = self
-                        .map
-                        .get(id)
-                        .and_then(|g| g.term_at(*last))
-                        .unwrap_or_default();
+                    *last_term = self.term_behind(&records[..number], *id, base, *from);
                 }
                 Record::Compact(new) => {
                     if new.index < base.index || new.creation != base.creation {
@@ -256,6 +266,33 @@ impl Groups {
             }
         }
         Ok(())
+    }
+
+    /// The term of what comes before an index once `records` are taken; zero when that is not known.
+    fn term_behind(
+        &self,
+        records: &[(GroupId, Record)],
+        id: GroupId,
+        base: &Base,
+        index: Index,
+    ) -> Term {
+        let before = index.prev();
+        if before == base.index {
+            return base.term;
+        }
+        let mine = records.iter().rev().filter(|record| record.0 == id);
+        for (_, record) in mine {
+            let Record::Entries(entries) = record else {
+                continue;
+            };
+            let first = entries.first().map_or(Index::MAX, |entry| entry.index);
+            let at = before.0.checked_sub(first.0);
+            if let Some(entry) = at.and_then(|at| entries.get(at as usize)) {
+                return entry.term;
+            }
+        }
+        let held = self.map.get(&id).and_then(|group| group.term_at(before));
+        held.unwrap_or_default()
     }
 
     /// Takes one record that `check` accepted; `place` gives the position of each entry in turn.
@@ -310,6 +347,16 @@ impl Groups {
         }
         if entry.index <= last {
             self.cut(id, entry.index);
+        }
+        let group = &self.map[&id];
+        let before = match group.runs.back() {
+            Some(run) => run.1,
+            // Of entries in segments that are gone the terms are not known.
+            None if group.missing_to > group.base.index => Term::default(),
+            None => group.base.term,
+        };
+        if entry.term < before {
+            return Err(format!("group {id}: {}", term_goes_down(&entry, before)));
         }
         self.push(id, entry, position);
         Ok(())

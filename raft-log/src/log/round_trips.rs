@@ -165,11 +165,13 @@ proptest! {
         for (id, (first, entries)) in &runs {
             let base = Base { index: Index(first - 1), ..Base::default() };
             groups.apply(1, GroupId(*id), Record::Compact(base), || unreachable!("no entries"));
-            for ((term, eighths, len), at) in entries.iter().zip(0..) {
+            let mut newest = 0;
+            for ((grown, eighths, len), at) in entries.iter().zip(0..) {
+                // Some share their term with the one before.
+                newest += grown / 2 % 3;
                 let entry = Entry {
                     index: Index(first + at),
-                    // Some share their term with the one before.
-                    term: Term(term / 2 % 3),
+                    term: Term(newest),
                     kind: EntryKind::Normal,
                     payload: bytes::Bytes::new(),
                 };

@@ -300,18 +300,23 @@ fn readable(
     base: Index,
     from: &LogOptions,
 ) -> (Index, Option<String>) {
-    let mut last = base;
+    let (mut last, mut term) = (base, group.term_at(base).unwrap_or_default());
     for (index, at) in places(group, base) {
-        if read(run, id, index, at).is_none() {
-            let path = segment_path(&from.dir, at.segment());
-            let text = format!(
-                "entry {index} does not verify: {} at offset {}",
-                path.display(),
-                at.offset()
-            );
-            return (last, Some(text));
-        }
-        last = index;
+        let wrong = match read(run, id, index, at) {
+            Some(entry) if entry.term >= term => {
+                (last, term) = (index, entry.term);
+                continue;
+            }
+            Some(entry) => format!("is of term {}, behind one of term {term}", entry.term),
+            None => "does not verify".to_owned(),
+        };
+        let path = segment_path(&from.dir, at.segment());
+        let text = format!(
+            "entry {index} {wrong}: {} at offset {}",
+            path.display(),
+            at.offset()
+        );
+        return (last, Some(text));
     }
     (last, None)
 }
@@ -351,8 +356,7 @@ fn write(log: &Log, kept: Kept<'_>) -> Result<Salvaged, LogError> {
             let text = format!("entry {index} of group {id} verified, and does not any more");
             LogError::new(ErrorKind::Corruption, text)
         })?;
-        // One record holds entries whose terms do not decrease.
-        if bytes > BATCH_BYTES || entries.last().is_some_and(|last| last.term > entry.term) {
+        if bytes > BATCH_BYTES {
             put(vec![Record::Entries(std::mem::take(&mut entries))])?;
             bytes = 0;
         }

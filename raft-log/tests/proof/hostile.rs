@@ -8,13 +8,13 @@ use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use raft_log::log::check::check;
+use raft_log::log::check::{Verdict, check};
 use raft_log::log::inspect;
 use raft_log::log::salvage::salvage;
 use raft_log::vfs::Vfs;
-use raft_log::vfs::sim::{Rng, SimFs};
+use raft_log::vfs::sim::{CrashKind, Rng, SimFs};
 use raft_log::{
-    Base, Entry, EntryKind, GroupId, HardState, Index, Log, NodeId, Record, SnapshotRef,
+    Base, Entry, EntryKind, ErrorKind, GroupId, HardState, Index, Log, NodeId, Record, SnapshotRef,
     SnapshotStore, Term, WriteBatch,
 };
 
@@ -191,6 +191,52 @@ fn mutated_log_is_refused_or_opened_without_a_panic() {
         // Both are reached: what is refused, and what is behind the checksums.
         assert!(opened > total / 20 && opened < total, "{opened} of {total}");
     }
+}
+
+/// A log of one group whose third entry has a lower term than the second, every checksum as it should be.
+fn terms_that_go_down() -> SimFs {
+    let fs = SimFs::new(1);
+    let (log, _) = Log::open(fs.shared(), options()).unwrap();
+    for index in 1..=4 {
+        let mut batch = WriteBatch::new();
+        if index == 1 {
+            batch.push(GroupId(1), Record::Compact(Base::default()));
+        }
+        let entry = Entry {
+            index: Index(index),
+            term: Term(5),
+            kind: EntryKind::Normal,
+            payload: b"content".as_slice().into(),
+        };
+        batch.push(GroupId(1), Record::Entries(vec![entry]));
+        log.write(batch).unwrap();
+    }
+    drop(log);
+    let fs = fs.fork(1);
+    fs.crash(CrashKind::Process);
+    let path = "/data/log/0000000000000001.seg";
+    let mut data = fs.read_file(path).unwrap();
+    let third = [3_u64.to_le_bytes(), 5_u64.to_le_bytes()].concat();
+    let at = data.windows(16).position(|bytes| bytes == third).unwrap();
+    data[at + 8] = 4;
+    repair(&mut data);
+    fs.write_file(path, &data).unwrap();
+    fs
+}
+
+#[test]
+fn term_that_goes_down_in_a_log_is_damage_and_salvage_stops_before_it() {
+    let fs = terms_that_go_down();
+    let error = Log::open(fs.shared(), options()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corruption, "{error}");
+    assert!(error.to_string().contains("entry 3 of term 4"), "{error}");
+    let found = check(&fs.shared(), &options(), &mut || ()).unwrap();
+    assert_eq!(found.verdict, Verdict::Damaged);
+    let to = Path::new("/data/copy");
+    let report = salvage(&fs.shared(), &options(), to, &|_, _| true, &|_| None).unwrap();
+    let kept: Vec<Index> = report.groups.iter().map(|group| group.last).collect();
+    assert!(report.is_loss());
+    assert_eq!(kept, [Index(2)]);
 }
 
 /// Says how to repeat a run that panics.

@@ -34,6 +34,9 @@ pub(super) struct Unproven {
     pub(super) body: Vec<u8>,
 }
 
+/// A batch that verified: its sequence, where it lies, its header and its body.
+type Pending<'a> = (u64, usize, BatchHeader, &'a [u8]);
+
 /// What is left behind of a tail.
 pub(in super::super) struct Cut {
     pub(in super::super) segment: u64,
@@ -250,6 +253,9 @@ impl Scan<'_> {
             Some(stop) => stop - 1,
             None => self.proven,
         };
+        if self.lenient {
+            self.drop_senseless(segment, &mut pending, &mut chain);
+        }
         for (seq, at, header, body) in pending {
             if seq <= proven {
                 replay(&mut self.groups, top.id, at as u64, seq, body)
@@ -269,6 +275,28 @@ impl Scan<'_> {
             None => (self.seq, chain),
         };
         Ok(())
+    }
+
+    /// For a salvage: drops the first batch that verifies and contradicts what is before it, and all behind it.
+    fn drop_senseless(
+        &mut self,
+        segment: &Segment,
+        pending: &mut Vec<Pending<'_>>,
+        chain: &mut u32,
+    ) {
+        let mut groups = self.groups.clone();
+        let top = &segment.header;
+        let bad = pending.iter().enumerate().find_map(|(number, batch)| {
+            let (seq, at, _, body) = batch;
+            let taken = replay(&mut groups, top.id, *at as u64, *seq, body);
+            taken.err().map(|text| (number, text))
+        });
+        let Some((number, text)) = bad else { return };
+        let (seq, at, header, _) = pending[number];
+        let path = segment_path(&self.options.dir, top.id);
+        self.broken = Some(LogError::at(ErrorKind::Corruption, &path, at as u64, text));
+        (self.seq, *chain) = (seq - 1, header.chain);
+        pending.truncate(number);
     }
 
     fn checkpoint(&mut self, body: &[u8], first: bool) -> Result<(), String> {

@@ -12,7 +12,7 @@
 mod check;
 pub mod checkers;
 pub mod cluster;
-
+pub mod forwarding;
 pub mod model;
 pub mod node;
 pub mod oracle;

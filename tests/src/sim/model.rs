@@ -3,12 +3,12 @@
 //!
 //! Fed by the [oracle](super::oracle) with the payloads of the replicated log, in order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kv_server::ApiError;
 use kv_server::mvcc::{CommandOutput, CommandResult, Event, EventKind, LeaseInfo};
-use kv_server::pb::command::{Command, command::Op};
+use kv_server::pb::command::{Command, Forwarded, Origin, command::Op};
 use kv_server::pb::etcdserverpb::{
     CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantResponse,
     LeaseRevokeResponse, PutRequest, PutResponse, RangeResponse, RequestOp, ResponseHeader,
@@ -30,6 +30,16 @@ pub struct Model {
     versions: BTreeMap<Bytes, Vec<(i64, Option<KeyValue>)>>,
     events: BTreeMap<i64, Vec<Event>>,
     leases: BTreeMap<i64, LeaseInfo>,
+    forwarded: BTreeMap<u64, Run>,
+}
+
+/// What a member has forwarded in its newest run: which one that is, below which sequence all is over, and what was
+/// seen from there on.
+#[derive(Clone, Debug, Default)]
+struct Run {
+    boot: u64,
+    closed: u64,
+    seen: BTreeSet<u64>,
 }
 
 impl Default for Model {
@@ -40,6 +50,7 @@ impl Default for Model {
             versions: BTreeMap::new(),
             events: BTreeMap::new(),
             leases: BTreeMap::new(),
+            forwarded: BTreeMap::new(),
         }
     }
 }
@@ -94,12 +105,55 @@ impl Model {
         keys.filter_map(|at| self.get_at(at, revision)).collect()
     }
 
+    /// False for a command that a member forwarded and that takes no effect: one of an earlier run of that member, one
+    /// that it was done with, or a second copy.
+    ///
+    /// # Panics
+    /// When the payload is no command.
+    #[must_use]
+    pub fn admits(&self, payload: &Bytes) -> bool {
+        let Some(origin) = origin(payload) else {
+            return true;
+        };
+        let Some(run) = self.forwarded.get(&origin.member) else {
+            return true;
+        };
+        let fresh = origin.boot == run.boot
+            && origin.sequence >= run.closed
+            && !run.seen.contains(&origin.sequence);
+        origin.boot > run.boot || fresh
+    }
+
+    /// A second copy, too, tells what its member is done with.
+    fn note(&mut self, origin: &Origin) {
+        let run = self.forwarded.entry(origin.member).or_default();
+        if origin.boot < run.boot {
+            return;
+        }
+        if origin.boot > run.boot {
+            *run = Run {
+                boot: origin.boot,
+                ..Run::default()
+            };
+        }
+        run.closed = run.closed.max(origin.lowest_open);
+        run.seen = run.seen.split_off(&run.closed);
+        run.seen.insert(origin.sequence);
+    }
+
     /// Applies the payload of one entry and says what the store must answer.
     ///
     /// # Panics
     /// When the payload is no command.
     pub fn apply(&mut self, index: Index, payload: &Bytes) -> CommandOutput {
         if payload.is_empty() {
+            return Ok(CommandResult::None);
+        }
+        let admitted = self.admits(payload);
+        if let Some(origin) = origin(payload) {
+            self.note(&origin);
+        }
+        if !admitted {
             return Ok(CommandResult::None);
         }
         let command = Command::decode(payload.clone()).expect("the log holds commands");
@@ -358,6 +412,12 @@ impl Draft<'_> {
 }
 
 /// An empty end is the one key; a zero byte as the end is everything from the key on.
+/// Who forwarded a command, if somebody did.
+fn origin(payload: &Bytes) -> Option<Origin> {
+    let forwarded = Forwarded::decode(payload.clone()).expect("the log holds commands");
+    forwarded.origin
+}
+
 fn within(at: &[u8], key: &[u8], end: &[u8]) -> bool {
     match end {
         [] => at == key,

@@ -10,6 +10,7 @@ use kv_server::engine::memory::MemoryEngine;
 use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
 use kv_server::pb::etcdserverpb::RangeRequest;
 use kv_server::watch::WatchHub;
+use multiraft::forward::Outcomes;
 use multiraft::{HostCore, HostHandle, HostOptions, Outbox};
 use raft_log::vfs::{SimFs, Vfs, sim::CrashKind};
 use raft_log::{Entry, GroupId, Index, IoMode, Log, LogOptions, NodeId, StoreId, Term};
@@ -18,6 +19,7 @@ use raft_node::core::{Config, Membership, Status};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 
 use super::check;
+use super::forwarding::{self, Replica};
 use super::oracle::{Answer, Oracle, ReadAnswer, Shared};
 use super::sinks::{Heard, Hub, Lessor, Observed};
 
@@ -51,6 +53,8 @@ pub struct Settings {
     pub heartbeat_ticks: u64,
     /// Leases end by themselves, as the product's lessor has it.
     pub expires: bool,
+    /// Members serve clients while another one leads. Needs `expires`.
+    pub forwards: bool,
     /// Where the jitter of elections comes from.
     pub seed: u64,
 }
@@ -88,6 +92,8 @@ pub struct Node {
     oracle: Shared<Oracle>,
     outbox: Box<dyn Fn() -> Box<dyn Outbox>>,
     up: Option<Up>,
+    /// Its runs so far, durably: the product keeps that number in a file of its own.
+    boot: u64,
     /// The newest term in which it led.
     term_seen: Term,
     reads_served: u64,
@@ -128,6 +134,7 @@ impl Node {
             oracle,
             outbox,
             up: None,
+            boot: 0,
             term_seen: Term::ZERO,
             reads_served: 0,
         }
@@ -206,7 +213,12 @@ impl Node {
             compaction_step: self.settings.compaction_step,
         };
         let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
-        let (machine, store) = KvStateMachine::open(engine, kv, sinks)?;
+        let (mut machine, store) = KvStateMachine::open(engine, kv, sinks)?;
+        let boot = self.boot + 1;
+        let outcomes = Arc::new(Outcomes::new(self.id, boot));
+        if self.settings.forwards {
+            machine.report_forwarded(Arc::clone(&outcomes));
+        }
         hub.begin(Heard {
             revision: store.revision(),
             floor: store.compact_revision(),
@@ -217,6 +229,7 @@ impl Node {
             election_ticks: self.settings.election_ticks,
             heartbeat_ticks: self.settings.heartbeat_ticks,
             window_bytes_max: self.settings.window_bytes,
+            boot: if self.settings.forwards { boot } else { 0 },
             seed: self.settings.seed ^ now,
             ..Config::default()
         };
@@ -226,17 +239,25 @@ impl Node {
         };
         let machine = Observed::new(machine, self.id, self.oracle.clone());
         let group = Group::open(GROUP, config, log.clone(), machine)?;
+        // As in the product: a start that is refused uses no number up.
+        self.boot = boot;
+        self.oracle.get().process_started(self.id, group.applied());
         let options = HostOptions {
             snapshot_entries: self.settings.snapshot_entries,
             ..HostOptions::default()
         };
-        let (core, handle) = HostCore::new(
+        let (mut core, handle) = HostCore::new(
             log.clone(),
             vec![group],
             options,
             (self.outbox)(),
             Box::new(|| {}),
         );
+        if let Some(lessor) = lessor.product().filter(|_| self.settings.forwards) {
+            let replica = Replica::new(self.id, handle.clone(), self.oracle.clone());
+            let election_ticks = self.settings.election_ticks;
+            core.forward(forwarding::setup(outcomes, replica, lessor, election_ticks));
+        }
         let up = Up {
             log,
             handle,

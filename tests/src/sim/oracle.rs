@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use kv_server::mvcc::{CommandOutput, RevisionEvents};
+use kv_server::mvcc::{CommandOutput, CommandResult, RevisionEvents};
 use kv_server::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use multiraft::{GroupStatus, HostError};
 use raft_log::{Entry, Index, NodeId, Term};
 
+use super::checkers::AppliedOnce;
 use super::model::Model;
 use super::workload::tag_of;
 
@@ -105,6 +106,7 @@ pub struct Oracle {
     acks: u64,
     refused_for_space: u64,
     leaders: BTreeMap<Term, NodeId>,
+    applied_once: AppliedOnce,
 }
 
 impl Oracle {
@@ -188,6 +190,11 @@ impl Oracle {
         }
     }
 
+    /// The process of a member starts, with this in its engine.
+    pub fn process_started(&mut self, node: NodeId, applied: Index) {
+        self.applied_once.started(node.0, applied.0);
+    }
+
     /// The process of a member is gone, and nobody waits for its answers any more.
     pub fn process_ended(&mut self, node: NodeId) {
         for request in self.requests.values_mut() {
@@ -227,10 +234,15 @@ impl Oracle {
     /// A member has applied entries, and answered.
     ///
     /// # Panics
-    /// When an answer differs from the model's.
-    pub fn applied(&self, node: NodeId, entries: &[Entry], outputs: &[CommandOutput]) {
+    /// When an answer differs from the model's, or something took effect twice.
+    pub fn applied(&mut self, node: NodeId, entries: &[Entry], outputs: &[CommandOutput]) {
         assert_eq!(entries.len(), outputs.len(), "one output per entry");
         for (entry, output) in entries.iter().zip(outputs) {
+            // What was dropped as a second copy answers nothing.
+            let tag = tag_of(&entry.payload).filter(|_| *output != Ok(CommandResult::None));
+            if let Err(text) = self.applied_once.applied(node.0, entry.index.0, tag) {
+                panic!("{text}");
+            }
             let expected = &self.outputs[entry.index.0 as usize - 1];
             assert_eq!(
                 output, expected,
@@ -244,7 +256,7 @@ impl Oracle {
         assert_eq!(entry.index, self.last().next(), "an entry is left out");
         let last_term = self.entries.last().map_or(Term::ZERO, |last| last.term);
         assert!(entry.term >= last_term, "terms go back at {}", entry.index);
-        if !entry.payload.is_empty() {
+        if !entry.payload.is_empty() && self.model.admits(&entry.payload) {
             let tag = tag_of(&entry.payload).expect("every command carries a tag");
             let request = self.requests.get_mut(&tag).expect("somebody sent it");
             assert_eq!(

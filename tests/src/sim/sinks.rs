@@ -234,7 +234,7 @@ impl StateMachine for Observed {
         self.oracle.get().applying(self.node, entries);
         let before = outputs.len();
         self.inner.apply(entries, membership, outputs)?;
-        let oracle = self.oracle.get();
+        let mut oracle = self.oracle.get();
         oracle.applied(self.node, entries, &outputs[before..]);
         Ok(())
     }

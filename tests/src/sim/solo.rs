@@ -458,6 +458,7 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         election_ticks: 10,
         heartbeat_ticks: 2,
         expires: false,
+        forwards: false,
         seed: pick(&[1, 2, 3]),
     }
 }

@@ -21,9 +21,11 @@ pub mod watcher;
 pub mod witness;
 
 use std::collections::BTreeMap;
+use std::hash::Hash;
 use std::mem::discriminant;
 
 use multiraft::Outbox;
+use multiraft::forward::ForwardMessage;
 use raft_log::vfs::sim::{CrashKind, Rng};
 use raft_log::{GroupId, NodeId};
 use raft_node::core::{Body, Message};
@@ -78,7 +80,7 @@ enum Event {
     Deliver {
         from: usize,
         to: usize,
-        message: Box<Message>,
+        message: Box<Letter>,
     },
     /// The disk of a member has done what it was given, if the same process still runs.
     Synced {
@@ -148,13 +150,15 @@ pub struct World {
     members: Vec<Member>,
     oracle: Shared<Oracle>,
     network: Network,
-    sent: Shared<Vec<(NodeId, NodeId, Message)>>,
+    sent: Shared<Vec<(NodeId, NodeId, Letter)>>,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
     now: u64,
     plan: Plan,
     clients: Rng,
     clients_stopped: bool,
+    /// Members serve clients of a leader.
+    forwards: bool,
     calls: BTreeMap<u64, Call>,
     next_call: u64,
     done: Shared<Vec<Done>>,
@@ -165,15 +169,30 @@ pub struct World {
     coverage: Coverage,
 }
 
+/// What members send each other.
+#[derive(Clone)]
+enum Letter {
+    Raft(Message),
+    /// About clients' work.
+    Forward(ForwardMessage),
+}
+
 struct Wire {
     from: NodeId,
-    sent: Shared<Vec<(NodeId, NodeId, Message)>>,
+    sent: Shared<Vec<(NodeId, NodeId, Letter)>>,
 }
 
 impl Outbox for Wire {
     fn send(&mut self, group: GroupId, to: NodeId, message: Message) {
         assert_eq!(group, GROUP, "there is one group");
-        self.sent.get().push((self.from, to, message));
+        self.sent.get().push((self.from, to, Letter::Raft(message)));
+    }
+
+    fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
+        assert_eq!(group, GROUP, "there is one group");
+        self.sent
+            .get()
+            .push((self.from, to, Letter::Forward(message)));
     }
 }
 
@@ -184,6 +203,7 @@ impl World {
         let mut rng = Rng::new(plan.seed);
         let voters: Vec<NodeId> = (1..=plan.nodes as u64).map(NodeId).collect();
         let settings = settings(&mut rng, voters.clone(), plan.seed);
+        let forwards = settings.forwards;
         let oracle = Shared::new(Oracle::default());
         let sent = Shared::default();
         let mut members = Vec::new();
@@ -227,6 +247,7 @@ impl World {
             now: 0,
             clients: rng.split(),
             clients_stopped: false,
+            forwards,
             calls: BTreeMap::new(),
             next_call: 0,
             done: Shared::default(),
@@ -302,7 +323,11 @@ impl World {
                     return;
                 }
                 let from = NodeId(from as u64 + 1);
-                member.node.up().handle.deliver(GROUP, from, *message);
+                let handle = &member.node.up().handle;
+                match *message {
+                    Letter::Raft(message) => handle.deliver(GROUP, from, message),
+                    Letter::Forward(message) => handle.deliver_forward(GROUP, from, message),
+                }
                 member.due = member.due.min(self.now);
             }
             Event::Synced { node, life } => {
@@ -409,13 +434,15 @@ impl World {
     fn carry(&mut self) {
         let sent = std::mem::take(&mut *self.sent.get());
         for (from, to, message) in sent {
-            if let Err(text) = self.witness.sent(from.0, to.0, &message) {
+            if let Letter::Raft(message) = &message
+                && let Err(text) = self.witness.sent(from.0, to.0, message)
+            {
                 panic!("{text}");
             }
             let (from, to) = (from.0 as usize - 1, to.0 as usize - 1);
             for late in self.network.send(from, to) {
                 let due = self.now + late;
-                let what = (from, to, due, message.term.0, discriminant(&message.body));
+                let what = (from, to, due, kind(&message));
                 self.trace.event(self.now, &what, || {
                     format!(
                         "m{} -> m{}: {} in {late}",
@@ -522,8 +549,31 @@ impl World {
     }
 }
 
+/// What tells messages apart in a trace.
+fn kind(letter: &Letter) -> impl Hash + use<> {
+    match letter {
+        Letter::Raft(message) => (message.term.0, Some(discriminant(&message.body)), None),
+        Letter::Forward(message) => (0, None, Some(discriminant(message))),
+    }
+}
+
 /// A message for the reader of a story.
-fn brief(message: &Message) -> String {
+fn brief(letter: &Letter) -> String {
+    let message = match letter {
+        Letter::Raft(message) => message,
+        Letter::Forward(ForwardMessage::Propose {
+            boot,
+            sequence,
+            attempt,
+            payload,
+        }) => {
+            return format!(
+                "forwards command {boot}/{sequence}, attempt {attempt}, {} bytes",
+                payload.len()
+            );
+        }
+        Letter::Forward(message) => return format!("{message:?}"),
+    };
     let term = message.term.0;
     match &message.body {
         Body::Append {
@@ -554,6 +604,7 @@ fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
         election_ticks: 10 * heartbeat_ticks,
         heartbeat_ticks,
         expires: true,
+        forwards: pick(&[0, 1, 1, 1]) == 1,
         seed,
     }
 }

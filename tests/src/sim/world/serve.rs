@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use kv_server::ApiError;
-use kv_server::lease::Renewal;
+use kv_server::lease::{Renewal, decode_answer, encode_call};
 use kv_server::mvcc::CommandOutput;
 use kv_server::pb::etcdserverpb::{RangeRequest, RangeResponse};
+use kv_server::pb::peer::lease_call;
 use multiraft::HostError;
 use raft_log::Index;
 
@@ -28,6 +30,7 @@ pub(super) struct Call {
     /// Its place in the history, if it has one.
     place: Option<usize>,
     tries: u32,
+    sent_at: u64,
 }
 
 /// What a client is told.
@@ -46,7 +49,8 @@ pub(super) enum Done {
     Renewed {
         call: u64,
         lease: i64,
-        answer: Result<Renewal, HostError>,
+        /// Its time in seconds, if it has that again.
+        answer: Result<Option<i64>, HostError>,
     },
 }
 
@@ -72,9 +76,16 @@ impl World {
             op,
             place,
             tries: 0,
+            sent_at: self.now,
         };
         self.calls.insert(id, call);
         self.count("operations");
+        // Clients talk to any member, mostly to the nearest.
+        let node = if self.clients.chance(1, 4) {
+            self.clients.below(self.members.len() as u64) as usize
+        } else {
+            node
+        };
         self.send(id, node);
     }
 
@@ -153,20 +164,40 @@ impl World {
         self.calls.remove(&id);
     }
 
-    /// The member makes sure that it leads, and renews then.
+    /// As the product's front end: the leader renews, when it has made sure that it is the leader.
     fn keep_alive(&mut self, call: u64, at: usize, lease: i64) {
         let node = &self.members[at].node;
         let done = self.done.clone();
-        let lessor = node.up().lessor.product().expect("leases end here");
-        let renew = Box::new(move |outcome: Result<(), HostError>| {
-            let answer = outcome.map(|()| lessor.renew(lease, 0));
+        let handle = node.up().handle.clone();
+        let told = move |answer| {
             done.get().push(Done::Renewed {
                 call,
                 lease,
                 answer,
             });
+        };
+        if self.forwards {
+            let payload = encode_call(lease_call::Op::KeepAlive(lease));
+            let reply = Box::new(move |answer: Result<Bytes, HostError>| {
+                told(answer.map(|payload| {
+                    let ttl = decode_answer(payload).expect("members understand each other");
+                    Some(ttl).filter(|ttl| *ttl > 0)
+                }));
+            });
+            return handle.call_leader(GROUP, payload, reply);
+        }
+        let lessor = node.up().lessor.product().expect("leases end here");
+        let led = handle.clone();
+        let renew = Box::new(move |outcome: Result<(), HostError>| {
+            told(outcome.map(|()| {
+                let term = led.term(GROUP).expect("the host has the group");
+                match lessor.leads_in(term).then(|| lessor.renew(lease, 0)) {
+                    Some(Renewal::Renewed { ttl }) => Some(ttl),
+                    _ => None,
+                }
+            }));
         });
-        node.up().handle.read_barrier(GROUP, renew);
+        handle.read_barrier(GROUP, renew);
     }
 
     /// Tells clients what members have answered.
@@ -189,7 +220,7 @@ impl World {
                     lease,
                     answer,
                 } => match answer {
-                    Ok(renewal) => self.renewal_done(call, lease, renewal),
+                    Ok(ttl) => self.renewal_done(call, lease, ttl),
                     Err(error) => self.refused(call, Some(&error)),
                 },
             }
@@ -242,15 +273,17 @@ impl World {
         self.count("linearizable reads");
     }
 
-    fn renewal_done(&mut self, call: u64, lease: i64, renewal: Renewal) {
-        self.calls.remove(&call);
-        if let Renewal::Renewed { ttl } = renewal {
-            let leases = self.oracle.get().model().leases();
-            if let Some(lease) = leases.iter().find(|known| known.id == lease) {
-                let ticks = ttl.unsigned_abs() * SECOND;
-                self.witness.leases.full(lease.granted.0, self.now, ticks);
-                self.count("renewals");
-            }
+    /// The lease had its full time at some moment after the call was sent; which one, the client does not know.
+    fn renewal_done(&mut self, call: u64, id: i64, ttl: Option<i64>) {
+        let Some(Call { sent_at, .. }) = self.calls.remove(&call) else {
+            return;
+        };
+        let leases = self.oracle.get().model().leases();
+        let lease = leases.iter().find(|known| known.id == id);
+        if let (Some(lease), Some(ttl)) = (lease.filter(|known| Some(known.ttl) == ttl), ttl) {
+            let ticks = ttl.unsigned_abs() * SECOND;
+            self.witness.leases.full(lease.granted.0, sent_at, ticks);
+            self.count("renewals");
         }
     }
 

@@ -9,12 +9,10 @@ use raft_node::core::{Body, Message, Role};
 
 use super::super::checkers::Place;
 use super::super::checkers::{
-    AppliedOnce, CommitQuorum, ElectionSafety, LeaderAppendOnly, LeaderCompleteness, LeaseLife,
-    LogMatching, Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety,
-    Verdict,
+    CommitQuorum, ElectionSafety, LeaderAppendOnly, LeaderCompleteness, LeaseLife, LogMatching,
+    Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety, Verdict,
 };
 use super::super::node::{GROUP, Node, Stopped};
-use super::super::workload::tag_of;
 use super::fault::SECOND;
 
 /// Applied entries between two hashes of a member's state.
@@ -45,7 +43,6 @@ pub struct Witness {
     quorum: CommitQuorum,
     monotonic: Monotonic,
     votes: OneVote,
-    applied: AppliedOnce,
     /// Reads of a member's own state.
     pub reads: SerializableReads,
     /// When leases end.
@@ -109,7 +106,6 @@ impl Witness {
             .expect("bootstrapped at the start");
         let (term, vote) = (info.hard_state.term.0, info.hard_state.vote.map(|v| v.0));
         self.votes.started(node.id.0, term, vote)?;
-        self.applied.started(node.id.0, node.applied().0);
         self.members[at] = Known {
             applied: node.applied().0,
             ..Known::default()
@@ -238,8 +234,6 @@ impl Witness {
             for entry in part {
                 next = entry.index.0 + 1;
                 self.machine.applied(id, seen(&entry))?;
-                self.applied
-                    .applied(id, entry.index.0, tag_of(&entry.payload))?;
                 self.follow_leases(&entry, now)?;
             }
         }

@@ -3,20 +3,24 @@
 //!
 //! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`, `ask ID` (a read that may go through the leader), `transfer ID TO`,
 //! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
-//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `status`. Lines that begin with `#` are comments.
+//! `compact ID TO`, `snapshot FROM->TO` (of what FROM has applied arrives at TO), `install ID` (the state machine takes it up),
+//! `late FROM->TO` (the last snapshot that arrived does so again), `report ID TO moving|failed|INDEX` (of a transfer),
+//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `status`. Lines that begin with `#` are comments.
 
 mod cluster;
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cluster::Cluster;
-use raft_node::NodeId;
-use raft_node::core::{Body, Config, Input, Membership, Message};
+use cluster::{Cluster, Shot};
+use raft_node::core::{Body, Config, Input, Membership, Message, SnapshotReport};
+use raft_node::{Index, NodeId, Term};
 
 struct Runner {
     cluster: Cluster,
     isolated: Vec<NodeId>,
+    /// The last snapshot that arrived, and the term in which it was sent.
+    shot: Option<(Term, Shot)>,
     token: u64,
     out: String,
 }
@@ -69,6 +73,7 @@ fn setup(words: &[&str]) -> Cluster {
             "inflight" => config.inflight_messages_max = value as usize,
             "window" => config.window_bytes_max = value as usize,
             "stall" => config.persist_ticks_max = value,
+            "news" => config.snapshot_ticks_max = value,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,
             _ => panic!("{key} is no setting"),
         }
@@ -107,6 +112,9 @@ impl Runner {
                 batch.id.0,
                 terms.join(" ")
             );
+            if let Some(base) = &batch.restart {
+                let _ = write!(self.out, " restart after {}/{}", base.index, base.term);
+            }
             if let Some(from) = batch.truncate_from {
                 let _ = write!(self.out, " truncate from {from}");
             }
@@ -134,7 +142,7 @@ impl Runner {
         for (token, reason) in member.dropped.drain(..) {
             let _ = writeln!(self.out, "{id} dropped {token}: {reason:?}");
         }
-        for to in member.effects.needs_snapshot.drain(..) {
+        for (to, _) in member.needs_snapshot.drain(..) {
             let _ = writeln!(self.out, "{id} needs a snapshot for {to}");
         }
     }
@@ -214,6 +222,34 @@ impl Runner {
                 let to = NodeId(number(words[2]));
                 self.cluster.step(id, Input::Transfer { to });
             }
+            "compact" => self.cluster.compact(id, Index(number(words[2]))),
+            "snapshot" | "late" => {
+                let (from, to) = Self::link(&words[1..]).expect("FROM->TO");
+                if words[0] == "snapshot" {
+                    let shot = self.cluster.shot(from).expect("something is applied");
+                    self.shot = Some((self.cluster.members[&from].core.status().term, shot));
+                }
+                let (term, shot) = self.shot.as_ref().expect("one has arrived");
+                let verdict = self.cluster.receive(from, to, *term, shot);
+                let meta = &shot.meta;
+                let _ = writeln!(
+                    self.out,
+                    "{to} snapshot {}/{} of t{term}: {verdict:?}",
+                    meta.index, meta.term
+                );
+                self.ready(to);
+                return;
+            }
+            "install" => assert!(self.cluster.install(id), "{id} has nothing to install"),
+            "report" => {
+                let report = match words[3] {
+                    "moving" => SnapshotReport::Moving,
+                    "failed" => SnapshotReport::Failed,
+                    index => SnapshotReport::Taken(Index(number(index))),
+                };
+                let to = NodeId(number(words[2]));
+                self.cluster.step(id, Input::SnapshotReport { to, report });
+            }
             "persist" => assert!(self.persist(id), "{id} has nothing to persist"),
             "deliver" => drop(self.transfer(Self::link(&words[1..]), false, false)),
             "repeat" => drop(self.transfer(Self::link(&words[1..]), false, true)),
@@ -224,6 +260,20 @@ impl Runner {
             "restart" => self.cluster.restart(id),
             "apply" => self.cluster.apply(id),
             "ready" => {}
+            "state" => {
+                let member = &self.cluster.members[&id];
+                let (applied, base) = (member.applied.len(), member.disk.base_index());
+                let voters = &member.core.membership().voters;
+                let _ = writeln!(
+                    self.out,
+                    "{id} applied {applied} log after {base} voters {voters:?}"
+                );
+                return;
+            }
+            "unreachable" => {
+                let to = NodeId(number(words[2]));
+                self.cluster.step(id, Input::Unreachable { to });
+            }
             "log" => {
                 for entry in self.cluster.members[&id].log() {
                     let text = String::from_utf8_lossy(&entry.payload).into_owned();
@@ -274,6 +324,7 @@ fn play(script: &str) -> String {
                 runner = Some(Runner {
                     cluster,
                     isolated: vec![],
+                    shot: None,
                     token: 0,
                     out: String::new(),
                 });

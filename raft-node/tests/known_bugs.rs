@@ -2,7 +2,8 @@
 //! named in [`SCRIPTS`]; the others are tests of this file, with the bug's origin in their comment.
 
 use raft_node::core::{
-    Body, Config, Core, Effects, Initial, Input, Membership, Message, PersistId, Role,
+    Body, Config, Core, Effects, Initial, Input, Membership, Message, PersistId, Role, Snapshot,
+    SnapshotVerdict,
 };
 use raft_node::{HardState, Index, NodeId, Term};
 
@@ -35,6 +36,26 @@ const SCRIPTS: &[(&str, &str)] = &[
     (
         "openraft 1805: the target of a transfer lacks the log",
         "transfer_waits_for_lagging_target",
+    ),
+    (
+        "etcd raft, ReportSnapshot: nobody reports what became of a snapshot, and the member waits for ever",
+        "snapshot_not_heard_of_is_given_up",
+    ),
+    (
+        "etcd raft 110: a snapshot of another index than the awaited one does not end the wait",
+        "snapshot_of_any_index_ends_the_wait",
+    ),
+    (
+        "a snapshot is acknowledged before it is installed",
+        "snapshot_acknowledged_only_after_disk",
+    ),
+    (
+        "a late snapshot takes the commit index back",
+        "snapshot_below_commit_moves_nothing_back",
+    ),
+    (
+        "openraft 1960, for a log that begins anew: a write of the old log counts in the new one",
+        "snapshot_write_of_old_log_does_not_count",
     ),
 ];
 
@@ -167,4 +188,69 @@ fn etcd_7625_learner_votes() {
         body: Body::VoteReply { granted: true },
     };
     assert_eq!(out.send_after, [(PersistId(1), NodeId(1), reply)]);
+}
+
+/// openraft 1808: the membership that a member had before it took up a snapshot stayed in force.
+#[test]
+fn openraft_1808_membership_of_snapshot_is_in_force() {
+    let mut core = three(3);
+    let membership = Membership {
+        voters: vec![NodeId(1), NodeId(3), NodeId(4)],
+        learners: vec![NodeId(2)],
+        ..Membership::default()
+    };
+    let snapshot = Snapshot {
+        index: Index(9),
+        term: Term(2),
+        membership: membership.clone(),
+    };
+    let mut out = Effects::default();
+    let received = Input::SnapshotReceived {
+        from: NodeId(1),
+        sent_in: Term(2),
+        snapshot: snapshot.clone(),
+    };
+    core.step(received, &mut out);
+    core.ready(&mut out);
+    assert_eq!(out.snapshot, Some(SnapshotVerdict::Restart));
+    assert_eq!(core.membership(), &membership);
+    let batch = out.persist.expect("the log begins anew");
+    assert_eq!(batch.restart, Some(snapshot));
+
+    // Its votes are counted by that membership from now on.
+    core.step(Input::Persisted(batch.id), &mut Effects::default());
+    core.step(Input::Applied(Index(9)), &mut Effects::default());
+    campaign(&mut core);
+    core.step(Input::Persisted(PersistId(2)), &mut Effects::default());
+    tell(&mut core, 2, 3, Body::VoteReply { granted: true });
+    assert_eq!(core.status().role, Role::Candidate);
+    tell(&mut core, 4, 3, Body::VoteReply { granted: true });
+    assert_eq!(core.status().role, Role::Leader);
+}
+
+/// tikv 994, by way of a snapshot: its index is above the log's end, and a commit index up to it is no loss.
+#[test]
+fn tikv_994_commit_within_the_snapshot_is_no_loss() {
+    let mut core = three(3);
+    let snapshot = Snapshot {
+        index: Index(9),
+        term: Term(2),
+        membership: core.membership().clone(),
+    };
+    let received = Input::SnapshotReceived {
+        from: NodeId(1),
+        sent_in: Term(2),
+        snapshot,
+    };
+    core.step(received, &mut Effects::default());
+    let commit = Index(9);
+    let out = tell(&mut core, 1, 2, Body::Heartbeat { commit, round: 0 });
+    let status = core.status();
+    assert_eq!((status.commit, status.persisted), (Index(9), Index(0)));
+    // Nothing of it is acknowledged before the batch that begins the log anew.
+    let acks = out
+        .send_now
+        .iter()
+        .filter(|(_, message)| matches!(message.body, Body::AppendReply { .. }));
+    assert_eq!(acks.count(), 0);
 }

@@ -8,8 +8,8 @@ mod rng;
 
 use std::collections::BTreeMap;
 
-use cluster::Cluster;
-use raft_node::core::{Config, Input, Membership, Role};
+use cluster::{Cluster, Shot};
+use raft_node::core::{Config, Input, Membership, Role, SnapshotReport, SnapshotVerdict};
 use raft_node::{Entry, Index, NodeId, Term};
 use rng::Rng;
 
@@ -20,7 +20,12 @@ struct Checker {
     /// What was applied anywhere when a read began.
     reads: BTreeMap<u64, Index>,
     reads_ended: usize,
+    /// Snapshots that a log began anew with.
+    restarts: usize,
 }
+
+/// Snapshots on their way: sender, receiver, the sender's term.
+type Shots = Vec<(NodeId, NodeId, Term, Shot)>;
 
 impl Checker {
     fn read(&mut self, token: u64) {
@@ -50,19 +55,59 @@ impl Checker {
     }
 }
 
-/// Returns how many entries were committed and how many reads ended.
-fn run(seed: u64, voters: u64) -> (usize, usize) {
+/// Sends the snapshots that leaders ask for.
+fn send_snapshots(cluster: &mut Cluster, shots: &mut Shots) {
+    for id in cluster.ids() {
+        let member = cluster.members.get_mut(&id).expect("exists");
+        for (to, term) in std::mem::take(&mut member.needs_snapshot) {
+            // What is applied reaches at least to the base of its log.
+            let shot = cluster
+                .shot(id)
+                .expect("a log that begins later has a state");
+            shots.push((id, to, term, shot));
+        }
+    }
+}
+
+/// A snapshot arrives, and who sent it may hear of it; or it is lost, and who sent it may hear of that.
+fn deliver_snapshot(cluster: &mut Cluster, shots: &mut Shots, rng: &mut Rng, lossy: bool) -> bool {
+    if shots.is_empty() {
+        return false;
+    }
+    let at = rng.below(shots.len() as u64) as usize;
+    let (from, to, term, shot) = shots.swap_remove(at);
+    if lossy && rng.below(6) == 0 {
+        shots.push((from, to, term, shot.clone()));
+    }
+    let (mut report, mut taken) = (SnapshotReport::Failed, false);
+    if !lossy || rng.below(3) > 0 {
+        let verdict = cluster.receive(from, to, term, &shot);
+        taken = verdict == SnapshotVerdict::Restart;
+        if verdict != SnapshotVerdict::Refused {
+            report = SnapshotReport::Taken(shot.meta.index);
+        }
+    }
+    if !lossy || rng.below(2) > 0 {
+        cluster.step(from, Input::SnapshotReport { to, report });
+    }
+    taken
+}
+
+/// Returns how many entries were committed, how many reads ended, and how often a log began anew.
+fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
     let mut rng = Rng::new(seed);
     let config = Config {
         heartbeat_ticks: 2,
         election_ticks: 10,
         inflight_messages_max: 3,
         window_bytes_max: 200,
+        snapshot_ticks_max: 15,
         seed,
         ..Config::default()
     };
     let mut cluster = Cluster::new(Membership::of_voters((1..=voters).map(NodeId)), config);
     let mut checker = Checker::default();
+    let mut shots = Shots::new();
     let ids = cluster.ids();
     let mut token = 0;
     let mut cut: Option<NodeId> = None;
@@ -90,7 +135,20 @@ fn run(seed: u64, voters: u64) -> (usize, usize) {
                 let to = ids[rng.below(voters) as usize];
                 cluster.step(id, Input::Transfer { to });
             }
-            22..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
+            22..=24 => {
+                let applied = cluster.members[&id].applied.len() as u64;
+                let base = cluster.members[&id].disk.base_index();
+                // A state machine that is about to be replaced gives nothing up.
+                if applied > base.0 {
+                    cluster.compact(id, Index(base.0 + 1 + rng.below(applied - base.0)));
+                }
+            }
+            25 => {
+                let taken = deliver_snapshot(&mut cluster, &mut shots, &mut rng, true);
+                checker.restarts += usize::from(taken);
+            }
+            26..=27 => drop(cluster.install(id)),
+            28..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
             41..=60 => {
                 cluster.persist(id);
             }
@@ -112,14 +170,20 @@ fn run(seed: u64, voters: u64) -> (usize, usize) {
             cluster.ready(id);
         }
         cluster.apply(id);
+        send_snapshots(&mut cluster, &mut shots);
         checker.check(&mut cluster);
     }
-    settle(&mut cluster, &mut checker, token);
-    (checker.committed.len(), checker.reads_ended)
+    settle(&mut cluster, &mut checker, &mut rng, token);
+    (
+        checker.committed.len(),
+        checker.reads_ended,
+        checker.restarts,
+    )
 }
 
 /// Faults are over: within a bounded time there is one leader, and everybody applies the same.
-fn settle(cluster: &mut Cluster, checker: &mut Checker, token: u64) {
+fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u64) {
+    let mut shots = Shots::new();
     let ids = cluster.ids();
     let mut proposed = false;
     for turn in 0..600 {
@@ -127,7 +191,12 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, token: u64) {
             cluster.step(*id, Input::Tick { ticks: 1 });
             cluster.ready(*id);
             while cluster.persist(*id) {}
+            cluster.install(*id);
             cluster.apply(*id);
+        }
+        send_snapshots(cluster, &mut shots);
+        while !shots.is_empty() {
+            deliver_snapshot(cluster, &mut shots, rng, false);
         }
         for (from, to, message) in std::mem::take(&mut cluster.network) {
             cluster.step(to, Input::Message { from, message });
@@ -168,16 +237,21 @@ fn runs(voters: u64, seeds: std::ops::Range<u64>) {
     let only = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
-    let (mut committed, mut reads) = (0, 0);
+    let (mut committed, mut reads, mut restarts) = (0, 0, 0);
     for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
         println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}");
-        let (more_committed, more_reads) = run(seed, voters);
-        committed += more_committed;
-        reads += more_reads;
+        let more = run(seed, voters);
+        committed += more.0;
+        reads += more.1;
+        restarts += more.2;
     }
     assert!(committed > 0, "the runs committed nothing");
     assert!(reads > 0, "no read ended in any run");
-    println!("{committed} entries committed, {reads} reads ended");
+    assert!(
+        restarts > 0 || voters == 1 || only.is_some(),
+        "no log began anew in any run"
+    );
+    println!("{committed} entries committed, {reads} reads ended, {restarts} logs began anew");
 }
 
 #[test]

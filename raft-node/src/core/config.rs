@@ -20,6 +20,9 @@ pub struct Config {
     /// Ticks that one write may take; at least 1. Past it a leader hands over or steps down, and others do not campaign. A
     /// sole voter waits. Default 200.
     pub persist_ticks_max: u64,
+    /// Ticks for which a leader waits to hear of a snapshot that a member needs, before it takes the transfer for failed;
+    /// at least 1. Default 6,000: one minute.
+    pub snapshot_ticks_max: u64,
     /// Payload bytes of one append message, plus one entry. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages on their way to one member. Default 512.
@@ -45,6 +48,7 @@ impl Default for Config {
             heartbeat_ticks: 10,
             election_ticks: 100,
             persist_ticks_max: 200,
+            snapshot_ticks_max: 6_000,
             message_bytes_max: 1 << 20,
             inflight_messages_max: 512,
             inflight_bytes_max: 16 << 20,
@@ -91,6 +95,10 @@ impl Config {
             (
                 self.persist_ticks_max >= 1,
                 "the time that a write may take is below one tick of 10 ms",
+            ),
+            (
+                self.snapshot_ticks_max >= 1,
+                "the time without news of a snapshot is below one tick of 10 ms",
             ),
             (
                 self.message_bytes_max > 0,

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::membership::Membership;
 use super::message::Message;
+use super::snapshot::{Snapshot, SnapshotReport, SnapshotVerdict};
 use crate::{Entry, EntryKind, HardState, Index, NodeId, Term};
 
 /// Names a persist batch. Dense; completions come back in order.
@@ -62,6 +63,23 @@ pub enum Input {
         /// The member.
         to: NodeId,
     },
+    /// A snapshot is here: its content is durable, and nothing refers to it yet. What becomes of it is in
+    /// [`Effects::snapshot`] after the step.
+    SnapshotReceived {
+        /// Who sent it.
+        from: NodeId,
+        /// The term in which that member leads, or led when it sent it.
+        sent_in: Term,
+        /// The snapshot.
+        snapshot: Snapshot,
+    },
+    /// How the transfer of a snapshot goes that [`Effects::needs_snapshot`] asked for.
+    SnapshotReport {
+        /// The member that needs it.
+        to: NodeId,
+        /// What is known.
+        report: SnapshotReport,
+    },
     /// Campaign now, without asking first, and although a leader may be there.
     Campaign,
     /// Hand leadership over to another voter. Proposals are refused until that has happened or was given up.
@@ -89,9 +107,11 @@ pub struct PersistBatch {
     pub id: PersistId,
     /// The hard state, when term or vote changed; it carries the commit index along.
     pub hard_state: Option<HardState>,
-    /// The first index that is gone.
+    /// The log begins anew after this snapshot: everything in it is gone. The batch makes the log refer to the snapshot.
+    pub restart: Option<Snapshot>,
+    /// The first index that is gone; none when the log begins anew.
     pub truncate_from: Option<Index>,
-    /// Entries that follow what the log holds after the truncation.
+    /// Entries that follow what the log holds after the restart or the truncation.
     pub entries: Vec<Entry>,
 }
 
@@ -127,6 +147,10 @@ pub struct Effects {
     pub dropped: Vec<(u64, DropReason)>,
     /// Entries to fetch.
     pub fetch: Vec<Fetch>,
-    /// Members that need entries which the log no longer holds.
+    /// Members that need entries which the log no longer holds: each is to get a snapshot of the log's base or above it.
+    /// Say by [`Input::SnapshotReport`] what becomes of that. Who hears nothing for [`super::Config::snapshot_ticks_max`]
+    /// asks again.
     pub needs_snapshot: Vec<NodeId>,
+    /// What becomes of the snapshot that was received in the last step.
+    pub snapshot: Option<SnapshotVerdict>,
 }

@@ -201,7 +201,7 @@ impl Core {
     }
 
     /// `from` leads the current term.
-    fn follow(&mut self, from: NodeId, out: &mut Effects) {
+    pub(super) fn follow(&mut self, from: NodeId, out: &mut Effects) {
         assert!(
             !matches!(self.role, RoleState::Leader(_)),
             "group {}: two leaders in term {}: {} and {from}",

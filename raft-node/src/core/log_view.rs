@@ -147,6 +147,16 @@ impl LogView {
         }
     }
 
+    /// The log begins anew after a snapshot.
+    pub(super) fn restart(&mut self, index: Index, term: Term) {
+        assert!(index > self.base_index, "a snapshot lies above the base");
+        (self.base_index, self.base_term) = (index, term);
+        self.last_index = index;
+        self.runs.clear();
+        self.window.clear();
+        self.window_bytes = 0;
+    }
+
     /// The entries from `from` on that are in memory, `bytes_max` of them at most but one at least; none when `from`
     /// is older than what is in memory.
     pub(super) fn recent(&self, from: Index, bytes_max: usize) -> Option<Vec<Entry>> {

@@ -33,6 +33,10 @@
 //!   process that wakes after longer than that does not lead any more, and drops the reads that waited.
 //! - A transfer of leadership refuses proposals while it lasts, an election timeout at most. A leader whose oldest write
 //!   takes longer than [`Config::persist_ticks_max`] hands over by itself, or steps down.
+//! - A member whose next entry has left the log needs a snapshot ([`Effects::needs_snapshot`]). Its bytes travel outside;
+//!   the core knows index, term and membership. The receiver's log begins anew with it in a persist batch, and what it
+//!   acknowledges leaves after that batch. Until the state machine has taken it up the member votes, but does not
+//!   campaign.
 //! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
@@ -40,7 +44,7 @@
 //!
 //! # Caveats
 //!
-//! There is no read by lease yet, and a member that needs a snapshot is only reported.
+//! There is no read by lease yet.
 
 mod config;
 mod effects;
@@ -53,6 +57,7 @@ mod quorum;
 mod read;
 mod replication;
 mod rng;
+mod snapshot;
 mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -70,6 +75,7 @@ pub use config::{Config, ConfigError, Initial, ValidConfig};
 pub use effects::{DropReason, Effects, Fetch, Input, PersistBatch, PersistId};
 pub use membership::{Membership, MembershipError};
 pub use message::{Body, Message};
+pub use snapshot::{Snapshot, SnapshotReport, SnapshotVerdict};
 
 /// What a member does in its group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -173,6 +179,8 @@ pub struct Core {
     /// The first index that no persist batch carries yet.
     unsent: Index,
     truncate_from: Option<Index>,
+    /// The log begins anew in the next persist batch.
+    restart: Option<Snapshot>,
     hard_state_changed: bool,
     own_vote_pending: bool,
     next_persist: PersistId,
@@ -225,6 +233,7 @@ impl Core {
             persisted: log.last_index(),
             unsent: log.last_index().next(),
             truncate_from: None,
+            restart: None,
             hard_state_changed: false,
             own_vote_pending: false,
             next_persist: PersistId(1),
@@ -272,8 +281,14 @@ impl Core {
                     progress.probe();
                 }
             }
+            Input::SnapshotReceived {
+                from,
+                sent_in,
+                snapshot,
+            } => self.snapshot_received(from, sent_in, snapshot, out),
+            Input::SnapshotReport { to, report } => self.snapshot_reported(to, report),
             Input::Campaign => {
-                if !matches!(self.role, RoleState::Leader(_)) {
+                if !matches!(self.role, RoleState::Leader(_)) && !self.is_restoring() {
                     self.campaign(true, out);
                 }
             }
@@ -291,7 +306,8 @@ impl Core {
             "the last persist batch was not taken"
         );
         let entries = self.log.tail(self.unsent);
-        if self.hard_state_changed || self.truncate_from.is_some() || !entries.is_empty() {
+        let changed = self.truncate_from.is_some() || self.restart.is_some();
+        if self.hard_state_changed || changed || !entries.is_empty() {
             let id = self.next_persist;
             self.next_persist = PersistId(id.0 + 1);
             let own_vote = std::mem::take(&mut self.own_vote_pending).then_some(self.term);
@@ -309,6 +325,7 @@ impl Core {
             out.persist = Some(PersistBatch {
                 id,
                 hard_state: std::mem::take(&mut self.hard_state_changed).then_some(hard_state),
+                restart: self.restart.take(),
                 truncate_from: self
                     .truncate_from
                     .take()
@@ -421,6 +438,7 @@ impl Core {
                     leader.heartbeat_due = true;
                 }
                 self.check_transfer();
+                self.check_snapshots();
                 self.check_quorum(out);
                 self.check_disk(out);
             }
@@ -432,8 +450,8 @@ impl Core {
                     && self.membership.is_voter(me)
                     && !waits_for_disk
                 {
-                    if self.disk_stalls() {
-                        // Its vote for itself could not become durable either.
+                    if self.disk_stalls() || self.is_restoring() {
+                        // Its vote for itself could not become durable either; or it could serve nobody.
                         self.draw_election_timeout();
                         return;
                     }

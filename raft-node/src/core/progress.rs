@@ -14,8 +14,11 @@ pub(super) enum Mode {
     },
     /// The logs agree: messages follow each other without waiting.
     Replicate,
-    /// The member needs entries that the log no longer holds.
-    Snapshot,
+    /// The member needs entries that the log no longer holds, and a snapshot instead.
+    Snapshot {
+        /// When it was asked for, or somebody last heard of its transfer, in ticks of this leader's lead.
+        since: u64,
+    },
 }
 
 /// Invariant: `matched < next`; `matched` never decreases while the term lasts.
@@ -79,7 +82,9 @@ impl Progress {
                     self.set_next(last.next());
                 }
             }
-            Mode::Snapshot => unreachable!("nothing is appended while a snapshot is needed"),
+            Mode::Snapshot { .. } => {
+                unreachable!("nothing is appended while a snapshot is needed")
+            }
         }
     }
 
@@ -90,12 +95,12 @@ impl Progress {
             Mode::Replicate => {
                 self.inflight.len() >= messages_max || self.inflight_bytes >= bytes_max
             }
-            Mode::Snapshot => true,
+            Mode::Snapshot { .. } => true,
         }
     }
 
-    /// The member has everything up to `matched`. Returns true when that is news.
-    pub(super) fn acked(&mut self, matched: Index) -> bool {
+    /// The member has everything up to `matched`, and our log begins after `base`. Returns true when that is news.
+    pub(super) fn acked(&mut self, matched: Index, base: Index) -> bool {
         while self
             .inflight
             .front()
@@ -109,7 +114,9 @@ impl Progress {
         if matched >= self.next {
             self.next = matched.next();
         }
-        if self.mode != Mode::Replicate {
+        // One that waits for a snapshot goes on as soon as its log meets ours, whatever snapshot it took up.
+        let stays = matches!(self.mode, Mode::Snapshot { .. }) && self.matched < base;
+        if self.mode != Mode::Replicate && !stays {
             self.enter(Mode::Replicate);
             self.next = self.matched.next();
         }
@@ -135,7 +142,7 @@ impl Progress {
                 self.enter(Mode::Probe { paused: false });
                 self.next = retry_from.next().min(rejected).max(self.matched.next());
             }
-            Mode::Snapshot => return false,
+            Mode::Snapshot { .. } => return false,
         }
         self.check();
         true
@@ -143,6 +150,10 @@ impl Progress {
 
     /// Something that was sent may be lost: find out where the logs agree.
     pub(super) fn probe(&mut self) {
+        if matches!(self.mode, Mode::Snapshot { .. }) {
+            // Entries are of no use to it; who sends the snapshot says what becomes of that.
+            return;
+        }
         if self.mode == Mode::Replicate {
             self.next = self.matched.next();
         }
@@ -157,12 +168,41 @@ impl Progress {
             Mode::Probe { paused } => *paused = false,
             Mode::Replicate if self.matched < last && is_full => self.probe(),
             Mode::Replicate => self.verify = self.matched < last && self.next > last,
-            Mode::Snapshot => {}
+            Mode::Snapshot { .. } => {}
         }
     }
 
-    pub(super) fn needs_snapshot(&mut self) {
-        self.enter(Mode::Snapshot);
+    /// Nothing is sent until a snapshot was taken up, or its transfer is over or not heard of for too long.
+    pub(super) fn needs_snapshot(&mut self, now: u64) {
+        self.enter(Mode::Snapshot { since: now });
+    }
+
+    /// Nothing is sent until the member gives a sign of life.
+    pub(super) fn pause(&mut self) {
+        self.enter(Mode::Probe { paused: true });
+    }
+
+    /// The transfer of the snapshot goes on.
+    pub(super) fn snapshot_moves(&mut self, now: u64) {
+        if let Mode::Snapshot { since } = &mut self.mode {
+            *since = now;
+        }
+    }
+
+    /// The member has taken up a snapshot of `index`: what follows it is sent.
+    pub(super) fn snapshot_taken(&mut self, index: Index) {
+        if matches!(self.mode, Mode::Snapshot { .. }) {
+            self.enter(Mode::Probe { paused: false });
+            self.next = index.max(self.matched).next();
+            self.check();
+        }
+    }
+
+    /// The transfer came to nothing. The next try waits for a sign of life.
+    pub(super) fn snapshot_failed(&mut self) {
+        if matches!(self.mode, Mode::Snapshot { .. }) {
+            self.pause();
+        }
     }
 
     fn enter(&mut self, mode: Mode) {

@@ -15,7 +15,7 @@ impl Core {
             return;
         };
         let heartbeat = std::mem::take(&mut leader.heartbeat_due);
-        let round = leader.last_round;
+        let (round, now) = (leader.last_round, leader.now);
         for (&to, progress) in leader.progress.iter_mut().filter(|(id, _)| **id != me) {
             if heartbeat {
                 let commit = if bug(Bug::HeartbeatCommitUnbounded) {
@@ -43,8 +43,13 @@ impl Core {
                     break;
                 }
                 let Some(prev_term) = self.log.term_at(next.prev()) else {
-                    progress.needs_snapshot();
-                    out.needs_snapshot.push(to);
+                    if now - progress.heard_at < self.config.election_ticks {
+                        progress.needs_snapshot(now);
+                        out.needs_snapshot.push(to);
+                    } else {
+                        // Nobody is there to take it; a sign of life ends the pause.
+                        progress.pause();
+                    }
                     break;
                 };
                 let Some(entries) = self.log.recent(next, self.config.message_bytes_max) else {
@@ -198,7 +203,7 @@ impl Core {
             matched <= last,
             "{from} acknowledges {matched}, but the log ends at {last}"
         );
-        if progress.acked(matched) {
+        if progress.acked(matched, self.log.base_index()) {
             self.advance_commit(out);
         }
     }

@@ -72,7 +72,7 @@ impl Core {
         out: &mut Effects,
     ) {
         let held = self.log.term_at(last_index) == Some(last_term) && self.persisted >= last_index;
-        if held && self.membership.is_voter(self.config.id) {
+        if held && self.membership.is_voter(self.config.id) && !self.is_restoring() {
             self.campaign(true, out);
         }
     }

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft_node::core::{
-    Config, Core, Effects, Initial, Input, Membership, Message, PersistBatch, PersistId,
+    Config, Core, Effects, Initial, Input, Membership, Message, PersistBatch, PersistId, Snapshot,
+    SnapshotVerdict,
 };
 use raft_node::{Entry, EntryKind, HardState, Index, NodeId, Term};
 
@@ -17,18 +18,39 @@ use raft_node::{Entry, EntryKind, HardState, Index, NodeId, Term};
 #[derive(Clone, Default)]
 pub(crate) struct Disk {
     pub(crate) hard_state: HardState,
+    /// What the log begins after; its state is durable as well.
+    pub(crate) base: Option<Shot>,
     pub(crate) entries: Vec<Entry>,
 }
 
+/// A snapshot with its content: all that was applied up to its index.
+#[derive(Clone, Debug)]
+pub(crate) struct Shot {
+    pub(crate) meta: Snapshot,
+    pub(crate) state: Vec<Entry>,
+}
+
 impl Disk {
-    fn write(&mut self, batch: &PersistBatch) {
+    pub(crate) fn base_index(&self) -> Index {
+        self.base
+            .as_ref()
+            .map_or(Index::ZERO, |base| base.meta.index)
+    }
+
+    /// `received` is the snapshot whose content is there already.
+    fn write(&mut self, batch: &PersistBatch, received: Option<&Shot>) {
+        if let Some(restart) = &batch.restart {
+            let shot = received.filter(|shot| shot.meta == *restart);
+            self.base = Some(shot.expect("its content is here").clone());
+            self.entries.clear();
+        }
         if let Some(from) = batch.truncate_from {
             self.entries.retain(|entry| entry.index < from);
         }
         if let Some(first) = batch.entries.first() {
             assert_eq!(
                 first.index.0,
-                self.entries.len() as u64 + 1,
+                self.base_index().0 + self.entries.len() as u64 + 1,
                 "a batch continues the log"
             );
         }
@@ -62,6 +84,10 @@ pub(crate) struct Member {
     pub(crate) waiting: Vec<(PersistId, NodeId, Message)>,
     pub(crate) commit: Index,
     pub(crate) applied: Vec<Entry>,
+    /// The snapshot that the log begins anew with, until the state machine has taken it up.
+    pub(crate) received: Option<Shot>,
+    /// Who needs a snapshot of this member, and the term in which it leads.
+    pub(crate) needs_snapshot: Vec<(NodeId, Term)>,
     pub(crate) reads_ready: Vec<(u64, Index)>,
     pub(crate) dropped: Vec<(u64, raft_node::core::DropReason)>,
     pub(crate) proposed: Vec<(u64, Index, Term)>,
@@ -101,27 +127,36 @@ impl Cluster {
             boot: self.boots,
             ..self.template.clone()
         };
-        let last_index = Index(disk.entries.len() as u64);
+        let base = disk.base_index();
+        let last_index = Index(base.0 + disk.entries.len() as u64);
         let mut hard_state = disk.hard_state;
-        hard_state.commit = hard_state.commit.min(last_index);
+        hard_state.commit = hard_state.commit.min(last_index).max(base);
+        let meta = disk.base.as_ref().map(|base| &base.meta);
         let initial = Initial {
             hard_state,
-            base_index: Index::ZERO,
-            base_term: Term::ZERO,
+            base_index: base,
+            base_term: meta.map_or(Term::ZERO, |meta| meta.term),
             last_index,
             terms: disk.terms(),
-            applied: Index::ZERO,
-            membership: self.membership.clone(),
+            applied: base,
+            membership: meta
+                .map_or(&self.membership, |meta| &meta.membership)
+                .clone(),
         };
         let commit = hard_state.commit;
         Member {
             core: Core::new(config.validate().unwrap(), initial),
+            applied: disk
+                .base
+                .as_ref()
+                .map_or(Vec::new(), |base| base.state.clone()),
+            received: None,
+            needs_snapshot: Vec::new(),
             disk,
             effects: Effects::default(),
             writing: Vec::new(),
             waiting: Vec::new(),
             commit,
-            applied: Vec::new(),
             reads_ready: Vec::new(),
             dropped: Vec::new(),
             proposed: Vec::new(),
@@ -171,10 +206,13 @@ impl Cluster {
         }
         member.reads_ready.append(&mut effects.reads_ready);
         member.dropped.append(&mut effects.dropped);
+        let term = member.core.status().term;
+        let needed = effects.needs_snapshot.drain(..).map(|to| (to, term));
+        member.needs_snapshot.extend(needed);
         member.proposed.append(&mut effects.proposed);
         for fetch in std::mem::take(&mut effects.fetch) {
-            let first = fetch.from.0 as usize - 1;
-            let entries = member.log()[first..].to_vec();
+            let mut entries = member.log();
+            entries.retain(|entry| entry.index >= fetch.from);
             let input = Input::EntriesFetched {
                 to: fetch.to,
                 entries,
@@ -190,7 +228,7 @@ impl Cluster {
             return false;
         }
         let batch = member.writing.remove(0);
-        member.disk.write(&batch);
+        member.disk.write(&batch, member.received.as_ref());
         member
             .core
             .step(Input::Persisted(batch.id), &mut member.effects);
@@ -209,12 +247,80 @@ impl Cluster {
     pub(crate) fn apply(&mut self, id: NodeId) {
         let member = self.members.get_mut(&id).unwrap();
         let limit = member.commit.min(member.core.status().persisted);
-        let done = member.applied.len();
-        if limit.0 as usize > done {
-            let entries = member.log()[done..limit.0 as usize].to_vec();
+        let done = Index(member.applied.len() as u64);
+        if limit > done && member.received.is_none() {
+            let entries = member.log().into_iter();
+            let entries = entries.filter(|entry| entry.index > done && entry.index <= limit);
             member.applied.extend(entries);
+            assert_eq!(member.applied.len() as u64, limit.0, "nothing is left out");
             member.core.step(Input::Applied(limit), &mut member.effects);
         }
+    }
+
+    /// All that a member has applied, as a snapshot.
+    pub(crate) fn shot(&self, id: NodeId) -> Option<Shot> {
+        let state = self.members[&id].applied.clone();
+        let last = state.last()?;
+        let meta = Snapshot {
+            index: last.index,
+            term: last.term,
+            membership: self.members[&id].core.membership().clone(),
+        };
+        Some(Shot { meta, state })
+    }
+
+    /// The log of a member loses what is applied, up to `to`.
+    pub(crate) fn compact(&mut self, id: NodeId, to: Index) {
+        let shot = self.shot(id).unwrap();
+        let member = self.members.get_mut(&id).unwrap();
+        let state: Vec<_> = shot.state.into_iter().filter(|e| e.index <= to).collect();
+        let term = state.last().unwrap().term;
+        let meta = Snapshot {
+            index: to,
+            term,
+            ..shot.meta
+        };
+        member.disk.base = Some(Shot { meta, state });
+        member.disk.entries.retain(|entry| entry.index > to);
+        member.core.compacted(to);
+    }
+
+    /// A snapshot arrives.
+    pub(crate) fn receive(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        sent_in: Term,
+        shot: &Shot,
+    ) -> SnapshotVerdict {
+        let snapshot = shot.meta.clone();
+        self.step(
+            to,
+            Input::SnapshotReceived {
+                from,
+                sent_in,
+                snapshot,
+            },
+        );
+        let member = self.members.get_mut(&to).unwrap();
+        let verdict = member.effects.snapshot.take().unwrap();
+        if verdict == SnapshotVerdict::Restart {
+            member.received = Some(shot.clone());
+        }
+        verdict
+    }
+
+    /// The state machine takes up the snapshot that the log begins after. False when there is none, or the log does not
+    /// say so durably yet.
+    pub(crate) fn install(&mut self, id: NodeId) -> bool {
+        let member = self.members.get_mut(&id).unwrap();
+        let base = member.disk.base_index();
+        let Some(shot) = member.received.take_if(|shot| shot.meta.index == base) else {
+            return false;
+        };
+        member.applied = shot.state;
+        member.core.step(Input::Applied(base), &mut member.effects);
+        true
     }
 
     pub(crate) fn ids(&self) -> Vec<NodeId> {
@@ -227,7 +333,7 @@ impl Member {
     pub(crate) fn log(&self) -> Vec<Entry> {
         let mut disk = self.disk.clone();
         for batch in &self.writing {
-            disk.write(batch);
+            disk.write(batch, self.received.as_ref());
         }
         disk.entries
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use raft_log::snapshot::PendingSnapshot;
 use raft_log::{GroupId, NodeId, SnapshotRef, Term};
 use raft_node::StateMachine;
 use raft_node::core::Message;
@@ -11,6 +12,7 @@ use raft_node::core::Message;
 use crate::forward::ForwardMessage;
 use crate::inbox::{Inbox, Request};
 use crate::status::Published;
+use crate::transfer::Arrived;
 use crate::{GroupStatus, HostError, Reply};
 
 /// Reaches the groups of one host from any thread. Cheap to clone.
@@ -124,6 +126,33 @@ impl<S: StateMachine> HostHandle<S> {
         if self.groups.contains_key(&group) {
             // A stopped host compacts nothing.
             drop(self.inbox.push(Request::Hold { group, hold }));
+        }
+    }
+
+    /// Hands over a snapshot that was received, its file durable, from a member that led in the term `sent_in`.
+    ///
+    /// `reply` is called once: without an error when the log begins after it durably, or has what it covers; then its
+    /// sender may call it taken. After an error the sender may try again.
+    pub fn deliver_snapshot(
+        &self,
+        from: NodeId,
+        sent_in: Term,
+        pending: PendingSnapshot,
+        reply: Reply<()>,
+    ) {
+        let group = pending.group();
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let arrived = Box::new(Arrived {
+            from,
+            sent_in,
+            pending,
+            reply,
+        });
+        let refused = self.inbox.push(Request::Arrived { group, arrived });
+        if let Err((Request::Arrived { arrived, .. }, error)) = refused {
+            (arrived.reply)(Err(error));
         }
     }
 

@@ -5,12 +5,13 @@
 //! timer: what arrives while the log syncs is stepped together in the next turn.
 
 mod forwarding;
+mod snapshotting;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_log::{GroupId, Log, NodeId, SnapshotRef, Space, Ticket, WriteBatch};
+use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
 use raft_node::StateMachine;
 use raft_node::core::{DropReason, Message, PersistId, Role};
 use raft_node::driver::{Event, Group, GroupError};
@@ -18,8 +19,9 @@ use raft_node::driver::{Event, Group, GroupError};
 use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
 use crate::inbox::{Inbox, InboxLimits, Request};
-use crate::snapshots::{Keeper, SnapshotSetup, SnapshotState};
+use crate::snapshots::Keeper;
 use crate::status::{GroupStatus, Published};
+use crate::transfer::SnapshotTransfer;
 use crate::{HostError, Reply};
 use forwarding::Forwarder;
 
@@ -55,6 +57,11 @@ pub trait Outbox: Send + 'static {
     /// Sends one message about clients' work. Without an implementation it is lost.
     fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
         let _ = (group, to, message);
+    }
+
+    /// Begins to carry a snapshot to a member; never waits for it. Without an implementation the transfer fails.
+    fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
+        drop(transfer);
     }
 }
 
@@ -167,9 +174,11 @@ impl<S: StateMachine> HostCore<S> {
         self.inbox.set_full(self.full);
         self.tick(now);
         self.take_inbox(now);
+        self.take_arrived();
         self.forward_due(now);
         self.collect(now)?;
-        let mut busy = false;
+        self.serve_lagging(now);
+        let mut busy = self.restore_step()?;
         for slot in self.slots.values_mut() {
             busy |= slot.group.apply()?;
             slot.group.fetch()?;
@@ -235,8 +244,10 @@ impl<S: StateMachine> HostCore<S> {
                 Request::Read { done, .. } => done(Err(HostError::Stopped)),
                 Request::Call { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Make { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Arrived { arrived, .. } => (arrived.reply)(Err(HostError::Stopped)),
                 Request::Deliver { .. }
                 | Request::Made { .. }
+                | Request::Transfer { .. }
                 | Request::Hold { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
@@ -344,11 +355,9 @@ impl<S: StateMachine> HostCore<S> {
                     answer,
                 } => self.take_called(now, group, from, (boot, id), answer),
                 Request::Make { group, reply } => self.make_snapshot(group, reply),
-                Request::Made { group, result } => {
-                    if let Some(keeper) = &mut self.keeper {
-                        keeper.made(now, group, &result);
-                    }
-                }
+                Request::Made { group, result } => self.snapshot_made(now, group, &result),
+                Request::Transfer { group, news } => self.transfer_news(now, group, news),
+                Request::Arrived { group, arrived } => self.snapshot_arrived(group, *arrived),
                 Request::Hold { group, hold } => match &mut self.keeper {
                     Some(keeper) if hold => keeper.hold(now, group),
                     Some(keeper) => keeper.release(group),
@@ -384,6 +393,7 @@ impl<S: StateMachine> HostCore<S> {
         if now >= self.housekeeping_at {
             self.housekeeping_at = now + HOUSEKEEPING_TICKS;
             self.keep_house(now, &mut batch);
+            self.report_making();
         }
         if batch.is_empty() {
             assert!(
@@ -416,16 +426,6 @@ impl<S: StateMachine> HostCore<S> {
                 slot.group.compact(batch, self.full);
             }
         }
-    }
-
-    /// Between two applies.
-    fn make_snapshot(&mut self, group: GroupId, reply: Reply<SnapshotRef>) {
-        let Some(keeper) = &mut self.keeper else {
-            let text = "this host keeps no snapshots".to_owned();
-            return reply(Err(HostError::Snapshot(text)));
-        };
-        let machine = self.slots[&group].group.machine();
-        keeper.make(&self.log, &self.inbox, group, machine, reply);
     }
 
     fn publish(&mut self) {
@@ -560,12 +560,5 @@ impl<S: StateMachine> HostCore<S> {
         let token = self.next_token;
         self.next_token += 1;
         token
-    }
-}
-
-impl<S: SnapshotState> HostCore<S> {
-    /// Lets snapshots be made. Until this is called they are refused.
-    pub fn keep_snapshots(&mut self, setup: SnapshotSetup) {
-        self.keeper = Some(Keeper::new(setup));
     }
 }

@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use raft_log::{GroupId, NodeId, SnapshotRef};
-use raft_node::core::Message;
+use raft_node::core::{Message, SnapshotReport};
 
 use crate::forward::ForwardMessage;
+use crate::transfer::{Arrived, TransferNews};
 use crate::{HostError, Reply};
 
 /// Bounds of one group's inbox.
@@ -76,6 +77,16 @@ pub(crate) enum Request<O> {
     Hold {
         group: GroupId,
         hold: bool,
+    },
+    /// How the transfer of a snapshot goes; it ends once.
+    Transfer {
+        group: GroupId,
+        news: TransferNews,
+    },
+    /// A snapshot was received. The store lets one of a group be under way.
+    Arrived {
+        group: GroupId,
+        arrived: Box<Arrived>,
     },
     /// A call is done. Who makes calls bounds their number.
     Called {
@@ -153,6 +164,13 @@ impl<O> Inbox<O> {
                 }
                 load.entries += 1;
             }
+            Request::Transfer { group, news } if news.report == SnapshotReport::Moving => {
+                let load = queue.loads.entry(*group).or_default();
+                if load.messages >= limits.messages_max {
+                    return Ok(());
+                }
+                load.messages += 1;
+            }
             Request::Deliver { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.messages >= limits.messages_max {
@@ -198,7 +216,11 @@ impl<O> Inbox<O> {
                 load.entries += 1;
                 load.bytes += payload.len();
             }
-            Request::Refused { .. } | Request::Called { .. } | Request::Made { .. } => {}
+            Request::Refused { .. }
+            | Request::Called { .. }
+            | Request::Made { .. }
+            | Request::Transfer { .. }
+            | Request::Arrived { .. } => {}
         }
         queue.requests.push(request);
         let first = queue.requests.len() == 1;

@@ -5,6 +5,7 @@
 //! - [`Host`] runs one on a thread of its own, with the real clock.
 //! - [`HostHandle`] reaches it from any thread, through an inbox with bounds.
 //! - [`liveness`] says which stores are alive, by one exchange per pair of them.
+//! - [`SnapshotTransfer`] and [`begin_receive`] carry a snapshot to a member that lags.
 //! - [`forward`] lets a member serve clients while another one leads.
 
 mod error;
@@ -17,6 +18,7 @@ mod snapshots;
 mod status;
 mod tasks;
 mod thread;
+mod transfer;
 
 pub use error::HostError;
 pub use handle::HostHandle;
@@ -26,6 +28,7 @@ pub use snapshots::{Cut, HOLD_TICKS, SnapshotSetup, SnapshotState, install, rest
 pub use status::GroupStatus;
 pub use tasks::{InlineTasks, Task, TaskThread, Tasks};
 pub use thread::Host;
+pub use transfer::{SnapshotTransfer, begin_receive};
 
 /// Called exactly once with the outcome; never blocks.
 pub type Reply<T> = Box<dyn FnOnce(Result<T, HostError>) + Send>;

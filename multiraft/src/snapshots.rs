@@ -4,7 +4,8 @@
 //! writes it to the snapshot store, and makes the log refer to it. Meanwhile, and for a while after, the group's log is
 //! held: what a member needs on top of the snapshot is not compacted away. Who sends the snapshot holds it longer.
 //!
-//! What this does not do: send anything, or decide when a member needs a snapshot.
+//! A member whose log cannot reach a leader's gets the newest snapshot, or a new one: [`crate::SnapshotTransfer`]. What
+//! arrives goes into the log first, then into the state machine, step by step between the turns of others.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -12,13 +13,14 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use raft_log::snapshot::{RestorePoint, SnapshotMeta, SnapshotStore};
+use raft_log::snapshot::{Installing, RestorePoint, SnapshotMeta, SnapshotStore};
 use raft_log::{GroupId, Index, Log, SnapshotRef};
 use raft_node::core::Membership;
 use raft_node::{ApplyError, StateMachine};
 
 use crate::inbox::{Inbox, Request};
 use crate::tasks::Tasks;
+use crate::transfer::{Arrived, Transfers};
 use crate::{HostError, Reply, TICK_MS};
 
 /// Ticks for which a log stays held after a snapshot was made, or after its holder last said so: one minute. A snapshot
@@ -121,10 +123,34 @@ impl fmt::Debug for SnapshotSetup {
     }
 }
 
-/// The snapshots that are in the making, and the logs that are held.
+/// A snapshot that is being taken up here.
+pub(crate) struct Taking {
+    /// Until the log says durably that it begins after it.
+    installing: Option<Installing>,
+    reply: Option<Reply<()>>,
+}
+
+impl Taking {
+    pub(crate) fn new(installing: Installing, reply: Reply<()>) -> Self {
+        Self {
+            installing: Some(installing),
+            reply: Some(reply),
+        }
+    }
+}
+
+type Begin<S> = fn(&mut S, &SnapshotRef, Box<dyn io::Read + Send>) -> Result<(), ApplyError>;
+
+/// The snapshots that are in the making, on their way, or being taken up, and the logs that are held.
 pub(crate) struct Keeper<S: StateMachine> {
-    setup: SnapshotSetup,
+    pub(crate) setup: SnapshotSetup,
     cut: fn(&S) -> Box<dyn Cut>,
+    pub(crate) begin: Begin<S>,
+    pub(crate) step: fn(&mut S) -> Result<bool, ApplyError>,
+    pub(crate) transfers: Transfers,
+    /// Those that wait until the one in the making is made.
+    pub(crate) arrived: BTreeMap<GroupId, Arrived>,
+    pub(crate) taking: BTreeMap<GroupId, Taking>,
     making: BTreeMap<GroupId, Vec<Reply<SnapshotRef>>>,
     held_until: BTreeMap<GroupId, u64>,
 }
@@ -134,6 +160,11 @@ impl<S: SnapshotState> Keeper<S> {
         Self {
             setup,
             cut: S::cut,
+            begin: S::begin_install,
+            step: S::install_step,
+            transfers: Transfers::default(),
+            arrived: BTreeMap::new(),
+            taking: BTreeMap::new(),
             making: BTreeMap::new(),
             held_until: BTreeMap::new(),
         }
@@ -160,7 +191,9 @@ impl<S: StateMachine> Keeper<S> {
             return reply(Err(HostError::NoGroup));
         };
         let applied = machine.applied();
-        if let Some(snapshot) = info.snapshot.filter(|made| made.index == applied.index) {
+        let unusable = self.transfers.unusable(group);
+        let made = info.snapshot.filter(|made| unusable != Some(made.number));
+        if let Some(snapshot) = made.filter(|made| made.index == applied.index) {
             return reply(Ok(snapshot));
         }
         let membership = applied.membership.map(|(_, members)| members.encode());
@@ -208,6 +241,42 @@ impl<S: StateMachine> Keeper<S> {
         }
     }
 
+    pub(crate) fn is_making(&self, group: GroupId) -> bool {
+        self.making.contains_key(&group)
+    }
+
+    /// Those that have arrived and need not wait any more.
+    pub(crate) fn take_arrived(&mut self) -> Vec<(GroupId, Arrived)> {
+        let arrived = std::mem::take(&mut self.arrived);
+        let (wait, ready) = arrived
+            .into_iter()
+            .partition(|(group, _)| self.making.contains_key(group));
+        self.arrived = wait;
+        ready.into_iter().collect()
+    }
+
+    /// The log says durably that it begins after the snapshot: who sent it is told, and older files go. True the first
+    /// time.
+    pub(crate) fn acknowledge(&mut self, group: GroupId) -> bool {
+        let taking = self.taking.get_mut(&group);
+        let Some(installing) = taking.and_then(|taking| {
+            if let Some(reply) = taking.reply.take() {
+                reply(Ok(()));
+            }
+            taking.installing.take()
+        }) else {
+            return false;
+        };
+        let store = self.setup.store.clone();
+        // Where no task runs, the next install or start removes them.
+        drop(self.setup.tasks.run(Box::new(move || {
+            if let Err(error) = store.end_install(installing) {
+                tracing::warn!(%error, "an old snapshot could not be removed; the next start removes it");
+            }
+        })));
+        true
+    }
+
     /// Keeps the log of a group from being compacted for [`HOLD_TICKS`] from now.
     pub(crate) fn hold(&mut self, now: u64, group: GroupId) {
         self.held_until.insert(group, now + HOLD_TICKS);
@@ -235,6 +304,14 @@ impl<S: StateMachine> Keeper<S> {
 
     pub(crate) fn fail(&mut self) {
         for reply in std::mem::take(&mut self.making).into_values().flatten() {
+            reply(Err(HostError::Stopped));
+        }
+        let arrived = std::mem::take(&mut self.arrived).into_values();
+        let taking = std::mem::take(&mut self.taking).into_values();
+        for reply in arrived
+            .map(|arrived| arrived.reply)
+            .chain(taking.filter_map(|taking| taking.reply))
+        {
             reply(Err(HostError::Stopped));
         }
     }

@@ -62,7 +62,48 @@ impl fmt::Display for SnapshotReport {
     }
 }
 
+/// A received snapshot whose records its owner writes, among other records of the group.
+#[derive(Debug)]
+#[must_use = "older snapshots stay until this is ended"]
+pub struct Installing(PendingSnapshot);
+
 impl SnapshotStore {
+    /// Says why [`SnapshotStore::install`] would refuse.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check_install(&self, log: &Log, pending: &PendingSnapshot) -> Result<(), SnapshotError> {
+        self.0.latch.healthy()?;
+        check(log, pending)
+    }
+
+    /// As [`SnapshotStore::install`], for the one who writes the group's log and does not wait for a disk: that one
+    /// writes the records of the log's new base and of the reference, in one batch, and calls
+    /// [`SnapshotStore::end_install`] when that is durable. From here on the file stays, and the next start goes by what
+    /// the log says.
+    ///
+    /// The snapshot passed [`SnapshotStore::check_install`]; no other one of the group may be in the making or be
+    /// installed meanwhile.
+    pub fn begin_install(&self, mut pending: PendingSnapshot) -> Installing {
+        pending.disarm();
+        Installing(pending)
+    }
+
+    /// The records of a snapshot are durable: removes what is older than the last
+    /// [`retain`](super::SnapshotOptions::retain).
+    ///
+    /// # Errors
+    /// Of the removal. It is left to the next install or start; the snapshot is installed all the same.
+    pub fn end_install(&self, installing: Installing) -> Result<(), SnapshotError> {
+        let _one_at_a_time = self.0.installing();
+        let pending = installing.0;
+        let (group, creation) = (pending.group(), pending.creation());
+        let snapshot = pending.reference().clone();
+        // Its turn to be pinned is over, or it would not count as installed.
+        drop(pending);
+        self.retain(group, creation, &snapshot).map(drop)
+    }
+
     /// Makes the log refer to a snapshot, durably, and then removes what is older than the last
     /// [`retain`](super::SnapshotOptions::retain).
     ///
@@ -251,12 +292,11 @@ impl SnapshotStore {
     }
 }
 
-/// What the log has to take for a snapshot.
-fn records(log: &Log, pending: &PendingSnapshot) -> Result<WriteBatch, SnapshotError> {
+/// Says why a snapshot is of no use any more.
+fn check(log: &Log, pending: &PendingSnapshot) -> Result<(), SnapshotError> {
     let (group, snapshot) = (pending.group(), pending.reference());
     let stale = |what| Err(SnapshotError::Stale { group, what });
-    let info = log.group(group);
-    if let Some(info) = &info {
+    if let Some(info) = log.group(group) {
         if info.base.creation != pending.creation() {
             return stale("the group was destroyed and made anew".to_owned());
         }
@@ -271,6 +311,14 @@ fn records(log: &Log, pending: &PendingSnapshot) -> Result<WriteBatch, SnapshotE
             return stale(format!("its log begins after index {base}"));
         }
     }
+    Ok(())
+}
+
+/// What the log has to take for a snapshot.
+fn records(log: &Log, pending: &PendingSnapshot) -> Result<WriteBatch, SnapshotError> {
+    check(log, pending)?;
+    let (group, snapshot) = (pending.group(), pending.reference());
+    let info = log.group(group);
     let mut batch = WriteBatch::new();
     if pending.is_received() {
         let keeps_suffix = log.term_at(group, snapshot.index) == Some(snapshot.term);

@@ -145,7 +145,7 @@ pub use chunk::Compression;
 pub use error::SnapshotError;
 use format::{Header, MEMBERSHIP_MAX};
 pub use inspect::{ChunkInfo, SnapshotDetails};
-pub use install::{Installed, SnapshotReport};
+pub use install::{Installed, Installing, SnapshotReport};
 use latch::Latch;
 use number::Numbers;
 pub use options::{SnapshotMeta, SnapshotOptions};

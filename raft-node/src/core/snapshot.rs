@@ -41,7 +41,7 @@ pub enum SnapshotVerdict {
     Restart,
     /// The log has what it covers. It is of no use.
     Covered,
-    /// Another one is being taken up. It may be sent again later.
+    /// Another one is being taken up, and this one may be sent again later; or no leader sends such a one.
     Refused,
 }
 
@@ -54,11 +54,11 @@ impl Core {
         snapshot: Snapshot,
         out: &mut Effects,
     ) {
-        assert!(
-            snapshot.term <= sent_in,
-            "a snapshot is never newer than its leader's term"
-        );
-        assert_ne!(from, self.config.id, "nobody sends a snapshot to itself");
+        // No leader sends that.
+        if snapshot.term > sent_in || from == self.config.id {
+            out.snapshot = Some(SnapshotVerdict::Refused);
+            return;
+        }
         if sent_in > self.term {
             self.become_follower(sent_in, Some(from), out);
         } else if sent_in == self.term {

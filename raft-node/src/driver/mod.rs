@@ -9,23 +9,31 @@
 //! 4. [`Group::apply`]: committed and locally durable entries reach the state machine, in slices;
 //! 5. [`Group::take_messages`] and [`Group::take_events`]: what goes to peers and to waiting callers.
 //!
+//! A member that lags further than the log reaches gets a snapshot. [`Group::take_snapshots_needed`] names it, and who sends
+//! one says so by [`Group::snapshot_report`]. Who receives one calls [`Group::receive_snapshot`] when its file is durable;
+//! the log's new base goes into the next batch, and once that is on disk [`Group::restoring`] names the snapshot, until
+//! the state machine was replaced and [`Group::restored`] says so. Nothing is applied meanwhile.
+//!
 //! The group never applies an entry that its own log could lose: it stays at or below both the commit index and the
 //! index that this log has on disk.
 
 mod open;
+mod restore;
 
 use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 
 use bytes::Bytes;
-use raft_log::{Base, Log, LogError, Record, WriteBatch};
+use raft_log::{Base, ErrorKind, Log, LogError, Record, WriteBatch};
 
 use crate::core::{
     Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
 };
 use crate::testing::{Bug, bug};
 use crate::{ApplyError, EntryKind, GroupId, Index, NodeId, StateMachine, Term, TickContext};
+
+use restore::Restore;
 
 pub use open::{GroupConfig, OpenError, bootstrap};
 
@@ -116,6 +124,10 @@ pub struct Group<S: StateMachine> {
     base: Base,
     /// Entries kept in the log below the applied index, for members that lag.
     catch_up_entries: u64,
+    /// The log begins anew after a snapshot, or is going to, that the state machine has not taken up.
+    restore: Option<Restore>,
+    /// Members that need a snapshot, and the term in which this member leads.
+    snapshots_needed: Vec<(NodeId, Term)>,
 }
 
 impl<S: StateMachine> Group<S> {
@@ -224,6 +236,9 @@ impl<S: StateMachine> Group<S> {
         self.core.ready(&mut self.effects);
         self.absorb();
         let persist = self.effects.persist.take()?;
+        if persist.restart.is_some() {
+            self.restart_log(batch, persist.id);
+        }
         if let Some(from) = persist.truncate_from {
             batch.push(self.id, Record::Truncate(from));
             self.forget_from(from);
@@ -240,6 +255,9 @@ impl<S: StateMachine> Group<S> {
     /// The batch that carried `id` is on disk.
     pub fn persisted(&mut self, id: PersistId) {
         self.step(Input::Persisted(id));
+        if let Some(restore) = &mut self.restore {
+            restore.persisted(id);
+        }
         while self
             .after_persist
             .front()
@@ -256,15 +274,15 @@ impl<S: StateMachine> Group<S> {
     /// True when [`Group::apply`] has something to do.
     #[must_use]
     pub fn can_apply(&self) -> bool {
-        self.applied < self.apply_limit()
+        self.restore.is_none() && self.applied < self.apply_limit()
     }
 
     /// Applies one slice of committed entries. Returns true when more are waiting.
     pub fn apply(&mut self) -> Result<bool, GroupError> {
-        let limit = self.apply_limit();
-        if self.applied >= limit {
+        if !self.can_apply() {
             return Ok(false);
         }
+        let limit = self.apply_limit();
         let from = self.applied.next();
         let end = Index(limit.0.min(self.applied.0 + APPLY_ENTRIES_MAX) + 1);
         let mut entries = self.log.entries(self.id, from..end, APPLY_BYTES_MAX)?;
@@ -400,6 +418,11 @@ impl<S: StateMachine> Group<S> {
     /// Moves the effects of the last steps to where they belong; the persist batch stays for `collect`.
     fn absorb(&mut self) {
         self.messages.append(&mut self.effects.send_now);
+        if !self.effects.needs_snapshot.is_empty() {
+            let term = self.core.status().term;
+            let needed = self.effects.needs_snapshot.drain(..).map(|to| (to, term));
+            self.snapshots_needed.extend(needed);
+        }
         self.after_persist.extend(self.effects.send_after.drain(..));
         self.proposals.extend(
             self.effects
@@ -443,7 +466,15 @@ impl<S: StateMachine> Group<S> {
             bytes_max,
         } in std::mem::take(&mut self.effects.fetch)
         {
-            let entries = self.log.entries(self.id, from..end, bytes_max)?;
+            let entries = match self.log.entries(self.id, from..end, bytes_max) {
+                // They left the log since they were asked for. The core, told of none, sees for itself.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Compacted | ErrorKind::OutOfRange) =>
+                {
+                    Vec::new()
+                }
+                result => result?,
+            };
             self.step(Input::EntriesFetched { to, entries });
         }
         Ok(())

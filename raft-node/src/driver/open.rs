@@ -195,6 +195,8 @@ impl<S: StateMachine> Group<S> {
             memberships,
             base: info.base,
             catch_up_entries: config.catch_up_entries,
+            restore: None,
+            snapshots_needed: Vec::new(),
         })
     }
 }

@@ -1,0 +1,219 @@
+//! The host's part in snapshots: made for members that lag, and taken up by a member that lagged.
+
+use raft_log::{GroupId, NodeId, SnapshotRef, Term};
+use raft_node::core::{Role, SnapshotReport, SnapshotVerdict};
+use raft_node::driver::GroupError;
+use raft_node::{ApplyError, StateMachine};
+
+use super::HostCore;
+use crate::inbox::Request;
+use crate::snapshots::{Keeper, SnapshotSetup, SnapshotState, Taking};
+use crate::transfer::{Arrived, TransferNews};
+use crate::{HostError, Reply};
+
+fn refused(error: impl ToString) -> HostError {
+    HostError::Snapshot(error.to_string())
+}
+
+impl<S: StateMachine> HostCore<S> {
+    /// Between two applies.
+    pub(super) fn make_snapshot(&mut self, group: GroupId, reply: Reply<SnapshotRef>) {
+        let Some(keeper) = &mut self.keeper else {
+            return reply(Err(refused("this host keeps no snapshots")));
+        };
+        let slot = &self.slots[&group].group;
+        if slot.is_restoring() {
+            return reply(Err(refused("the state is being replaced by another's")));
+        }
+        keeper.make(&self.log, &self.inbox, group, slot.machine(), reply);
+    }
+
+    /// A snapshot is made, or was not: answers who asked, and begins the transfers that wait for it.
+    pub(super) fn snapshot_made(
+        &mut self,
+        now: u64,
+        group: GroupId,
+        result: &Result<SnapshotRef, HostError>,
+    ) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        keeper.made(now, group, result);
+        for (to, sent_in) in keeper.transfers.take_waiting(group) {
+            self.begin_transfer(now, group, to, sent_in);
+        }
+    }
+
+    /// Serves the members that the leaders here have found to need a snapshot.
+    pub(super) fn serve_lagging(&mut self, now: u64) {
+        let mut needed = Vec::new();
+        for (&group, slot) in &mut self.slots {
+            let of_group = slot.group.take_snapshots_needed();
+            needed.extend(of_group.map(|(to, sent_in)| (group, to, sent_in)));
+        }
+        for (group, to, sent_in) in needed {
+            let Some(keeper) = &mut self.keeper else {
+                let slot = self.slot(group);
+                slot.group.snapshot_report(to, SnapshotReport::Failed);
+                continue;
+            };
+            if keeper.transfers.existing(&self.log, group).is_some() {
+                self.begin_transfer(now, group, to, sent_in);
+                continue;
+            }
+            let slot = &self.slots[&group].group;
+            assert!(!slot.is_restoring(), "a leader has the state of its log");
+            keeper.transfers.wait(group, to, sent_in);
+            keeper.make(
+                &self.log,
+                &self.inbox,
+                group,
+                slot.machine(),
+                Box::new(drop),
+            );
+        }
+    }
+
+    /// Hands the newest snapshot to the outbox, if this member still leads.
+    fn begin_transfer(&mut self, now: u64, group: GroupId, to: NodeId, sent_in: Term) {
+        let status = self.slots[&group].group.status();
+        if status.role != Role::Leader || status.term != sent_in {
+            return;
+        }
+        let keeper = self.keeper.as_mut().expect("it was asked just now");
+        let Some(snapshot) = keeper.transfers.existing(&self.log, group) else {
+            let slot = self.slot(group);
+            slot.group.snapshot_report(to, SnapshotReport::Failed);
+            return;
+        };
+        // The base is at or below the snapshot now, and stays there for a while; once per snapshot and member, or one
+        // that never succeeds would hold the log for ever.
+        if keeper.transfers.is_first(group, to, snapshot.number) {
+            keeper.hold(now, group);
+        }
+        let inbox = std::sync::Arc::clone(&self.inbox);
+        let tell = Box::new(move |news| {
+            // A stopped host leads nothing.
+            drop(inbox.push(Request::Transfer { group, news }));
+        });
+        let store = &keeper.setup.store;
+        let transfer = keeper
+            .transfers
+            .begin(store, group, (to, sent_in), snapshot, tell);
+        self.outbox.send_snapshot(transfer);
+    }
+
+    pub(super) fn transfer_news(&mut self, now: u64, group: GroupId, news: TransferNews) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        if let Some(report) = keeper.transfers.news(group, news) {
+            if report == SnapshotReport::Moving {
+                keeper.hold(now, group);
+            }
+            self.slot(group).group.snapshot_report(news.to, report);
+        }
+    }
+
+    /// Tells leaders that the snapshots which their members wait for are still in the making.
+    pub(super) fn report_making(&mut self) {
+        let Some(keeper) = &self.keeper else {
+            return;
+        };
+        let waiting: Vec<_> = keeper.transfers.waiting().collect();
+        for (group, to) in waiting {
+            let slot = self.slot(group);
+            slot.group.snapshot_report(to, SnapshotReport::Moving);
+        }
+    }
+
+    /// A snapshot has arrived. While one is in the making here it waits: of two references the later must name the later
+    /// state.
+    pub(super) fn snapshot_arrived(&mut self, group: GroupId, arrived: Arrived) {
+        let Some(keeper) = &mut self.keeper else {
+            return (arrived.reply)(Err(refused("this host keeps no snapshots")));
+        };
+        if keeper.is_making(group) {
+            if let Some(former) = keeper.arrived.insert(group, arrived) {
+                (former.reply)(Err(HostError::Busy));
+            }
+            return;
+        }
+        self.take_up(group, arrived);
+    }
+
+    /// Those that waited for one that was in the making.
+    pub(super) fn take_arrived(&mut self) {
+        let Some(keeper) = &mut self.keeper else {
+            return;
+        };
+        for (group, arrived) in keeper.take_arrived() {
+            self.take_up(group, arrived);
+        }
+    }
+
+    fn take_up(&mut self, group: GroupId, arrived: Arrived) {
+        let Arrived {
+            from,
+            sent_in,
+            pending,
+            reply,
+        } = arrived;
+        let slot = self.slots.get_mut(&group);
+        let slot = slot.expect("the handle refuses unknown groups");
+        let keeper = self.keeper.as_mut().expect("it was asked just now");
+        let (store, snapshot) = (&keeper.setup.store, pending.reference().clone());
+        // What lies below the commit index is no news; the core says so to its leader.
+        if slot.group.commit() < snapshot.index
+            && let Err(error) = store.check_install(&self.log, &pending)
+        {
+            return reply(Err(refused(error)));
+        }
+        match slot.group.receive_snapshot(from, sent_in, &snapshot) {
+            Ok(SnapshotVerdict::Restart) => {
+                let taking = Taking::new(store.begin_install(pending), reply);
+                keeper.taking.insert(group, taking);
+            }
+            Ok(SnapshotVerdict::Covered) => reply(Ok(())),
+            Ok(SnapshotVerdict::Refused) => reply(Err(HostError::Busy)),
+            Err(error) => reply(Err(refused(error))),
+        }
+    }
+
+    /// Goes on with the states that snapshots replace; each takes a bounded time. True when more is to do.
+    pub(super) fn restore_step(&mut self) -> Result<bool, GroupError> {
+        let Some(keeper) = &mut self.keeper else {
+            return Ok(false);
+        };
+        let mut busy = false;
+        let groups: Vec<_> = keeper.taking.keys().copied().collect();
+        for group in groups {
+            let slot = self.slots.get_mut(&group).expect("it was taken for one");
+            let Some(snapshot) = slot.group.restoring().cloned() else {
+                continue;
+            };
+            let machine = slot.group.machine_mut();
+            if keeper.acknowledge(group) {
+                let reader = keeper.setup.store.open_snapshot(group, &snapshot);
+                let reader = reader.map_err(|error| ApplyError(Box::new(error)));
+                reader
+                    .and_then(|reader| (keeper.begin)(machine, &snapshot, Box::new(reader)))
+                    .map_err(GroupError::Apply)?;
+            }
+            if (keeper.step)(machine).map_err(GroupError::Apply)? {
+                slot.group.restored();
+                keeper.taking.remove(&group);
+            } else {
+                busy = true;
+            }
+        }
+        Ok(busy)
+    }
+}
+
+impl<S: SnapshotState> HostCore<S> {
+    /// Lets snapshots be made, sent and taken up. Until this is called they are refused.
+    pub fn keep_snapshots(&mut self, setup: SnapshotSetup) {
+        self.keeper = Some(Keeper::new(setup));
+    }
+}

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 
 use raft_log::NodeId;
+use raft_node::core::ChangeError;
 
 /// Why a proposal or a read did not get an answer of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum HostError {
     LeaderChanged,
     /// No leader took it in time. Nothing was proposed.
     Timeout,
+    /// The change of the membership is not allowed, now or at all. Nothing was proposed.
+    Change(ChangeError),
     /// The host is stopping, or has failed.
     Stopped,
     /// There is no such group on this host.
@@ -39,6 +42,7 @@ impl fmt::Display for HostError {
             Self::OutcomeUnknown => f.write_str("the leader changed; the outcome is unknown"),
             Self::LeaderChanged => f.write_str("the leader changed"),
             Self::Timeout => f.write_str("no leader answered in time"),
+            Self::Change(error) => error.fmt(f),
             Self::Stopped => f.write_str("the host stopped"),
             Self::NoGroup => f.write_str("no such group on this host"),
             Self::Snapshot(cause) => write!(f, "no snapshot was made: {cause}"),

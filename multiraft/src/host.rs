@@ -513,6 +513,7 @@ impl<S: StateMachine> HostCore<S> {
             DropReason::NotLeader(_) => HostError::NotLeader(leader),
             DropReason::Busy => HostError::Busy,
             DropReason::LeaderChanged => HostError::LeaderChanged,
+            DropReason::Change(error) => HostError::Change(error),
         };
         let away = self
             .forwarder

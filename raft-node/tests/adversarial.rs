@@ -110,6 +110,7 @@ impl Cluster {
                 terms: runs(disk),
                 applied: Index(0),
                 membership: Membership::of_voters((1..=nodes).map(NodeId)),
+                changes: Vec::new(),
             },
         )
     }

@@ -5,7 +5,8 @@
 //! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
 //! `compact ID TO`, `snapshot FROM->TO` (of what FROM has applied arrives at TO), `install ID` (the state machine takes it up),
 //! `late FROM->TO` (the last snapshot that arrived does so again), `report ID TO moving|failed|INDEX` (of a transfer),
-//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `status`. Lines that begin with `#` are comments.
+//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `status`, `join ID` (a member that nobody knows yet),
+//! `lead ID` (campaigns and stabilizes, without an output), `change ID STEP..` (`+4` adds a voter, `~4` a learner, `^4` promotes, `-4` removes), `members`. Lines that begin with `#` are comments.
 
 mod cluster;
 
@@ -13,14 +14,18 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cluster::{Cluster, Shot};
-use raft_node::core::{Body, Config, Input, Membership, Message, SnapshotReport};
-use raft_node::{Index, NodeId, Term};
+use raft_node::core::{
+    Body, Change, ChangeStep, Config, Input, Membership, Message, SnapshotReport,
+};
+use raft_node::{EntryKind, Index, NodeId, Term};
 
 struct Runner {
     cluster: Cluster,
     isolated: Vec<NodeId>,
     /// The last snapshot that arrived, and the term in which it was sent.
     shot: Option<(Term, Shot)>,
+    /// Whether `stabilize` applies what is committed.
+    applies: bool,
     token: u64,
     out: String,
 }
@@ -40,7 +45,11 @@ fn show(message: &Message) -> String {
         } => {
             let terms: Vec<String> = entries
                 .iter()
-                .map(|entry| format!("{}/{}", entry.index, entry.term))
+                .map(|entry| {
+                    let config = entry.kind == EntryKind::Config;
+                    let mark = if config { "c" } else { "" };
+                    format!("{}/{}{mark}", entry.index, entry.term)
+                })
                 .collect();
             format!(
                 "append after {prev_index}/{prev_term} [{}] commit {commit}",
@@ -52,7 +61,35 @@ fn show(message: &Message) -> String {
     format!("t{} {body}", message.term)
 }
 
-fn setup(words: &[&str]) -> Cluster {
+fn step(word: &str) -> ChangeStep {
+    let id = NodeId(number(&word[1..]));
+    match &word[..1] {
+        "+" => ChangeStep::AddVoter(id),
+        "~" => ChangeStep::AddLearner(id),
+        "^" => ChangeStep::Promote(id),
+        "-" => ChangeStep::Remove(id),
+        _ => panic!("{word} is no step"),
+    }
+}
+
+/// The membership in short, as in `1 2 3 out 1 2 learn 4`.
+fn members(membership: &Membership) -> String {
+    let list = |ids: &[NodeId]| ids.iter().map(|id| format!(" {id}")).collect::<String>();
+    let mut out = list(&membership.voters);
+    for (name, ids) in [
+        (" out", &membership.voters_outgoing),
+        (" learn", &membership.learners),
+    ] {
+        if !ids.is_empty() {
+            out += name;
+            out += &list(ids);
+        }
+    }
+    out
+}
+
+fn setup(words: &[&str]) -> (Cluster, bool) {
+    let mut applies = true;
     let mut config = Config {
         election_ticks: 10,
         heartbeat_ticks: 2,
@@ -72,13 +109,14 @@ fn setup(words: &[&str]) -> Cluster {
             "in" => membership.voters.retain(|id| id.0 <= value),
             "inflight" => config.inflight_messages_max = value as usize,
             "window" => config.window_bytes_max = value as usize,
+            "apply" => applies = value > 0,
             "stall" => config.persist_ticks_max = value,
             "news" => config.snapshot_ticks_max = value,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,
             _ => panic!("{key} is no setting"),
         }
     }
-    Cluster::new(membership, config)
+    (Cluster::new(membership, config), applies)
 }
 
 impl Runner {
@@ -169,7 +207,8 @@ impl Runner {
             if keep {
                 self.cluster.network.push((from, to, message.clone()));
             }
-            if drop || self.isolated.contains(&from) || self.isolated.contains(&to) {
+            let known = self.cluster.members.contains_key(&to);
+            if !known || drop || self.isolated.contains(&from) || self.isolated.contains(&to) {
                 let _ = writeln!(self.out, "lost {from}->{to}");
                 continue;
             }
@@ -185,7 +224,9 @@ impl Runner {
             for id in self.cluster.ids() {
                 self.ready(id);
                 moved |= self.persist(id);
-                self.cluster.apply(id);
+                if self.applies {
+                    self.cluster.apply(id);
+                }
             }
             if !moved && self.cluster.network.is_empty() {
                 return;
@@ -205,6 +246,12 @@ impl Runner {
                 },
             ),
             "campaign" => self.cluster.step(id, Input::Campaign),
+            "lead" => {
+                self.cluster.step(id, Input::Campaign);
+                self.ready(id);
+                self.stabilize();
+                self.out.clear();
+            }
             "propose" => {
                 self.token += 1;
                 self.cluster.propose(id, self.token, words[2]);
@@ -250,7 +297,28 @@ impl Runner {
                 let to = NodeId(number(words[2]));
                 self.cluster.step(id, Input::SnapshotReport { to, report });
             }
-            "persist" => assert!(self.persist(id), "{id} has nothing to persist"),
+            "join" => self.cluster.join(id),
+            "change" => {
+                self.token += 1;
+                let change = Change {
+                    steps: words[2..].iter().map(|word| step(word)).collect(),
+                    ..Change::default()
+                };
+                let token = self.token;
+                self.cluster.step(id, Input::Change { token, change });
+            }
+            "members" => {
+                for (id, member) in &self.cluster.members {
+                    let text = members(member.core.membership());
+                    let _ = writeln!(self.out, "{id} votes{text}");
+                }
+                return;
+            }
+            "persist" => assert!(
+                self.persist(id),
+                "{id} has nothing to persist; so far:\n{}",
+                self.out
+            ),
             "deliver" => drop(self.transfer(Self::link(&words[1..]), false, false)),
             "repeat" => drop(self.transfer(Self::link(&words[1..]), false, true)),
             "drop" => drop(self.transfer(Self::link(&words[1..]), true, false)),
@@ -276,8 +344,16 @@ impl Runner {
             }
             "log" => {
                 for entry in self.cluster.members[&id].log() {
-                    let text = String::from_utf8_lossy(&entry.payload).into_owned();
-                    let _ = writeln!(self.out, "{}/{} {text:?}", entry.index, entry.term);
+                    let text = match entry.kind {
+                        EntryKind::Normal => {
+                            format!("{:?}", String::from_utf8_lossy(&entry.payload))
+                        }
+                        EntryKind::Config => {
+                            let read = Membership::decode(&entry.payload);
+                            format!("votes{}", members(&read.expect("a membership")))
+                        }
+                    };
+                    let _ = writeln!(self.out, "{}/{} {text}", entry.index, entry.term);
                 }
                 return;
             }
@@ -320,9 +396,10 @@ fn play(script: &str) -> String {
         result.push_str(head);
         for line in head.lines().filter(|line| !line.starts_with('#')) {
             if let Some(words) = line.strip_prefix("nodes ") {
-                let cluster = setup(&words.split_whitespace().collect::<Vec<_>>());
+                let (cluster, applies) = setup(&words.split_whitespace().collect::<Vec<_>>());
                 runner = Some(Runner {
                     cluster,
+                    applies,
                     isolated: vec![],
                     shot: None,
                     token: 0,
@@ -364,6 +441,7 @@ fn scripts_give_the_recorded_outputs() {
     let update = std::env::var_os("UPDATE").is_some();
     for path in paths {
         let script = std::fs::read_to_string(&path).expect("readable");
+        println!("{}", path.display());
         let result = play(&script);
         if update {
             std::fs::write(&path, &result).expect("writable");

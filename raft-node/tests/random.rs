@@ -1,5 +1,6 @@
-//! Random runs of a few members under message loss, reordering, crashes and slow disks, from printed seeds. What is
-//! checked: one leader per term, no committed entry is ever lost or changed, and what was applied agrees.
+//! Random runs of a few members under message loss, reordering, crashes and slow disks, while members come and go and
+//! leadership is handed over, from printed seeds. What is checked: one leader per term, no committed entry is ever lost or
+//! changed, and what was applied agrees. `SEED=n` runs one seed, `SEEDS=n` the first n.
 
 #![expect(clippy::print_stdout, reason = "a failing run must name its seed")]
 
@@ -9,8 +10,10 @@ mod rng;
 use std::collections::BTreeMap;
 
 use cluster::{Cluster, Shot};
-use raft_node::core::{Config, Input, Membership, Role, SnapshotReport, SnapshotVerdict};
-use raft_node::{Entry, Index, NodeId, Term};
+use raft_node::core::{
+    Change, ChangeStep, Config, Input, Membership, Role, SnapshotReport, SnapshotVerdict,
+};
+use raft_node::{Entry, EntryKind, Index, NodeId, Term};
 use rng::Rng;
 
 #[derive(Default)]
@@ -93,8 +96,34 @@ fn deliver_snapshot(cluster: &mut Cluster, shots: &mut Shots, rng: &mut Rng, los
     taken
 }
 
-/// Returns how many entries were committed, how many reads ended, and how often a log began anew.
-fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
+/// Up to three steps; many of them make no sense at the time.
+fn change(rng: &mut Rng, ids: &[NodeId]) -> Change {
+    let steps = (0..=rng.below(3)).map(|_| {
+        let id = ids[rng.below(ids.len() as u64) as usize];
+        match rng.below(5) {
+            0 => ChangeStep::AddVoter(id),
+            1 => ChangeStep::AddLearner(id),
+            2 => ChangeStep::Promote(id),
+            _ => ChangeStep::Remove(id),
+        }
+    });
+    Change {
+        steps: steps.collect(),
+        ..Change::default()
+    }
+}
+
+/// What the runs of a test came to.
+#[derive(Default)]
+struct Outcome {
+    committed: usize,
+    reads: usize,
+    changes: usize,
+    /// How often a log began anew.
+    restarts: usize,
+}
+
+fn run(seed: u64, voters: u64) -> Outcome {
     let mut rng = Rng::new(seed);
     let config = Config {
         heartbeat_ticks: 2,
@@ -106,13 +135,17 @@ fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
         ..Config::default()
     };
     let mut cluster = Cluster::new(Membership::of_voters((1..=voters).map(NodeId)), config);
+    for id in voters + 1..=voters + 2 {
+        cluster.join(NodeId(id));
+    }
     let mut checker = Checker::default();
     let mut shots = Shots::new();
     let ids = cluster.ids();
+    let pick = |rng: &mut Rng| ids[rng.below(ids.len() as u64) as usize];
     let mut token = 0;
     let mut cut: Option<NodeId> = None;
     for turn in 0..1_500_u64 {
-        let id = ids[rng.below(voters) as usize];
+        let id = pick(&mut rng);
         match rng.below(100) {
             0 => cluster.restart(id),
             1 => cut = Some(id),
@@ -132,7 +165,7 @@ fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
                 cluster.step(id, Input::Read { token });
             }
             21 => {
-                let to = ids[rng.below(voters) as usize];
+                let to = pick(&mut rng);
                 cluster.step(id, Input::Transfer { to });
             }
             22..=24 => {
@@ -148,7 +181,14 @@ fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
                 checker.restarts += usize::from(taken);
             }
             26..=27 => drop(cluster.install(id)),
-            28..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
+            28 => {
+                token += 1;
+                let change = change(&mut rng, &ids);
+                let leads = |id: &&NodeId| cluster.members[id].core.status().committed_in_term;
+                let leader = *ids.iter().rfind(leads).unwrap_or(&id);
+                cluster.step(leader, Input::Change { token, change });
+            }
+            29..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
             41..=60 => {
                 cluster.persist(id);
             }
@@ -174,14 +214,25 @@ fn run(seed: u64, voters: u64) -> (usize, usize, usize) {
         checker.check(&mut cluster);
     }
     settle(&mut cluster, &mut checker, &mut rng, token);
-    (
-        checker.committed.len(),
-        checker.reads_ended,
-        checker.restarts,
-    )
+    let changes = checker.committed.iter();
+    Outcome {
+        committed: checker.committed.len(),
+        reads: checker.reads_ended,
+        changes: changes.filter(|e| e.kind == EntryKind::Config).count(),
+        restarts: checker.restarts,
+    }
 }
 
-/// Faults are over: within a bounded time there is one leader, and everybody applies the same.
+/// What a failed test wants to know.
+fn statuses(cluster: &Cluster) -> String {
+    let line = |member: &cluster::Member| {
+        let (status, membership) = (member.core.status(), member.core.membership());
+        format!("{status:?} {membership:?}\n")
+    };
+    cluster.members.values().map(line).collect()
+}
+
+/// Faults are over: within a bounded time there is one leader, and all members that are left apply the same.
 fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u64) {
     let mut shots = Shots::new();
     let ids = cluster.ids();
@@ -206,8 +257,11 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u6
         let leader = ids
             .iter()
             .find(|id| cluster.members[id].core.status().committed_in_term)
-            // A transfer under way refuses proposals; it ends within an election timeout.
-            .filter(|id| cluster.members[id].core.status().transferring.is_none());
+            // A transfer under way refuses proposals, and so does a leader that leaves; both end soon.
+            .filter(|id| {
+                let core = &cluster.members[id].core;
+                core.status().transferring.is_none() && core.membership().is_voter(**id)
+            });
         if let Some(leader) = leader
             && !proposed
             // By then no order to campaign is on its way any more.
@@ -218,18 +272,24 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u6
         }
     }
     let applied = |id: &NodeId| cluster.members[id].applied.len();
-    assert!(
-        ids.iter().all(|id| applied(id) == applied(&ids[0])),
-        "the members did not converge"
-    );
-    let last = cluster.members[&ids[0]].applied.iter().rev();
+    let lead = ids
+        .iter()
+        .find(|id| cluster.members[id].core.status().committed_in_term)
+        .unwrap_or_else(|| panic!("no leader after the faults: {}", statuses(cluster)));
+    let membership = cluster.members[lead].core.membership();
+    assert!(!membership.is_joint(), "the last change did not end");
+    for id in membership.members() {
+        let reached = applied(&id);
+        assert_eq!(reached, applied(lead), "{id} did not converge");
+    }
+    let last = cluster.members[lead].applied.iter().rev();
     assert!(
         last.take(3).any(|entry| entry.payload == "last"),
         "no progress after the faults"
     );
     assert_eq!(
         checker.committed.last().map(|entry| entry.index),
-        Some(Index(applied(&ids[0]) as u64))
+        Some(Index(applied(lead) as u64))
     );
 }
 
@@ -237,21 +297,30 @@ fn runs(voters: u64, seeds: std::ops::Range<u64>) {
     let only = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
-    let (mut committed, mut reads, mut restarts) = (0, 0, 0);
+    let mut all = Outcome::default();
+    let seeds = match std::env::var("SEEDS").map(|count| count.parse::<u64>()) {
+        Ok(Ok(count)) => 0..count,
+        _ => seeds,
+    };
     for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
         println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}");
-        let more = run(seed, voters);
-        committed += more.0;
-        reads += more.1;
-        restarts += more.2;
+        let outcome = run(seed, voters);
+        all.committed += outcome.committed;
+        all.reads += outcome.reads;
+        all.changes += outcome.changes;
+        all.restarts += outcome.restarts;
     }
-    assert!(committed > 0, "the runs committed nothing");
-    assert!(reads > 0, "no read ended in any run");
+    assert!(all.committed > 0, "the runs committed nothing");
+    assert!(all.reads > 0, "no read ended in any run");
+    assert!(all.changes > 0, "no change was committed in any run");
     assert!(
-        restarts > 0 || voters == 1 || only.is_some(),
+        all.restarts > 0 || voters == 1 || only.is_some(),
         "no log began anew in any run"
     );
-    println!("{committed} entries committed, {reads} reads ended, {restarts} logs began anew");
+    println!(
+        "{} entries committed, {} of them changes; {} reads ended, {} logs began anew",
+        all.committed, all.changes, all.reads, all.restarts
+    );
 }
 
 #[test]

@@ -139,6 +139,9 @@ pub struct Initial {
     pub terms: Vec<(Index, Term)>,
     /// The last index that the state machine has applied.
     pub applied: Index,
-    /// The membership as of `applied`.
+    /// The membership as of `applied`. A member that joins and knows none yet starts with the voters that it was told of,
+    /// without itself: it does not campaign until an entry names it.
     pub membership: Membership,
+    /// Memberships of entries above `applied`, ascending by index.
+    pub changes: Vec<(Index, Membership)>,
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::membership::Membership;
+use super::change::{Change, ChangeError};
 use super::message::Message;
 use super::snapshot::{Snapshot, SnapshotReport, SnapshotVerdict};
 use crate::{Entry, EntryKind, HardState, Index, NodeId, Term};
@@ -26,11 +26,11 @@ pub enum Input {
         /// The message.
         message: Message,
     },
-    /// A command, or a membership change, to be replicated.
+    /// A command to be replicated.
     Propose {
         /// Comes back in [`Effects::proposed`] or [`Effects::dropped`]; none when nobody waits.
         token: Option<u64>,
-        /// What the payload is.
+        /// [`EntryKind::Normal`]; a change of the membership is an [`Input::Change`].
         kind: EntryKind,
         /// The payload.
         payload: Bytes,
@@ -49,8 +49,13 @@ pub enum Input {
     Persisted(PersistId),
     /// The state machine has applied up to here.
     Applied(Index),
-    /// A membership entry was applied: it is in force from now on.
-    MembershipApplied(Membership),
+    /// A change of the membership.
+    Change {
+        /// Comes back in [`Effects::proposed`] or [`Effects::dropped`].
+        token: u64,
+        /// What is to change.
+        change: Change,
+    },
     /// The answer to a [`Fetch`].
     EntriesFetched {
         /// The member that needs them.
@@ -94,10 +99,18 @@ pub enum Input {
 pub enum DropReason {
     /// This member does not lead; the leader, if known, is named.
     NotLeader(Option<NodeId>),
-    /// Too much is uncommitted, or a membership change or a transfer of leadership is under way.
+    /// Too much is uncommitted, or leadership is being handed over.
     Busy,
     /// This member led when the read arrived and does not any more.
     LeaderChanged,
+    /// The change of the membership is not allowed, now or at all.
+    Change(ChangeError),
+}
+
+impl From<ChangeError> for DropReason {
+    fn from(error: ChangeError) -> Self {
+        Self::Change(error)
+    }
 }
 
 /// What must become durable, all of it together.
@@ -147,6 +160,8 @@ pub struct Effects {
     pub dropped: Vec<(u64, DropReason)>,
     /// Entries to fetch.
     pub fetch: Vec<Fetch>,
+    /// The membership entry at this index, which a leader sent, cannot be read: this member cannot go on.
+    pub unreadable: Option<Index>,
     /// Members that need entries which the log no longer holds: each is to get a snapshot of the log's base or above it.
     /// Say by [`Input::SnapshotReport`] what becomes of that. Who hears nothing for [`super::Config::snapshot_ticks_max`]
     /// asks again.

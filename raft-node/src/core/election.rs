@@ -46,7 +46,7 @@ impl Core {
 
     /// Enters the next term and asks for votes in it.
     pub(super) fn campaign(&mut self, forced: bool, out: &mut Effects) {
-        if !self.membership.is_voter(self.config.id) {
+        if !self.may_campaign() {
             return;
         }
         let term = Term(self.term.0 + 1);
@@ -347,8 +347,7 @@ impl Core {
             first_of_term,
             uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
-            // Whether there is a change among the entries that are not applied is not known: assume it.
-            pending_membership: self.log.last_index(),
+            changing: !self.memberships.is_settled(),
         }));
         self.append(EntryKind::Normal, Bytes::new());
     }

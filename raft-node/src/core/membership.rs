@@ -1,7 +1,8 @@
 //! Who votes and who only follows, and its durable encoding.
 //!
-//! Layout, little-endian: version `u8` = 1, then three lists (voters, outgoing voters, learners), each a count `u32` and
-//! that many node ids `u64` in ascending order.
+//! Layout, little-endian: version `u8`, then three lists (voters, outgoing voters, learners), each a count `u32` and that
+//! many node ids `u64` in ascending order. With version 1 that is all; with version 2 the rest is the context of the
+//! change, which is not empty.
 
 use std::fmt;
 
@@ -10,6 +11,7 @@ use bytes::Bytes;
 use crate::NodeId;
 
 const VERSION: u8 = 1;
+const VERSION_WITH_CONTEXT: u8 = 2;
 /// More members than this in one list is damage, not a cluster.
 const MEMBERS_MAX: usize = 1024;
 
@@ -62,6 +64,18 @@ impl Membership {
         self.voters.contains(&id) || self.voters_outgoing.contains(&id)
     }
 
+    /// True when the member votes or learns.
+    #[must_use]
+    pub fn contains(&self, id: NodeId) -> bool {
+        self.is_voter(id) || self.learners.contains(&id)
+    }
+
+    /// True while a change of the voters is under way.
+    #[must_use]
+    pub fn is_joint(&self) -> bool {
+        !self.voters_outgoing.is_empty()
+    }
+
     /// True when this member alone decides.
     #[must_use]
     pub fn is_sole_voter(&self, id: NodeId) -> bool {
@@ -95,7 +109,17 @@ impl Membership {
     /// The durable form.
     #[must_use]
     pub fn encode(&self) -> Bytes {
-        let mut out = vec![VERSION];
+        self.encode_with(&Bytes::new())
+    }
+
+    /// The durable form, with the context of the change that leads to it.
+    pub(super) fn encode_with(&self, context: &Bytes) -> Bytes {
+        let version = if context.is_empty() {
+            VERSION
+        } else {
+            VERSION_WITH_CONTEXT
+        };
+        let mut out = vec![version];
         for list in [&self.voters, &self.voters_outgoing, &self.learners] {
             let count = u32::try_from(list.len()).expect("a list of members is short");
             out.extend_from_slice(&count.to_le_bytes());
@@ -103,13 +127,27 @@ impl Membership {
                 out.extend_from_slice(&id.0.to_le_bytes());
             }
         }
+        out.extend_from_slice(context);
         out.into()
     }
 
     /// Reads the durable form.
     pub fn decode(bytes: &[u8]) -> Result<Self, MembershipError> {
-        let mut rest = match bytes.split_first() {
-            Some((&VERSION, rest)) => rest,
+        Self::decode_with(bytes).map(|(membership, _)| membership)
+    }
+
+    /// The context of the change whose entry this is the payload of; empty when it has none.
+    pub fn context(payload: &Bytes) -> Result<Bytes, MembershipError> {
+        let (_, len) = Self::decode_with(payload)?;
+        Ok(payload.slice(payload.len() - len..))
+    }
+
+    /// The membership, and the length of the context behind it.
+    fn decode_with(bytes: &[u8]) -> Result<(Self, usize), MembershipError> {
+        let (version, mut rest) = match bytes.split_first() {
+            Some((&version, rest)) if version == VERSION || version == VERSION_WITH_CONTEXT => {
+                (version, rest)
+            }
             _ => return Err(MembershipError { offset: 0 }),
         };
         let mut lists = [Vec::new(), Vec::new(), Vec::new()];
@@ -134,17 +172,23 @@ impl Membership {
                 return Err(MembershipError { offset });
             }
         }
-        if !rest.is_empty() || lists[0].is_empty() {
+        let [voters, voters_outgoing, learners] = lists;
+        let membership = Self {
+            voters,
+            voters_outgoing,
+            learners,
+        };
+        let has_context = version == VERSION_WITH_CONTEXT;
+        let both = |id: &NodeId| membership.is_voter(*id);
+        if rest.is_empty() == has_context
+            || membership.voters.is_empty()
+            || membership.learners.iter().any(both)
+        {
             return Err(MembershipError {
                 offset: bytes.len() - rest.len(),
             });
         }
-        let [voters, voters_outgoing, learners] = lists;
-        Ok(Self {
-            voters,
-            voters_outgoing,
-            learners,
-        })
+        Ok((membership, rest.len()))
     }
 }
 
@@ -159,7 +203,22 @@ mod tests {
             voters_outgoing: vec![NodeId(1)],
             learners: vec![NodeId(9)],
         };
-        assert_eq!(Membership::decode(&membership.encode()), Ok(membership));
+        let bytes = membership.encode();
+        assert_eq!(Membership::decode(&bytes), Ok(membership.clone()));
+        assert_eq!(Membership::context(&bytes), Ok(Bytes::new()));
+        let context = Bytes::from_static(b"addresses");
+        let bytes = membership.encode_with(&context);
+        assert_eq!(Membership::decode(&bytes), Ok(membership));
+        assert_eq!(Membership::context(&bytes), Ok(context));
+    }
+
+    #[test]
+    fn member_that_votes_and_learns_is_refused() {
+        let membership = Membership {
+            learners: vec![NodeId(2)],
+            ..Membership::of_voters([NodeId(1), NodeId(2)])
+        };
+        assert!(Membership::decode(&membership.encode()).is_err());
     }
 
     #[test]

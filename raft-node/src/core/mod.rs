@@ -37,7 +37,8 @@
 //!   the core knows index, term and membership. The receiver's log begins anew with it in a persist batch, and what it
 //!   acknowledges leaves after that batch. Until the state machine has taken it up the member votes, but does not
 //!   campaign.
-//! - A membership change takes effect when it is applied ([`Input::MembershipApplied`]); one at a time.
+//! - A membership change ([`Input::Change`]) is in force as soon as its entry is in the log, and ends with the entry if that
+//!   is cut; one at a time. Voters change by way of a joint configuration, which the leader leaves by itself.
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm", and Ongaro's dissertation,
 //! chapters 3, 4 and 6.
@@ -46,6 +47,7 @@
 //!
 //! There is no read by lease yet.
 
+mod change;
 mod config;
 mod effects;
 mod election;
@@ -62,6 +64,7 @@ mod transfer;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use change::History;
 use log_view::LogView;
 use progress::Progress;
 use read::{Asking, Reader};
@@ -71,6 +74,7 @@ use transfer::Transfer;
 use crate::{EntryKind, GroupId, HardState, Index, NodeId, Term};
 
 use crate::testing::{Bug, bug};
+pub use change::{Change, ChangeError, ChangeStep, VOTERS_MAX};
 pub use config::{Config, ConfigError, Initial, ValidConfig};
 pub use effects::{DropReason, Effects, Fetch, Input, PersistBatch, PersistId};
 pub use membership::{Membership, MembershipError};
@@ -140,8 +144,8 @@ struct Leader {
     /// Payload bytes of entries above the commit index.
     uncommitted: VecDeque<(Index, usize)>,
     uncommitted_bytes: usize,
-    /// The last membership entry proposed or inherited; no other one until it is applied.
-    pending_membership: Index,
+    /// A change was appended, and those that it removes may still get entries.
+    changing: bool,
 }
 
 enum RoleState {
@@ -167,7 +171,9 @@ struct Inflight {
 /// One member of one group.
 pub struct Core {
     config: Config,
+    /// The one in force: the newest of `memberships`.
     membership: Membership,
+    memberships: History,
     log: LogView,
     term: Term,
     vote: Option<NodeId>,
@@ -222,8 +228,10 @@ impl Core {
             "an entry of a later term"
         );
         let rng = Rng::new(config.seed ^ config.id.0.rotate_left(32) ^ config.group.0);
+        let memberships = History::new(initial.membership, initial.changes, commit);
         let mut core = Self {
-            membership: initial.membership,
+            membership: memberships.in_force().clone(),
+            memberships,
             term,
             vote,
             leader: None,
@@ -272,7 +280,7 @@ impl Core {
                 assert!(index <= self.commit, "only committed entries are applied");
                 self.applied = index;
             }
-            Input::MembershipApplied(membership) => self.apply_membership(membership, out),
+            Input::Change { token, change } => self.propose_change(token, &change, out),
             Input::EntriesFetched { to, entries } => self.send_fetched(to, entries, out),
             Input::Unreachable { to } => {
                 if let RoleState::Leader(leader) = &mut self.role
@@ -300,7 +308,9 @@ impl Core {
     pub fn ready(&mut self, out: &mut Effects) {
         self.ask_leader(out);
         self.start_round(out);
+        self.leave_joint();
         self.replicate(out);
+        self.end_change(out);
         assert!(
             out.persist.is_none(),
             "the last persist batch was not taken"
@@ -406,10 +416,7 @@ impl Core {
             ),
             RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 // A sole candidate waits for its disk alone.
-                (
-                    self.election_timeout,
-                    !sole && self.membership.is_voter(self.config.id),
-                )
+                (self.election_timeout, !sole && self.may_campaign())
             }
         };
         let own = active.then(|| period.saturating_sub(self.ticks_since_contact));
@@ -447,7 +454,7 @@ impl Core {
                 let waits_for_disk = self.membership.is_sole_voter(me)
                     && matches!(self.role, RoleState::Candidate(_));
                 if self.ticks_since_contact >= self.election_timeout
-                    && self.membership.is_voter(me)
+                    && self.may_campaign()
                     && !waits_for_disk
                 {
                     if self.disk_stalls() || self.is_restoring() {
@@ -478,36 +485,6 @@ impl Core {
         self.advance_commit(out);
     }
 
-    fn apply_membership(&mut self, membership: Membership, out: &mut Effects) {
-        membership.assert_valid();
-        self.membership = membership;
-        let (me, next) = (self.config.id, self.log.last_index().next());
-        let members = self.membership.members();
-        if let RoleState::Leader(leader) = &mut self.role {
-            if !self.membership.is_voter(me) {
-                let term = self.term;
-                self.become_follower(term, None, out);
-                return;
-            }
-            leader.progress.retain(|id, _| members.contains(id));
-            let now = leader.now;
-            if leader
-                .transfer
-                .is_some_and(|transfer| !self.membership.is_voter(transfer.to))
-            {
-                leader.transfer = None;
-            }
-            for id in members {
-                leader
-                    .progress
-                    .entry(id)
-                    .or_insert_with(|| Progress::new(next, now));
-            }
-            // A smaller quorum may have been reached already.
-            self.advance_commit(out);
-        }
-    }
-
     fn propose(
         &mut self,
         token: Option<u64>,
@@ -515,6 +492,10 @@ impl Core {
         payload: bytes::Bytes,
         out: &mut Effects,
     ) {
+        assert!(
+            kind == EntryKind::Normal,
+            "a membership change is proposed as one"
+        );
         let leader_id = self.leader;
         let RoleState::Leader(leader) = &mut self.role else {
             let reason = DropReason::NotLeader(leader_id);
@@ -522,8 +503,9 @@ impl Core {
             return;
         };
         let full = leader.uncommitted_bytes >= self.config.uncommitted_bytes_max;
-        let changing = kind == EntryKind::Config && leader.pending_membership > self.applied;
-        if full || changing || leader.transfer.is_some() {
+        // What a leader that is leaving accepts now, nobody here would see applied.
+        let leaving = !self.membership.is_voter(self.config.id);
+        if full || leaving || leader.transfer.is_some() {
             out.dropped
                 .extend(token.map(|token| (token, DropReason::Busy)));
             return;
@@ -545,9 +527,6 @@ impl Core {
         );
         leader.uncommitted.push_back((index, payload.len()));
         leader.uncommitted_bytes += payload.len();
-        if kind == EntryKind::Config {
-            leader.pending_membership = index;
-        }
         self.log.append(crate::Entry {
             index,
             term: self.term,

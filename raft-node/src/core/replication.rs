@@ -124,6 +124,8 @@ impl Core {
             );
             at = entry.index;
         }
+        let memberships = Self::read_memberships(&mut entries, out);
+        at = entries.last().map_or(prev_index, |entry| entry.index);
         let base = self.log.base_index();
         if at <= base && prev_index < base {
             // All of it is committed and compacted here.
@@ -155,9 +157,11 @@ impl Core {
         {
             self.cut(first.index);
         }
+        let appended_from = self.log.last_index();
         for entry in entries.drain(known..) {
             self.log.append(entry);
         }
+        self.follow_memberships(memberships, appended_from);
         let matched = if bug(Bug::CommitUnmatched) {
             self.log.last_index()
         } else {
@@ -177,6 +181,7 @@ impl Core {
             self.commit
         );
         self.log.truncate(from);
+        self.cut_memberships(from);
         for batch in self
             .inflight
             .iter_mut()
@@ -278,6 +283,7 @@ impl Core {
             "only what is in the log is committed"
         );
         self.commit = commit;
+        self.memberships.committed(commit);
         out.commit = Some(commit);
     }
 

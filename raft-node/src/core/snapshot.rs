@@ -97,7 +97,7 @@ impl Core {
         self.commit_to(index, out);
         let membership = snapshot.membership.clone();
         self.restart = Some(snapshot);
-        self.apply_membership(membership, out);
+        self.restart_memberships(membership);
         self.attest_to_leader(index);
         SnapshotVerdict::Restart
     }

@@ -26,7 +26,8 @@ impl Core {
     /// Begins a transfer. Nothing happens unless this member leads, the target is another voter, and no transfer is
     /// under way; [`super::Status::transferring`] tells.
     pub(super) fn transfer(&mut self, to: NodeId) {
-        let votes = to != self.config.id && self.membership.is_voter(to);
+        // Who is about to leave does not take over.
+        let votes = to != self.config.id && self.membership.voters.contains(&to);
         if let RoleState::Leader(leader) = &mut self.role
             && votes
             && leader.transfer.is_none()
@@ -117,7 +118,7 @@ impl Core {
             .iter()
             .filter(|(id, progress)| {
                 **id != me
-                    && membership.is_voter(**id)
+                    && membership.voters.contains(id)
                     && progress.mode == Mode::Replicate
                     && leader.now - progress.heard_at <= heartbeat
             })

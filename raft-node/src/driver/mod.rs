@@ -28,7 +28,7 @@ use bytes::Bytes;
 use raft_log::{Base, ErrorKind, Log, LogError, Record, WriteBatch};
 
 use crate::core::{
-    Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
+    Change, Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
 };
 use crate::testing::{Bug, bug};
 use crate::{ApplyError, EntryKind, GroupId, Index, NodeId, StateMachine, Term, TickContext};
@@ -87,7 +87,7 @@ impl From<LogError> for GroupError {
 /// What a waiting caller learns. Each token that was given to [`Group::propose`] or [`Group::read`] occurs exactly once.
 #[derive(Debug)]
 pub enum Event<T> {
-    /// The proposal was applied.
+    /// The proposal was applied; a change of the membership also ended. The output is that of its first entry.
     Applied(u64, T),
     /// The state machine has reached the index of the read.
     ReadReady(u64),
@@ -111,6 +111,10 @@ pub struct Group<S: StateMachine> {
     proposals: VecDeque<(Index, Term, u64)>,
     /// Reads whose index is known and not applied yet.
     reads: Vec<(Index, u64)>,
+    /// Changes of the membership that are applied and whose joint configuration is not left yet.
+    changes: Vec<(u64, S::Output)>,
+    /// A membership entry of a leader's that cannot be read.
+    unreadable: Option<Index>,
     events: Vec<Event<S::Output>>,
     outputs: Vec<S::Output>,
     commands: Vec<Bytes>,
@@ -174,6 +178,12 @@ impl<S: StateMachine> Group<S> {
             kind: EntryKind::Normal,
             payload,
         });
+    }
+
+    /// Proposes a change of the membership. The token comes back in one [`Event`]: when the change is applied and no joint
+    /// configuration is in force any more, or with the reason why nothing was proposed.
+    pub fn propose_change(&mut self, token: u64, change: Change) {
+        self.step(Input::Change { token, change });
     }
 
     /// Asks for a linearizable read. The token comes back when the state machine is recent enough.
@@ -321,7 +331,11 @@ impl<S: StateMachine> Group<S> {
                 }
                 self.proposals.pop_front();
                 if index == entry.index && term == entry.term {
-                    self.events.push(Event::Applied(token, output));
+                    if entry.kind == EntryKind::Config {
+                        self.changes.push((token, output));
+                    } else {
+                        self.events.push(Event::Applied(token, output));
+                    }
                     break;
                 }
                 self.events.push(Event::Unknown(token));
@@ -330,8 +344,10 @@ impl<S: StateMachine> Group<S> {
         self.applied = last;
         self.step(Input::Applied(last));
         if let Some(membership) = membership {
-            self.memberships.push_back((last, membership.clone()));
-            self.step(Input::MembershipApplied(membership));
+            if !membership.is_joint() {
+                self.end_changes();
+            }
+            self.memberships.push_back((last, membership));
         }
         self.release_reads();
         Ok(self.can_apply())
@@ -441,6 +457,7 @@ impl<S: StateMachine> Group<S> {
         for (token, reason) in self.effects.dropped.drain(..) {
             self.events.push(Event::Dropped(token, reason));
         }
+        self.unreadable = self.unreadable.or(self.effects.unreadable.take());
         if let Some(commit) = self.effects.commit.take() {
             assert!(commit >= self.commit, "the commit index went back");
             self.commit = commit;
@@ -457,8 +474,11 @@ impl<S: StateMachine> Group<S> {
     }
 
     /// Serves the core's requests for entries that it no longer holds in memory. A peer that needs entries below the
-    /// base needs a snapshot instead.
+    /// base needs a snapshot instead. Fails when a leader sent what this member cannot read.
     pub fn fetch(&mut self) -> Result<(), GroupError> {
+        if let Some(index) = self.unreadable {
+            return Err(GroupError::Membership(index));
+        }
         for Fetch {
             to,
             from,
@@ -490,6 +510,13 @@ impl<S: StateMachine> Group<S> {
             }
             !ready
         });
+    }
+
+    /// No joint configuration is in force: who waited for that hears of it.
+    fn end_changes(&mut self) {
+        let ended = self.changes.drain(..);
+        self.events
+            .extend(ended.map(|(token, output)| Event::Applied(token, output)));
     }
 
     /// The log from `from` on was overwritten: proposals there will not be applied under their index.

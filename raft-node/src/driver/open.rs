@@ -8,7 +8,10 @@ use raft_log::{Base, GroupInfo, Log, LogError, Record, WriteBatch};
 
 use super::Group;
 use crate::core::{Core, Effects, Initial, Membership, ValidConfig};
-use crate::{GroupId, Index, StateMachine, Term};
+use crate::{EntryKind, GroupId, Index, StateMachine, Term};
+
+/// Bytes of entries that a start reads at once to find membership changes, plus one entry.
+const SCAN_BYTES_MAX: usize = 1 << 20;
 
 /// What a group is opened with.
 #[derive(Clone, Debug)]
@@ -157,6 +160,7 @@ impl<S: StateMachine> Group<S> {
             .expect("the base has a membership")
             .1
             .clone();
+        let changes = changes(&log, id, applied.index.next(), info.last_index)?;
         let mut hard_state = info.hard_state;
         let commit = hard_state
             .commit
@@ -174,6 +178,7 @@ impl<S: StateMachine> Group<S> {
                 terms: term_runs(&log, id, &info),
                 applied: applied.index,
                 membership,
+                changes,
             },
         );
         Ok(Self {
@@ -186,6 +191,8 @@ impl<S: StateMachine> Group<S> {
             messages: Vec::new(),
             proposals: VecDeque::new(),
             reads: Vec::new(),
+            changes: Vec::new(),
+            unreadable: None,
             events: Vec::new(),
             outputs: Vec::new(),
             commands: Vec::new(),
@@ -245,6 +252,33 @@ fn memberships(
         .map_err(|_| OpenError::Membership(group, base))?;
     let newer = applied.filter(|(index, _)| *index > base);
     Ok(std::iter::once((base, first)).chain(newer).collect())
+}
+
+/// The memberships of entries that are in the log and not applied: they are in force already.
+fn changes(
+    log: &Log,
+    group: GroupId,
+    mut from: Index,
+    last: Index,
+) -> Result<Vec<(Index, Membership)>, OpenError> {
+    let mut changes = Vec::new();
+    while from <= last {
+        let entries = log.entries(group, from..last.next(), SCAN_BYTES_MAX)?;
+        for entry in entries
+            .iter()
+            .filter(|entry| entry.kind == EntryKind::Config)
+        {
+            let membership = Membership::decode(&entry.payload)
+                .map_err(|_| OpenError::Membership(group, entry.index))?;
+            changes.push((entry.index, membership));
+        }
+        from = entries
+            .last()
+            .expect("the log returns at least one entry of a range that it holds")
+            .index
+            .next();
+    }
+    Ok(changes)
 }
 
 /// Run-length terms of the log, found by bisection because terms never decrease along it.

@@ -103,6 +103,9 @@ impl<S: StateMachine> Group<S> {
         );
         self.applied = applied.index;
         self.step(Input::Applied(applied.index));
+        if !restore.membership.is_joint() {
+            self.end_changes();
+        }
         self.release_reads();
     }
 

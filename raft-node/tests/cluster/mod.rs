@@ -75,6 +75,15 @@ impl Disk {
     }
 }
 
+impl Disk {
+    fn changes(&self) -> Vec<(Index, Membership)> {
+        let configs = self.entries.iter().filter(|e| e.kind == EntryKind::Config);
+        configs
+            .map(|e| (e.index, Membership::decode(&e.payload).unwrap()))
+            .collect()
+    }
+}
+
 /// A member: its core, its disk, and what waits for the disk.
 pub(crate) struct Member {
     pub(crate) core: Core,
@@ -118,6 +127,12 @@ impl Cluster {
         cluster
     }
 
+    /// A member that knows the first membership and is not part of it.
+    pub(crate) fn join(&mut self, id: NodeId) {
+        let member = self.boot(id, Disk::default());
+        self.members.insert(id, member);
+    }
+
     fn boot(&mut self, id: NodeId, disk: Disk) -> Member {
         self.boots += 1;
         let seed = self.template.seed.wrapping_add(self.boots * 7919);
@@ -142,6 +157,7 @@ impl Cluster {
             membership: meta
                 .map_or(&self.membership, |meta| &meta.membership)
                 .clone(),
+            changes: disk.changes(),
         };
         let commit = hard_state.commit;
         Member {
@@ -264,21 +280,33 @@ impl Cluster {
         let meta = Snapshot {
             index: last.index,
             term: last.term,
-            membership: self.members[&id].core.membership().clone(),
+            membership: self.membership_after(&state),
         };
         Some(Shot { meta, state })
     }
 
+    /// What is in force once these entries, all from the first on, are applied.
+    fn membership_after(&self, entries: &[Entry]) -> Membership {
+        let last = entries
+            .iter()
+            .rfind(|entry| entry.kind == EntryKind::Config);
+        last.map_or_else(
+            || self.membership.clone(),
+            |entry| Membership::decode(&entry.payload).unwrap(),
+        )
+    }
+
     /// The log of a member loses what is applied, up to `to`.
     pub(crate) fn compact(&mut self, id: NodeId, to: Index) {
-        let shot = self.shot(id).unwrap();
+        let applied = self.members[&id].applied.iter();
+        let state: Vec<_> = applied.filter(|e| e.index <= to).cloned().collect();
+        let membership = self.membership_after(&state);
         let member = self.members.get_mut(&id).unwrap();
-        let state: Vec<_> = shot.state.into_iter().filter(|e| e.index <= to).collect();
         let term = state.last().unwrap().term;
         let meta = Snapshot {
             index: to,
             term,
-            ..shot.meta
+            membership,
         };
         member.disk.base = Some(Shot { meta, state });
         member.disk.entries.retain(|entry| entry.index > to);

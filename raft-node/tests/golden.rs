@@ -232,7 +232,10 @@ impl Runner {
                 return;
             }
         }
-        panic!("the group does not come to rest");
+        panic!(
+            "the group does not come to rest:\n{}",
+            self.cluster.statuses()
+        );
     }
 
     fn run(&mut self, line: &str) {

@@ -1,10 +1,11 @@
 //! Majorities. Pure functions, recomputed by sorting each time: incremental quorum state has lost commits elsewhere.
 
+use super::change::VOTERS_MAX;
 use super::membership::Membership;
 use crate::{Index, NodeId};
 
-/// Groups with more voters than this are refused where memberships are made; it bounds the stack buffer here.
-const VOTERS_ON_STACK: usize = 16;
+/// Changes of the membership lead to no more voters than this; a group may have been created with more.
+const VOTERS_ON_STACK: usize = VOTERS_MAX;
 
 /// The outcome of a vote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +67,10 @@ fn majority_index(voters: &[NodeId], acked: &impl Fn(NodeId) -> Index) -> Index 
 
 #[cfg(test)]
 mod tests {
+    use super::super::change::ChangeStep;
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     /// Counts, for every candidate index, who has reached it: slow, obvious, and nothing like the sort.
     fn naive(voters: &[NodeId], acks: &BTreeMap<NodeId, u64>) -> u64 {
@@ -89,11 +91,46 @@ mod tests {
             .unwrap_or(0)
     }
 
-    fn ids(raw: Vec<u64>) -> Vec<NodeId> {
-        let mut ids: Vec<_> = raw.into_iter().map(NodeId).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ids
+    fn ids(raw: impl IntoIterator<Item = u64>) -> Vec<NodeId> {
+        let ids: BTreeSet<_> = raw.into_iter().map(NodeId).collect();
+        ids.into_iter().collect()
+    }
+
+    fn joint(voters: Vec<u64>, outgoing: Vec<u64>) -> Membership {
+        Membership {
+            voters: ids(voters),
+            voters_outgoing: ids(outgoing),
+            learners: Vec::new(),
+        }
+    }
+
+    /// Every set of voters, by brute force; a membership of the tests has at most 10.
+    fn sets(membership: &Membership) -> Vec<BTreeSet<NodeId>> {
+        let members = membership.members();
+        let of = |bits: u32| {
+            let chosen = members
+                .iter()
+                .enumerate()
+                .filter(move |(at, _)| bits >> at & 1 == 1);
+            chosen.map(|(_, id)| *id).collect()
+        };
+        (0..1 << members.len()).map(of).collect()
+    }
+
+    /// The definition, by set arithmetic: more than half of each list that is not empty.
+    fn is_quorum(membership: &Membership, set: &BTreeSet<NodeId>) -> bool {
+        let more_than_half = |list: &Vec<NodeId>| {
+            let list: BTreeSet<_> = list.iter().copied().collect();
+            let inside = list.intersection(set).count();
+            list.is_empty() || inside > list.difference(set).count()
+        };
+        more_than_half(&membership.voters) && more_than_half(&membership.voters_outgoing)
+    }
+
+    fn quorums(membership: &Membership) -> Vec<BTreeSet<NodeId>> {
+        let mut sets = sets(membership);
+        sets.retain(|set| is_quorum(membership, set));
+        sets
     }
 
     proptest! {
@@ -103,11 +140,7 @@ mod tests {
             outgoing in prop::collection::vec(1u64..20, 0..8),
             acks in prop::collection::btree_map(1u64..20, 0u64..30, 0..20),
         ) {
-            let membership = Membership {
-                voters: ids(voters),
-                voters_outgoing: ids(outgoing),
-                learners: Vec::new(),
-            };
+            let membership = joint(voters, outgoing);
             let acks: BTreeMap<_, _> = acks.into_iter().map(|(id, at)| (NodeId(id), at)).collect();
             let fast = committed(&membership, |id| Index(acks.get(&id).copied().unwrap_or(0)));
             let slow =
@@ -115,25 +148,87 @@ mod tests {
             prop_assert_eq!(fast.0, slow);
         }
 
+        /// What is committed is what some quorum holds as a whole, and no other quorum holds more.
         #[test]
-        fn vote_is_lost_exactly_when_it_can_no_longer_be_won(
-            voters in prop::collection::vec(1u64..8, 1..8),
-            votes in prop::collection::btree_map(1u64..8, any::<bool>(), 0..8),
+        fn commit_is_what_the_best_quorum_holds(
+            voters in prop::collection::vec(1u64..9, 1..6),
+            outgoing in prop::collection::vec(1u64..9, 0..6),
+            acks in prop::collection::vec(0u64..6, 9),
         ) {
-            let membership = Membership::of_voters(voters.into_iter().map(NodeId));
-            let count = membership.voters.len();
-            let of = |want| {
-                membership.voters.iter().filter(|id| votes.get(&id.0) == Some(&want)).count()
-            };
-            let (yes, no) = (of(true), of(false));
-            let expected = if 2 * yes > count {
-                VoteResult::Won
-            } else if 2 * (count - no) > count {
-                VoteResult::Pending
-            } else {
-                VoteResult::Lost
+            let membership = joint(voters, outgoing);
+            let held = |id: &NodeId| acks[id.0 as usize];
+            let best = quorums(&membership)
+                .iter()
+                .map(|set| set.iter().map(held).min().expect("a quorum is not empty"))
+                .max();
+            let fast = committed(&membership, |id| Index(held(&id)));
+            prop_assert_eq!(Some(fast.0), best);
+        }
+
+        /// Won, lost and pending, by trying all ways in which those that have not answered could answer.
+        #[test]
+        fn tally_equals_what_all_answers_could_lead_to(
+            voters in prop::collection::vec(1u64..9, 1..6),
+            outgoing in prop::collection::vec(1u64..9, 0..6),
+            votes in prop::collection::btree_map(1u64..9, any::<bool>(), 0..9),
+        ) {
+            let membership = joint(voters, outgoing);
+            let possible = sets(&membership).into_iter().filter(|yes| {
+                let fits = |id: &NodeId| match votes.get(&id.0) {
+                    Some(granted) => *granted == yes.contains(id),
+                    None => true,
+                };
+                membership.members().iter().all(fits)
+            });
+            let (mut won, mut lost) = (0, 0);
+            for yes in possible {
+                *(if is_quorum(&membership, &yes) { &mut won } else { &mut lost }) += 1;
+            }
+            let expected = match (won, lost) {
+                (_, 0) => VoteResult::Won,
+                (0, _) => VoteResult::Lost,
+                _ => VoteResult::Pending,
             };
             prop_assert_eq!(tally(&membership, |id| votes.get(&id.0).copied()), expected);
+        }
+
+        /// Why a change is safe: all quorums on its way meet those before and after them.
+        #[test]
+        fn quorums_meet_from_one_step_of_a_change_to_the_next(
+            voters in prop::collection::vec(1u64..5, 1..5),
+            learners in prop::collection::vec(5u64..7, 0..3),
+            steps in prop::collection::vec((0u8..4, 1u64..9), 1..5),
+        ) {
+            let before = Membership { learners: ids(learners), ..joint(voters, vec![]) };
+            let steps: Vec<_> = steps
+                .into_iter()
+                .map(|(kind, id)| match kind {
+                    0 => ChangeStep::AddVoter(NodeId(id)),
+                    1 => ChangeStep::AddLearner(NodeId(id)),
+                    2 => ChangeStep::Promote(NodeId(id)),
+                    _ => ChangeStep::Remove(NodeId(id)),
+                })
+                .collect();
+            if let Ok(entered) = before.changed(&steps) {
+                let left = entered.left();
+                for (one, other) in [(&before, &entered), (&entered, &left)] {
+                    for a in quorums(one) {
+                        for b in quorums(other) {
+                            prop_assert!(!a.is_disjoint(&b), "{one:?} {a:?} and {other:?} {b:?}");
+                        }
+                    }
+                }
+                for step in steps {
+                    let id = step.member();
+                    let (votes, learns) = (left.voters.contains(&id), left.learners.contains(&id));
+                    let expected = match step {
+                        ChangeStep::AddVoter(_) | ChangeStep::Promote(_) => (true, false),
+                        ChangeStep::AddLearner(_) => (false, true),
+                        ChangeStep::Remove(_) => (false, false),
+                    };
+                    prop_assert_eq!((votes, learns), expected);
+                }
+            }
         }
     }
 }

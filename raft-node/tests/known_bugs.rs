@@ -1,11 +1,18 @@
 //! Bugs that other Raft implementations had, each with what keeps it away here. A case that a golden script shows is
 //! named in [`SCRIPTS`]; the others are tests of this file, with the bug's origin in their comment.
 
+mod group;
+
+use bytes::Bytes;
+use group::{GROUP, leader, nodes, of, open, run, turn};
+use raft_log::WriteBatch;
+use raft_log::vfs::sim::CrashKind;
 use raft_node::core::{
-    Body, Config, Core, Effects, Initial, Input, Membership, Message, PersistId, Role, Snapshot,
-    SnapshotVerdict,
+    Body, Change, ChangeStep, Config, Core, Effects, Initial, Input, Membership, Message,
+    PersistId, Role, Snapshot, SnapshotVerdict,
 };
-use raft_node::{HardState, Index, NodeId, Term};
+use raft_node::driver::Event;
+use raft_node::{Entry, EntryKind, HardState, Index, NodeId, Term};
 
 /// The origin of a bug, and the script in `testdata` that would show it.
 const SCRIPTS: &[(&str, &str)] = &[
@@ -56,6 +63,18 @@ const SCRIPTS: &[(&str, &str)] = &[
     (
         "openraft 1960, for a log that begins anew: a write of the old log counts in the new one",
         "snapshot_write_of_old_log_does_not_count",
+    ),
+    (
+        "raft-rs 234: a leader serves reads on its lease although it has told another one to campaign",
+        "transfer_old_leader_serves_no_read",
+    ),
+    (
+        "raft 80: whether a change is under way is judged by what was proposed, not by what is in force",
+        "change_second_one_refused_until_left",
+    ),
+    (
+        "raft 80, after a change of leader: the predecessor's change is still to come",
+        "change_refused_while_that_of_predecessor_is_open",
     ),
 ];
 
@@ -253,4 +272,289 @@ fn tikv_994_commit_within_the_snapshot_is_no_loss() {
         .iter()
         .filter(|(_, message)| matches!(message.body, Body::AppendReply { .. }));
     assert_eq!(acks.count(), 0);
+}
+
+/// etcd-io/raft 105: the commit index is a hint that may be lost, and a sole voter that trusted it served old data.
+#[test]
+fn raft_105_sole_voter_commits_its_log_before_it_serves() {
+    let config = Config {
+        id: NodeId(1),
+        ..Config::default()
+    };
+    let initial = Initial {
+        hard_state: HardState {
+            term: Term(4),
+            ..HardState::default()
+        },
+        last_index: Index(3),
+        terms: vec![(Index(1), Term(4))],
+        membership: of([1]),
+        ..Initial::default()
+    };
+    let mut core = Core::new(config.validate().expect("valid"), initial);
+    let mut out = Effects::default();
+    core.step(Input::Read { token: 9 }, &mut out);
+    core.ready(&mut out);
+    assert_eq!(
+        out.dropped.len(),
+        1,
+        "it does not lead before its vote is durable"
+    );
+    // Its vote, then the entry that opens its term.
+    for id in [1, 2] {
+        assert_eq!(
+            out.persist.take().map(|batch| batch.id),
+            Some(PersistId(id))
+        );
+        core.step(Input::Read { token: id }, &mut out);
+        core.step(Input::Persisted(PersistId(id)), &mut out);
+        core.ready(&mut out);
+    }
+    assert_eq!(out.commit, Some(Index(4)));
+    assert_eq!(
+        out.reads_ready,
+        [(2, Index(4))],
+        "all that was there is read"
+    );
+}
+
+/// openraft 1802: a vector that was kept sorted step by step lost its order, and an index counted as committed that no
+/// majority had. All orders of six acknowledgements of four members, some of them late.
+#[test]
+fn openraft_1802_commit_in_any_order_of_acknowledgements() {
+    let acks = [(2, 2), (2, 4), (3, 3), (3, 4), (4, 2), (5, 4)];
+    let mut orders = vec![vec![]];
+    for ack in acks {
+        let insert = |order: &Vec<(u64, u64)>| {
+            let at = 0..=order.len();
+            let order = order.clone();
+            at.map(move |at| {
+                let mut longer = order.clone();
+                longer.insert(at, ack);
+                longer
+            })
+            .collect::<Vec<_>>()
+        };
+        orders = orders.iter().flat_map(insert).collect();
+    }
+    assert_eq!(orders.len(), 720);
+    for order in orders {
+        let mut core = lead_of_five();
+        let mut matched = [4, 0, 0, 0, 0];
+        for (from, index) in &order {
+            let index = *index;
+            tell(
+                &mut core,
+                *from,
+                1,
+                Body::AppendReply {
+                    matched: Index(index),
+                },
+            );
+            let held = &mut matched[*from as usize - 1];
+            *held = index.max(*held);
+            let reached = (0..=4).filter(|at| matched.iter().filter(|m| *m >= at).count() >= 3);
+            let expected = reached.max().expect("zero at least");
+            assert_eq!(
+                core.status().commit,
+                Index(expected),
+                "{order:?} at {from}: {index}"
+            );
+        }
+    }
+}
+
+/// The leader of five, with four entries that are durable here and nowhere else.
+fn lead_of_five() -> Core {
+    let mut core = core(1, HardState::default(), of(1..=5));
+    campaign(&mut core);
+    let mut out = Effects::default();
+    core.step(Input::Persisted(PersistId(1)), &mut out);
+    for from in [2, 3] {
+        tell(&mut core, from, 1, Body::VoteReply { granted: true });
+    }
+    for text in ["a", "b", "c"] {
+        let input = Input::Propose {
+            token: None,
+            kind: EntryKind::Normal,
+            payload: Bytes::from(text),
+        };
+        core.step(input, &mut out);
+    }
+    core.ready(&mut out);
+    core.step(Input::Persisted(PersistId(2)), &mut out);
+    core.step(Input::Persisted(PersistId(3)), &mut out);
+    assert_eq!(core.status().persisted, Index(4));
+    core
+}
+
+/// openraft 1544: a follower stopped when entries that contradict each other in the membership followed each other fast.
+#[test]
+fn openraft_1544_memberships_follow_the_entries_through_conflicts() {
+    let joint = |voters: &[u64]| Membership {
+        voters_outgoing: of(1..=3).voters,
+        ..of(voters.iter().copied())
+    };
+    let entry = |index, term, membership: Option<&Membership>| Entry {
+        index: Index(index),
+        term: Term(term),
+        kind: membership.map_or(EntryKind::Normal, |_| EntryKind::Config),
+        payload: membership.map_or(Bytes::new(), Membership::encode),
+    };
+    let mut core = three(3);
+    let mut append = |from, term, prev: (u64, u64), entries: Vec<Entry>| {
+        let body = Body::Append {
+            prev_index: Index(prev.0),
+            prev_term: Term(prev.1),
+            entries,
+            commit: Index(1),
+        };
+        tell(&mut core, from, term, body);
+        core.membership().clone()
+    };
+    let (a, b) = (joint(&[1, 2, 3, 4]), joint(&[1, 3]));
+    let first = vec![entry(1, 1, None), entry(2, 1, Some(&a)), entry(3, 1, None)];
+    assert_eq!(append(1, 1, (0, 0), first), a);
+    // The leader of term 2 never had that change: cut, nothing instead.
+    assert_eq!(append(2, 2, (1, 1), vec![entry(2, 2, None)]), of(1..=3));
+    // The one of term 3 has it, and left it too.
+    let again = vec![
+        entry(2, 1, Some(&a)),
+        entry(3, 3, None),
+        entry(4, 3, Some(&a.left())),
+    ];
+    assert_eq!(append(1, 3, (1, 1), again), of(1..=4));
+    // Both are cut at once, for another change at the first one's place.
+    let other = vec![entry(2, 4, Some(&b))];
+    assert_eq!(append(2, 4, (1, 1), other.clone()), b);
+    // A late copy of the same changes nothing, and one that is known in part adds the rest.
+    assert_eq!(append(2, 4, (1, 1), other), b);
+    let more = vec![entry(2, 4, Some(&b)), entry(3, 4, Some(&b.left()))];
+    assert_eq!(append(2, 4, (1, 1), more), of([1, 3]));
+}
+
+/// etcd-io/raft 149: after a late refusal the next index lay at or below what the member had acknowledged.
+#[test]
+fn raft_149_next_stays_above_matched_after_late_refusals() {
+    let mut core = lead_of_five();
+    tell(&mut core, 2, 1, Body::AppendReply { matched: Index(3) });
+    for (rejected, hint) in [(0, 0), (2, 1), (3, 2), (4, 1), (3, 0), (4, 0)] {
+        let refusal = Body::AppendReject {
+            rejected: Index(rejected),
+            hint_index: Index(hint),
+            hint_term: Term(1),
+        };
+        let mut sent = tell(&mut core, 2, 1, refusal).send_now;
+        let reply = Body::HeartbeatReply { round: 0 };
+        sent.extend(tell(&mut core, 2, 1, reply).send_now);
+        for (to, message) in sent {
+            if let Body::Append { prev_index, .. } = message.body {
+                assert!(
+                    to != NodeId(2) || prev_index >= Index(3),
+                    "{rejected}: {prev_index}"
+                );
+            }
+        }
+    }
+}
+
+/// openraft 1808: the membership that a member had in memory outlived the one that came with a snapshot. What the log's
+/// base says, and what its entries say, counts for more than what an older state machine knows.
+#[test]
+fn openraft_1808_membership_of_the_base_replaces_an_older_one() {
+    let mut nodes = nodes(1, &of([1]));
+    run(&mut nodes, 2);
+    let mut node = nodes.remove(&leader(&nodes)).expect("it leads");
+    for learner in [2, 3] {
+        let steps = vec![ChangeStep::AddLearner(NodeId(learner))];
+        let context = Bytes::new();
+        node.group
+            .propose_change(learner, Change { steps, context });
+        turn(&mut node);
+    }
+    let mut machine = node.group.machine().clone();
+    let older = machine.seen.first().expect("the first change").clone();
+    machine.applied.membership = Some((older.0, older.1));
+    node.group.request_persist();
+    let mut batch = WriteBatch::new();
+    node.group.compact(&mut batch, false);
+    let ticket = node.log.submit(batch).expect("submitted");
+    node.log.wait(ticket).expect("synced");
+    let base = node.log.group(GROUP).expect("there").base.index;
+    assert_eq!(base, machine.applied.index, "no entry is left");
+    let fs = node.fs.clone();
+    drop(node);
+    let node = open(NodeId(1), fs, &of([1]), machine);
+    let learners = [NodeId(2), NodeId(3)];
+    assert_eq!(node.group.membership().learners, learners);
+}
+
+/// etcd 13766: data and applied index were written apart, and a crash between them applied entries twice or never. A state
+/// machine says both in one answer, and whatever earlier state it comes back with, each entry is applied once.
+#[test]
+fn etcd_13766_each_entry_is_applied_once_from_any_earlier_state() {
+    let mut nodes = nodes(1, &of([1]));
+    run(&mut nodes, 2);
+    let mut node = nodes.remove(&NodeId(1)).expect("there");
+    let mut states = vec![node.group.machine().clone()];
+    for token in 0..8 {
+        node.group.propose(token, Bytes::from(token.to_string()));
+        turn(&mut node);
+        states.push(node.group.machine().clone());
+    }
+    let all: Vec<Bytes> = (0..8)
+        .map(|token: u64| Bytes::from(token.to_string()))
+        .collect();
+    for state in states {
+        let fs = node.fs.clone();
+        drop(node);
+        fs.crash(CrashKind::Process);
+        node = open(NodeId(1), fs, &of([1]), state);
+        for _ in 0..4 {
+            turn(&mut node);
+        }
+        assert_eq!(node.group.machine().values, all);
+    }
+}
+
+/// etcd 14140: tests that only killed processes missed what a power loss does to writes that were not synced. What is
+/// acknowledged is there after one; what was not synced is neither acknowledged nor read.
+#[test]
+fn etcd_14140_power_loss_takes_nothing_that_was_acknowledged_or_read() {
+    for seed in 0..20 {
+        let mut nodes = nodes(1, &of([1]));
+        run(&mut nodes, 2);
+        let mut node = nodes.remove(&NodeId(1)).expect("there");
+        node.group.propose(1, Bytes::from_static(b"synced"));
+        turn(&mut node);
+        assert!(matches!(node.events[..], [Event::Applied(1, _)]));
+        node.group.propose(2, Bytes::from_static(b"not synced"));
+        node.group.read(3);
+        let mut batch = WriteBatch::new();
+        node.group
+            .collect(&mut batch)
+            .expect("there is something to write");
+        if seed % 2 == 0 {
+            node.log.submit(batch).expect("submitted");
+        }
+        node.group.apply().expect("applies");
+        node.events.extend(node.group.take_events());
+        assert!(
+            matches!(node.events[..], [Event::Applied(1, _), Event::ReadReady(3)]),
+            "{:?}",
+            node.events
+        );
+        assert_eq!(node.group.machine().values, ["synced"]);
+        let fs = node.fs.clone();
+        drop(node);
+        fs.crash(CrashKind::Power);
+        let mut node = open(NodeId(1), fs, &of([1]), group::Members::default());
+        for _ in 0..4 {
+            turn(&mut node);
+        }
+        assert_eq!(
+            node.group.machine().values.first(),
+            Some(&Bytes::from("synced"))
+        );
+    }
 }

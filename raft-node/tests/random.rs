@@ -223,15 +223,6 @@ fn run(seed: u64, voters: u64) -> Outcome {
     }
 }
 
-/// What a failed test wants to know.
-fn statuses(cluster: &Cluster) -> String {
-    let line = |member: &cluster::Member| {
-        let (status, membership) = (member.core.status(), member.core.membership());
-        format!("{status:?} {membership:?}\n")
-    };
-    cluster.members.values().map(line).collect()
-}
-
 /// Faults are over: within a bounded time there is one leader, and all members that are left apply the same.
 fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u64) {
     let mut shots = Shots::new();
@@ -275,7 +266,7 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u6
     let lead = ids
         .iter()
         .find(|id| cluster.members[id].core.status().committed_in_term)
-        .unwrap_or_else(|| panic!("no leader after the faults: {}", statuses(cluster)));
+        .unwrap_or_else(|| panic!("no leader after the faults: {}", cluster.statuses()));
     let membership = cluster.members[lead].core.membership();
     assert!(!membership.is_joint(), "the last change did not end");
     for id in membership.members() {

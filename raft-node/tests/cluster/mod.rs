@@ -351,6 +351,15 @@ impl Cluster {
         true
     }
 
+    /// What a failed test wants to know.
+    pub(crate) fn statuses(&self) -> String {
+        let line = |member: &Member| {
+            let (status, membership) = (member.core.status(), member.core.membership());
+            format!("{status:?} {membership:?}\n")
+        };
+        self.members.values().map(line).collect()
+    }
+
     pub(crate) fn ids(&self) -> Vec<NodeId> {
         self.members.keys().copied().collect()
     }

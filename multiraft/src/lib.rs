@@ -7,6 +7,7 @@
 //! - [`liveness`] says which stores are alive, by one exchange per pair of them.
 //! - [`SnapshotTransfer`] and [`begin_receive`] carry a snapshot to a member that lags.
 //! - [`forward`] lets a member serve clients while another one leads.
+//! - [`transport`] carries messages between members, and is the only module that knows a network.
 
 mod error;
 pub mod forward;
@@ -19,6 +20,7 @@ mod status;
 mod tasks;
 mod thread;
 mod transfer;
+pub mod transport;
 
 pub use error::HostError;
 pub use handle::HostHandle;

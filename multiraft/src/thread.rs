@@ -64,12 +64,25 @@ impl<S: StateMachine> Host<S> {
         outbox: Box<dyn Outbox>,
         on_failure: Box<dyn FnOnce(&str) + Send>,
     ) -> std::io::Result<Self> {
+        Self::start_with(log, groups, options, outbox, |_, _| {}, on_failure)
+    }
+
+    /// As [`Host::start`]; `setup` prepares the host before its thread runs.
+    pub fn start_with(
+        log: Log,
+        groups: Vec<Group<S>>,
+        options: HostOptions,
+        outbox: Box<dyn Outbox>,
+        setup: impl FnOnce(&mut HostCore<S>, &HostHandle<S>),
+        on_failure: Box<dyn FnOnce(&str) + Send>,
+    ) -> std::io::Result<Self> {
         let waker = Arc::new(Waker::default());
         let for_log = Arc::clone(&waker);
         log.on_progress(Box::new(move || for_log.wake()));
         let for_inbox = Arc::clone(&waker);
         let wake = Box::new(move || for_inbox.wake());
-        let (core, handle) = HostCore::new(log.clone(), groups, options, outbox, wake);
+        let (mut core, handle) = HostCore::new(log.clone(), groups, options, outbox, wake);
+        setup(&mut core, &handle);
         let thread = std::thread::Builder::new()
             .name("flotilla-host".to_owned())
             .spawn(move || {

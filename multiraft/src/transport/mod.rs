@@ -1,0 +1,330 @@
+//! The network between members: one gRPC stream per direction and pair of them, whatever groups they share.
+//!
+//! Each member dials every other one and sends its own messages on the stream that it opened; what it receives comes on
+//! the streams that were opened to it. So a link either works in one direction or is gone, and the end that sends is the
+//! one that dials again.
+//!
+//! ```text
+//! host thread ── Outbox ──> queue per member (bounded) ──> frames ──> the member's Inbound ──> its host's inbox
+//!                           lost without a link            CRC, at most about 1 MiB
+//! ```
+//!
+//! - A stream begins with a handshake, judged on both sides: cluster, member, disk, version (`hello.rs`).
+//! - A queue never blocks the host. Raft sends again what is lost; a forwarded command that never left is reported as not
+//!   proposed, so that it is sent to the next leader at once (`queue.rs`).
+//! - Who is not reached is dialled again after a pause that grows to a second, with jitter; a member that dials us is
+//!   dialled back without a pause.
+//! - Beats of [`crate::liveness`] ride on the same streams.
+//!
+//! One thread does all of it. It knows nothing of Raft, keeps nothing on disk (whoever owns the data directory remembers
+//! disks, see [`StoreGate`]), and carries no snapshots.
+
+mod codec;
+mod dial;
+mod hello;
+mod outbox;
+mod queue;
+mod serve;
+mod stats;
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::io;
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use raft_log::{GroupId, NodeId, StoreId};
+use raft_node::StateMachine;
+use raft_node::core::Message;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::forward::ForwardMessage;
+use crate::liveness::{Liveness, LivenessConfig};
+use crate::{HostHandle, TICK_MS};
+
+pub use hello::Me;
+pub use outbox::Links;
+pub use stats::PeerStatus;
+
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code; the .proto file describes it"
+)]
+mod pb {
+    tonic::include_proto!("flotilla.transport");
+}
+
+/// The longest frame: an entry of the log, and what goes around it.
+const FRAME_BYTES_MAX: usize = (64 << 20) + (4 << 20);
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// A connection on which nothing comes back for so long is given up: a ping, and the wait for its answer.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection and its handshake may take.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Where messages of other members go. Called by the transport's thread, and by the host's for what it cannot send: it
+/// must not block.
+pub trait Inbound: Send + Sync + 'static {
+    /// A message of a group.
+    fn deliver(&self, group: GroupId, from: NodeId, message: Message);
+
+    /// A message about clients' work.
+    fn forward(&self, group: GroupId, from: NodeId, message: ForwardMessage);
+}
+
+impl<S: StateMachine> Inbound for HostHandle<S>
+where
+    Self: Send + Sync + 'static,
+{
+    fn deliver(&self, group: GroupId, from: NodeId, message: Message) {
+        Self::deliver(self, group, from, message);
+    }
+
+    fn forward(&self, group: GroupId, from: NodeId, message: ForwardMessage) {
+        self.deliver_forward(group, from, message);
+    }
+}
+
+/// Remembers the disk of each member, durably.
+pub trait StoreGate: Send + Sync + 'static {
+    /// Takes a member's disk at the first handshake, and only that one from then on. It may write and sync.
+    ///
+    /// # Errors
+    /// Why the member is refused; both sides show it.
+    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String>;
+}
+
+/// Bounds of what waits to be sent to one member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Messages; more are lost. Default 4,096.
+    pub messages_max: usize,
+    /// Their bytes; more are lost. The entries are the same buffers as the core's. Default 32 MiB: more than the core has
+    /// on its way to one member.
+    pub bytes_max: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            messages_max: 4_096,
+            bytes_max: 32 << 20,
+        }
+    }
+}
+
+/// What a transport is started with.
+pub struct TransportSetup {
+    /// Who this is.
+    pub me: Me,
+    /// Where messages of others go.
+    pub inbound: Arc<dyn Inbound>,
+    /// Remembers disks.
+    pub gate: Arc<dyn StoreGate>,
+    /// The peer URLs of every other member.
+    pub urls: BTreeMap<NodeId, Vec<String>>,
+    /// Milliseconds without a sign of life after which a store counts as dead; the election timeout.
+    pub timeout_ms: u64,
+    /// Where the jitter of pauses comes from.
+    pub seed: u64,
+}
+
+/// What all tasks of a transport share.
+struct Shared {
+    me: Me,
+    links: Links,
+    inbound: Arc<dyn Inbound>,
+    gate: Arc<dyn StoreGate>,
+    liveness: Mutex<Liveness>,
+    started: Instant,
+    /// A member was heard of: whoever waits to dial it need not wait longer.
+    heard: BTreeMap<NodeId, Notify>,
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX) / TICK_MS
+    }
+
+    /// Each call is complete when the lock is let go, whatever panicked.
+    fn liveness(&self) -> MutexGuard<'_, Liveness> {
+        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends beats, as long as it is polled.
+    async fn beat(&self) {
+        loop {
+            let now = self.now();
+            let due = self.liveness().take_due(now);
+            for (to, beat) in due {
+                self.links.peers[&to].queue.beat(beat);
+            }
+            let next = self.liveness().next_deadline(now);
+            let ticks = next.map_or(100, |at| at.saturating_sub(now).max(1));
+            sleep(Duration::from_millis(ticks * TICK_MS)).await;
+        }
+    }
+}
+
+/// A transport that runs.
+pub struct Transport {
+    shared: Arc<Shared>,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Transport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("me", &self.shared.me)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// Starts the thread: it listens, and dials every member of `links`. `on_failure` is called on it, once, when it
+    /// cannot go on.
+    ///
+    /// # Errors
+    /// When there is no thread, or a listener cannot be used.
+    pub fn start(
+        listeners: Vec<TcpListener>,
+        links: Links,
+        setup: TransportSetup,
+        on_failure: Box<dyn FnOnce(&str) + Send>,
+    ) -> io::Result<Self> {
+        for listener in &listeners {
+            listener.set_nonblocking(true)?;
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        // The host bounces by the same way in. A second transport over the same links would have the same one.
+        let _ = links.inbound.set(Arc::clone(&setup.inbound));
+        let config = LivenessConfig::default();
+        let config = LivenessConfig {
+            timeout_ticks: (setup.timeout_ms / TICK_MS).max(3 * config.interval_ticks),
+            ..config
+        };
+        let mut liveness = Liveness::new(setup.me.store, setup.me.boot, config);
+        let peers = links.peers.keys().map(|id| (*id, None)).collect();
+        liveness.set_peers(0, &peers);
+        let shared = Arc::new(Shared {
+            me: setup.me,
+            heard: links.peers.keys().map(|id| (*id, Notify::new())).collect(),
+            links,
+            inbound: setup.inbound,
+            gate: setup.gate,
+            liveness: Mutex::new(liveness),
+            started: {
+                let _inside = runtime.enter();
+                Instant::now()
+            },
+        });
+        let (stop, stopped) = oneshot::channel();
+        let for_thread = Arc::clone(&shared);
+        let (urls, seed) = (setup.urls, setup.seed);
+        let thread = std::thread::Builder::new()
+            .name("flotilla-peers".to_owned())
+            .spawn(move || {
+                let failed = runtime.block_on(async {
+                    tokio::select! {
+                        failed = run(for_thread, listeners, urls, seed) => Some(failed),
+                        // Stopped, or its owner is gone.
+                        _ = stopped => None,
+                    }
+                });
+                if let Some(error) = failed {
+                    tracing::error!(error, "the transport stopped");
+                    on_failure(&error);
+                }
+                // Streams that are open end with the runtime.
+            })?;
+        Ok(Self {
+            shared,
+            stop,
+            thread,
+        })
+    }
+
+    /// How the links are doing.
+    #[must_use]
+    pub fn status(&self) -> Vec<PeerStatus> {
+        self.watcher().status()
+    }
+
+    /// Says how the links are doing, also where the transport itself is not at hand.
+    #[must_use]
+    pub fn watcher(&self) -> TransportWatcher {
+        TransportWatcher(Arc::clone(&self.shared))
+    }
+
+    /// Ends all links and the thread.
+    pub fn stop(self) {
+        // A thread that failed has nobody to tell.
+        let _ = self.stop.send(());
+        if self.thread.join().is_err() {
+            tracing::error!("the transport's thread panicked");
+        }
+    }
+}
+
+/// Says how the links of a transport are doing. Cheap to clone.
+#[derive(Clone)]
+pub struct TransportWatcher(Arc<Shared>);
+
+impl std::fmt::Debug for TransportWatcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TransportWatcher").finish_non_exhaustive()
+    }
+}
+
+impl TransportWatcher {
+    /// One line per other member, by id.
+    #[must_use]
+    pub fn status(&self) -> Vec<PeerStatus> {
+        let now = self.0.now();
+        let peers = self.0.links.peers.iter().map(|(id, peer)| {
+            let health = self.0.liveness().health(now, *id);
+            peer.counters.status(*id, health, peer.queue.waiting())
+        });
+        peers.collect()
+    }
+}
+
+/// Runs all tasks; returns only when one of them cannot go on.
+async fn run(
+    shared: Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    mut urls: BTreeMap<NodeId, Vec<String>>,
+    seed: u64,
+) -> String {
+    let mut tasks = JoinSet::new();
+    for listener in listeners {
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move { serve::listen(listener, shared).await });
+    }
+    for id in shared.links.peers.keys().copied() {
+        let urls = urls.remove(&id).unwrap_or_default();
+        let shared = Arc::clone(&shared);
+        tasks.spawn(async move { dial::keep(shared, id, urls, seed ^ id.0).await });
+    }
+    tasks.spawn(async move {
+        shared.beat().await;
+        String::new()
+    });
+    match tasks.join_next().await {
+        Some(Ok(error)) => error,
+        Some(Err(error)) => format!("a task of the transport panicked: {error}"),
+        None => pending().await,
+    }
+}

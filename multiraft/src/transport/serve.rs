@@ -1,0 +1,118 @@
+//! The streams that other members open: what comes on them goes to the host.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use raft_log::NodeId;
+
+use super::codec::{Item, decode_batch};
+use super::pb::peer_server::{Peer, PeerServer};
+use super::{
+    CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT,
+    STREAM_WINDOW_BYTES, Shared, pb,
+};
+
+/// A member opens one stream; this many are a mistake.
+const STREAMS_MAX: u32 = 16;
+const HTTP_FRAME_BYTES: u32 = 1 << 20;
+
+/// Serves one listener; returns why it cannot go on.
+pub(super) async fn listen(listener: TcpListener, shared: Arc<Shared>) -> String {
+    let listener = match tokio::net::TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => return format!("cannot watch a peer listener: {error}"),
+    };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = PeerServer::new(Service(shared)).max_decoding_message_size(FRAME_BYTES_MAX);
+    let served = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(HTTP_FRAME_BYTES)
+        .max_concurrent_streams(STREAMS_MAX)
+        .add_service(service)
+        .serve_with_incoming(incoming)
+        .await;
+    match served {
+        Ok(()) => "a peer listener was closed".to_owned(),
+        Err(error) => format!("a peer listener failed: {error}"),
+    }
+}
+
+struct Service(Arc<Shared>);
+
+#[tonic::async_trait]
+impl Peer for Service {
+    type LinkStream = ReceiverStream<Result<pb::Frame, Status>>;
+
+    async fn link(
+        &self,
+        request: Request<Streaming<pb::Frame>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
+        let shared = &self.0;
+        let mut inbound = request.into_inner();
+        let first = timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        // Named before it is judged, so that its owner is told whom we refuse.
+        let claimed = first.as_ref().and_then(|frame| frame.hello);
+        let from = match shared.me.judge(first, &shared.links, shared.gate.as_ref()) {
+            Ok(from) => from,
+            Err(reason) => {
+                let claimed = NodeId(claimed.map_or(0, |hello| hello.member));
+                let peer = shared.links.peers.get(&claimed);
+                if peer.is_none_or(|peer| peer.counters.refused(Some(reason.clone()))) {
+                    tracing::warn!(from = %claimed, reason, "refused a member that called");
+                }
+                return Err(Status::failed_precondition(reason));
+            }
+        };
+        shared.heard[&from].notify_one();
+        let (answers, answered) = mpsc::channel(2);
+        let hello = shared.me.hello(from);
+        // The channel is new and has room.
+        let _ = answers.try_send(Ok(hello));
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            if let Err(status) = receive(&shared, from, inbound).await {
+                tracing::info!(%from, reason = status.message(), "a member's stream ended");
+                // Who called may be gone as well.
+                let _ = answers.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(answered)))
+    }
+}
+
+/// Hands over what a member sends, until it ends the stream.
+async fn receive(
+    shared: &Shared,
+    from: NodeId,
+    mut inbound: Streaming<pb::Frame>,
+) -> Result<(), Status> {
+    let peer = &shared.links.peers[&from];
+    while let Some(frame) = inbound.message().await? {
+        peer.counters.received(frame.batch.len());
+        let (items, beat) =
+            decode_batch(frame).map_err(|error| Status::data_loss(error.to_string()))?;
+        if let Some(beat) = beat {
+            let now = shared.now();
+            shared.liveness().receive(now, from, beat);
+        }
+        for item in items {
+            match item {
+                Item::Raft(group, message) => shared.inbound.deliver(group, from, message),
+                Item::Forward(group, message) => shared.inbound.forward(group, from, message),
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! What the transport tells of itself: counters per member, for metrics and for people.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use raft_log::NodeId;
+
+use crate::liveness::Health;
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    linked: AtomicBool,
+    bytes_sent: AtomicU64,
+    bytes_received: AtomicU64,
+    messages_dropped: AtomicU64,
+    links: AtomicU64,
+    /// Why there is no link, in the words of whoever refused it.
+    refusal: Mutex<Option<String>>,
+}
+
+impl Counters {
+    pub(super) fn sent(&self, bytes: usize) {
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn received(&self, bytes: usize) {
+        self.bytes_received
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn dropped(&self) {
+        self.messages_dropped.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn linked(&self, linked: bool) {
+        self.linked.store(linked, Ordering::Relaxed);
+        if linked {
+            self.links.fetch_add(1, Ordering::Relaxed);
+            self.refused(None);
+        }
+    }
+
+    /// Notes why there is no link; true when that is news.
+    pub(super) fn refused(&self, reason: Option<String>) -> bool {
+        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *refusal != reason;
+        *refusal = reason;
+        is_news
+    }
+
+    pub(super) fn status(&self, id: NodeId, health: Health, waiting: (usize, usize)) -> PeerStatus {
+        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        PeerStatus {
+            id,
+            health,
+            linked: self.linked.load(Ordering::Relaxed),
+            links: self.links.load(Ordering::Relaxed),
+            bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
+            bytes_received: self.bytes_received.load(Ordering::Relaxed),
+            messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
+            messages_waiting: waiting.0,
+            bytes_waiting: waiting.1,
+            refusal: refusal.clone(),
+        }
+    }
+}
+
+/// How the link to one member is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The member.
+    pub id: NodeId,
+    /// Whether its store is alive, as far as beats tell.
+    pub health: Health,
+    /// Messages can be sent to it.
+    pub linked: bool,
+    /// How often a link to it came up.
+    pub links: u64,
+    /// Bytes of messages sent to it.
+    pub bytes_sent: u64,
+    /// Bytes of messages received from it.
+    pub bytes_received: u64,
+    /// Messages that found no link, or no room.
+    pub messages_dropped: u64,
+    /// Messages that wait to be sent.
+    pub messages_waiting: usize,
+    /// Their bytes.
+    pub bytes_waiting: usize,
+    /// Why there is no link.
+    pub refusal: Option<String>,
+}

@@ -15,7 +15,9 @@ use kv_server::mvcc::{
     CommandOutput, CommandResult, EventSink, KvOptions, KvStateMachine, LeaseInfo, RevisionEvents,
     Sinks, Store, stamp,
 };
-use kv_server::pb::command::{Command, LeaseCheckpoint, LeaseGrant, command::Op, lease_checkpoint};
+use kv_server::pb::command::{
+    Command, LeaseCheckpoint, LeaseGrant, PublishMember, command::Op, lease_checkpoint,
+};
 use kv_server::pb::etcdserverpb::{
     CompactionRequest, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
 };
@@ -213,7 +215,7 @@ fn forwarded(member: u64, sequence: u64, payload: &Bytes) -> Bytes {
 }
 
 /// Something in every table: live and deleted keys, history above and below a floor, a lease with keys and a checkpoint,
-/// forwarded commands.
+/// forwarded commands, a member.
 fn fill(node: &mut Node) {
     node.propose(encode(Op::LeaseGrant(LeaseGrant { id: 7, ttl: 60 })))
         .unwrap();
@@ -233,6 +235,12 @@ fn fill(node: &mut Node) {
         let command = forwarded(8, sequence, &put("d", "forwarded", 0));
         node.propose(command).unwrap();
     }
+    let member = PublishMember {
+        id: ME.0,
+        name: "one".to_owned(),
+        ..PublishMember::default()
+    };
+    node.propose(encode(Op::PublishMember(member))).unwrap();
     let granted_index = node.store.lease(7).unwrap().granted.0;
     let items = vec![lease_checkpoint::Item {
         id: 7,
@@ -343,6 +351,7 @@ fn snapshot_installed_elsewhere_has_the_state_hash_of_where_it_was_made() {
     assert_eq!(to.store.compact_revision(), 6);
     let lease = to.store.lease(7).unwrap();
     assert_eq!((lease.ttl, lease.remaining_ttl), (60, Some(33)));
+    assert_eq!(to.store.member(ME).unwrap().name, "one");
     assert_eq!(to.store.lease(5), None);
     assert_eq!(to.store.lease_keys(7).unwrap(), [Bytes::from("c")]);
     assert_eq!(

@@ -12,6 +12,7 @@
 //! | 5 leases | lease BE | granted TTL, checkpoint, index of the grant |
 //! | 6 meta | nothing; generation 0 | [`Meta`] |
 //! | 7 duplicates | member BE | boot id, mark, bits of the sequences applied from the mark on |
+//! | 8 members | member BE | what the member published, as an encoded `flotilla.PublishMember` |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -27,6 +28,7 @@ pub(super) const LEASE_KEY: u8 = 4;
 pub(super) const LEASE: u8 = 5;
 const META: u8 = 6;
 pub(super) const DUPLICATE: u8 = 7;
+pub(super) const MEMBER: u8 = 8;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -126,6 +128,10 @@ impl Keys {
         let mut out = self.start(DUPLICATE, self.generation, 8);
         out.put_u64(member.0);
         out.freeze()
+    }
+
+    pub(super) fn member(self, member: NodeId) -> Bytes {
+        self.with_rest(MEMBER, &member.0.to_be_bytes())
     }
 
     pub(super) fn meta(self) -> Bytes {

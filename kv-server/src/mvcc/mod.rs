@@ -10,6 +10,7 @@ mod codec;
 mod compact;
 mod duplicates;
 mod install;
+mod members;
 mod read;
 mod snapshot;
 mod state;
@@ -19,6 +20,7 @@ mod write;
 
 pub use check::{KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn};
 pub use duplicates::stamp;
+pub use members::Published;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use store::{History, Store};
 pub use types::{

@@ -14,13 +14,15 @@ use bytes::Bytes;
 use multiraft::Cut;
 
 use super::codec::{
-    DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, Meta, PREFIX, REVISION, VERSION, damaged,
+    DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REVISION, VERSION, damaged,
 };
 use super::read::Read as _;
 use crate::engine::{EngineError, Snapshot};
 
 /// All tables but the one of the meta record, in the order in which a snapshot has them.
-pub(super) const TABLES: [u8; 6] = [VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE];
+pub(super) const TABLES: [u8; 7] = [
+    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER,
+];
 
 const HEADER: &[u8; 8] = b"FLOTKVS\x01";
 /// A meta record is shorter than this, or it is none.

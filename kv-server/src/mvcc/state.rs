@@ -18,6 +18,7 @@ use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
 use super::duplicates::{self, Duplicates};
 use super::install::{Install, Sweep};
+use super::members::Members;
 use super::read::{Fail, Read};
 use super::snapshot::{Generation, KvCut};
 use super::store::Store;
@@ -77,6 +78,7 @@ pub struct KvStateMachine {
     cache: Cache,
     leases: BTreeMap<i64, LeaseInfo>,
     duplicates: Duplicates,
+    members: Members,
     outcomes: Option<Arc<Outcomes<CommandOutput>>>,
     compactor: Option<Compactor>,
     install: Option<Install>,
@@ -120,8 +122,10 @@ impl KvStateMachine {
             sinks.leases.granted(*lease);
         }
         let duplicates = Duplicates::load(&snapshot, keys)?;
+        let members = Members::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
+        store.publish_members(&members.rows);
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
             engine,
@@ -132,6 +136,7 @@ impl KvStateMachine {
             meta,
             leases,
             duplicates,
+            members,
             outcomes: None,
             compactor: None,
             install: None,
@@ -226,6 +231,7 @@ impl KvStateMachine {
         let snapshot = self.engine.snapshot();
         let leases = load_leases(&snapshot, keys)?;
         let duplicates = Duplicates::load(&snapshot, keys)?;
+        let members = Members::load(&snapshot, keys)?;
         drop(snapshot);
         let changes = BTreeMap::from([(keys.meta(), Change::Put(meta.encode()))]);
         let applied = Some((self.options.group, meta.index));
@@ -235,6 +241,8 @@ impl KvStateMachine {
             .store
             .replace(&meta, leases.clone(), || engine.write(batch))?;
         self.replaced.push(former);
+        self.store.publish_members(&members.rows);
+        self.members = members;
         for id in self.leases.keys() {
             self.sinks.leases.revoked(*id);
         }
@@ -266,6 +274,7 @@ impl KvStateMachine {
             cache: &mut self.cache,
             leases: &mut self.leases,
             duplicates: &mut self.duplicates,
+            members: &mut self.members,
             meta: self.meta.clone(),
             changes: BTreeMap::new(),
             events: Vec::new(),
@@ -312,6 +321,9 @@ impl KvStateMachine {
         if !lease_news.is_empty() {
             self.store.publish_leases(&lease_news);
         }
+        if std::mem::take(&mut self.members.changed) {
+            self.store.publish_members(&self.members.rows);
+        }
         self.store.publish(&self.meta);
         if !revisions.is_empty() {
             self.sinks.events.publish(&revisions);
@@ -354,6 +366,9 @@ fn apply_entry(
     if entry.kind == EntryKind::Config {
         let membership = membership.expect("a membership comes with each change of it");
         writer.duplicates.keep_members(membership);
+        writer
+            .members
+            .keep(membership, writer.keys, &mut writer.changes);
         writer.meta.membership = Some((entry.index, membership.clone()));
         return Ok(nothing);
     }

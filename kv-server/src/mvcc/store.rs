@@ -6,15 +6,17 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use raft_log::GroupId;
+use raft_log::{GroupId, NodeId};
 
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
+use super::members::Published;
 use super::read::{Fail, Read, View, check_revision, header, key_value};
 use super::snapshot::Generation;
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::engine::{Engine, EngineError, Snapshot};
 use crate::error::ApiError;
+use crate::pb::command::PublishMember;
 use crate::pb::etcdserverpb::{
     HashKvResponse, RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse,
     request_op::Request, response_op::Response,
@@ -58,6 +60,7 @@ pub struct Store {
     compact: AtomicI64,
     compact_finished: AtomicI64,
     leases: RwLock<BTreeMap<i64, LeaseInfo>>,
+    members: RwLock<Published>,
 }
 
 impl fmt::Debug for Store {
@@ -83,6 +86,7 @@ impl Store {
             compact: AtomicI64::new(meta.compact),
             compact_finished: AtomicI64::new(meta.compact_finished),
             leases: RwLock::new(leases),
+            members: RwLock::default(),
         }
     }
 
@@ -112,6 +116,18 @@ impl Store {
                 }
             }
         }
+    }
+
+    /// Called by the writer with what all members have published.
+    pub(super) fn publish_members(&self, members: &Published) {
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.clone();
+    }
+
+    /// What a member published of itself last.
+    #[must_use]
+    pub fn member(&self, id: NodeId) -> Option<PublishMember> {
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        members.get(&id).cloned()
     }
 
     /// The newest revision whose changes are visible.
@@ -379,6 +395,7 @@ impl Store {
                 codec::LEASE_KEY,
                 codec::LEASE,
                 codec::DUPLICATE,
+                codec::MEMBER,
             ] {
                 let (from, to) = (opened.keys.first(table), opened.keys.end(table));
                 for pair in opened.snapshot.scan(&from, &to) {

@@ -17,7 +17,9 @@ use rand::{RngExt, SeedableRng};
 use super::*;
 use crate::engine::{Change, Engine, EngineBatch, EngineError, Pair, PairIter, Snapshot};
 use crate::error::ApiError;
-use crate::pb::command::{Command, LeaseExpire, LeaseGrant, command::Op, lease_expire};
+use crate::pb::command::{
+    Command, LeaseExpire, LeaseGrant, PublishMember, command::Op, lease_expire,
+};
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::pb::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
@@ -722,22 +724,57 @@ fn many_forwarded_commands_in_one_slice_write_one_row() {
     assert_eq!(rig.engine.0.lock().unwrap().len(), 2);
 }
 
+fn change(rig: &mut Rig, members: [u64; 2]) {
+    let membership = Membership::of_voters(members.map(NodeId));
+    let entry = Entry {
+        index: rig.machine.applied().index.next(),
+        term: Term(1),
+        kind: EntryKind::Config,
+        payload: membership.encode(),
+    };
+    let mut outputs = Vec::new();
+    rig.machine
+        .apply(&[entry], Some(&membership), &mut outputs)
+        .unwrap();
+}
+
+#[test]
+fn published_member_is_kept_until_it_leaves() {
+    let mut rig = Rig::new();
+    let publish = |id: u64, url: &str| {
+        Op::PublishMember(PublishMember {
+            id,
+            name: format!("m{id}"),
+            peer_urls: vec![],
+            client_urls: vec![url.to_owned()],
+        })
+    };
+    let before = rig.store.revision();
+    rig.apply(&[publish(7, "http://a:1"), publish(8, "http://b:1")]);
+    rig.apply(&[publish(7, "http://a:2")]);
+    assert_eq!(rig.store.revision(), before, "it is no key");
+    let rig_again = Rig::on(Arc::clone(&rig.engine));
+    for store in [&rig.store, &rig_again.store] {
+        let seven = store.member(NodeId(7)).unwrap();
+        assert_eq!(
+            (seven.name.as_str(), seven.client_urls),
+            ("m7", vec!["http://a:2".to_owned()])
+        );
+        assert!(store.member(NodeId(8)).is_some());
+    }
+    change(&mut rig, [7, 9]);
+    assert_eq!(rig.store.member(NodeId(8)), None);
+    rig.apply(&[publish(8, "http://b:2"), publish(9, "http://c:1")]);
+    let rig_again = Rig::on(Arc::clone(&rig.engine));
+    for store in [&rig.store, &rig_again.store] {
+        assert_eq!(store.member(NodeId(8)), None, "it is no member any more");
+        assert!(store.member(NodeId(9)).is_some());
+    }
+}
+
 #[test]
 fn member_that_leaves_takes_its_row_and_is_not_heard_again() {
     let mut rig = Rig::new();
-    let change = |rig: &mut Rig, members: [u64; 2]| {
-        let membership = Membership::of_voters(members.map(NodeId));
-        let entry = Entry {
-            index: rig.machine.applied().index.next(),
-            term: Term(1),
-            kind: EntryKind::Config,
-            payload: membership.encode(),
-        };
-        let mut outputs = Vec::new();
-        rig.machine
-            .apply(&[entry], Some(&membership), &mut outputs)
-            .unwrap();
-    };
     let rows = |rig: &Rig| {
         let tree = rig.engine.0.lock().unwrap();
         let rows = tree.keys().filter(|key| key[0] == codec::DUPLICATE);

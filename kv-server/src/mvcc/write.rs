@@ -15,6 +15,7 @@ use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
 use super::duplicates::Duplicates;
+use super::members::Members;
 use super::read::{Fail, Pairs, Read, View, check_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
 use crate::engine::{Change, Engine, EngineError, Snapshot};
@@ -40,6 +41,7 @@ pub(super) struct Writer<'a> {
     pub(super) cache: &'a mut Cache,
     pub(super) leases: &'a mut BTreeMap<i64, LeaseInfo>,
     pub(super) duplicates: &'a mut Duplicates,
+    pub(super) members: &'a mut Members,
     pub(super) meta: Meta,
     pub(super) changes: BTreeMap<Bytes, Change>,
     /// Of the revision in progress.
@@ -143,6 +145,12 @@ impl Writer<'_> {
             Op::LeaseExpire(expire) => self.expire(&expire).map(|()| CommandResult::None),
             Op::LeaseCheckpoint(request) => {
                 self.checkpoint(&request);
+                Ok(CommandResult::None)
+            }
+            Op::PublishMember(member) => {
+                let membership = self.meta.membership.as_ref().map(|(_, members)| members);
+                self.members
+                    .publish(member, membership, self.keys, &mut self.changes);
                 Ok(CommandResult::None)
             }
         };

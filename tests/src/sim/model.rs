@@ -221,6 +221,8 @@ impl Model {
                 }
                 Ok(CommandResult::None)
             }
+            // What members tell of themselves is no client's.
+            Op::PublishMember(_) => Ok(CommandResult::None),
             Op::LeaseCheckpoint(request) => {
                 for item in request.items {
                     if self.is_granted(item.id, item.granted_index)

@@ -324,6 +324,12 @@ fn describe_op(op: &Op) -> String {
         Op::LeaseGrant(grant) => format!("grant lease {:x} for {} s", grant.id, grant.ttl),
         Op::LeaseRevoke(revoke) => format!("revoke lease {:x}", revoke.id),
         Op::LeaseExpire(expire) => format!("expire {} leases", expire.items.len()),
+        Op::PublishMember(member) => format!(
+            "member {:x} \"{}\" serves clients at {}",
+            member.id,
+            member.name.escape_default(),
+            member.client_urls.join(",").escape_default()
+        ),
         Op::LeaseCheckpoint(checkpoint) => format!("checkpoint {} leases", checkpoint.items.len()),
     }
 }

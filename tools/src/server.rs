@@ -9,18 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use kv_server::api::{ApiOptions, EtcdApi, ScanPool, cluster_id, member_id};
+use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
 use kv_server::node::{DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, NodeView};
-use kv_server::pb::etcdserverpb::Member;
 use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
     Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
 };
-use raft_log::NodeId;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
@@ -30,6 +28,8 @@ use crate::logging;
 
 /// Threads for reads of ranges.
 const SCAN_THREADS: usize = 2;
+/// How long a start waits until its URLs are known to all members.
+const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 /// Reads of ranges that wait for one of them; more are refused.
 const SCANS_QUEUED_MAX: usize = 1_024;
 
@@ -57,17 +57,26 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
 
     // Before anything can take long: a signal that comes during the start is not lost, and not deadly.
     let signals = Signals::new()?;
-    let listeners = bind(&config.listen_client)?;
+    let listeners = bind(&config.listen_client, "--listen-client-urls")?;
+    let peer_listeners = if config.initial_cluster.len() > 1 {
+        bind(&config.listen_peer, "--listen-peer-urls")?
+    } else {
+        Vec::new()
+    };
     let metrics = Arc::new(Metrics::new());
-    let (failed, failure) = oneshot::channel();
-    // Nobody is left to tell when the process ends anyway.
-    let on_failure = Box::new(move |error: &str| drop(failed.send(error.to_owned())));
+    let (failed, mut failure) = mpsc::channel(2);
+    let links_failed = failed.clone();
+    // Nobody is left to tell when the process ends anyway; the first failure is told.
+    let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
     let for_syncs = Arc::clone(&metrics);
     let observe_sync = Arc::new(move |took| for_syncs.observe_wal_fsync(took));
-    let node = Node::start(&node_config(&config), on_failure, observe_sync).map_err(failure_of)?;
-    let outcome = match start(&config, &node, listeners, metrics) {
+    let mut node =
+        Node::start(&node_config(&config), on_failure, observe_sync).map_err(failure_of)?;
+    let started = connect(&config, &mut node, peer_listeners, links_failed)
+        .and_then(|()| start(&config, &mut node, listeners, metrics));
+    let outcome = match started {
         Ok(server) => {
-            let outcome = signals.wait(failure);
+            let outcome = signals.wait(&mut failure);
             // Watches end with a status of their own before connections are drained.
             node.hub.close();
             server.shutdown();
@@ -86,14 +95,14 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
 }
 
 /// Listens on all addresses, or on none.
-fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Failure> {
+fn bind(addresses: &[SocketAddr], option: &str) -> Result<Vec<TcpListener>, Failure> {
     let bind = |address: &SocketAddr| {
         TcpListener::bind(address).map_err(|error| {
             let hint = match error.kind() {
                 ErrorKind::AddrInUse => {
-                    "; stop what listens there, or choose another with --listen-client-urls"
+                    format!("; stop what listens there, or choose another with {option}")
                 }
-                _ => "; see --listen-client-urls",
+                _ => format!("; see {option}"),
             };
             Failure::Failed(format!("cannot listen on {address}: {error}{hint}"))
         })
@@ -102,12 +111,13 @@ fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, Failure> {
 }
 
 fn node_config(config: &ServerConfig) -> NodeConfig {
-    let member = member_id(&config.peer_urls, &config.cluster_token);
     NodeConfig {
         data_dir: config.data_dir.clone(),
         name: config.name.clone(),
-        cluster: cluster_id(&[member]),
-        member: NodeId(member),
+        initial: config.initial_cluster.clone(),
+        initial_state: config.initial_state,
+        initial_token: config.cluster_token.clone(),
+        peer_urls: config.peer_urls.clone(),
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
         snapshot_entries: config.snapshot_entries,
@@ -115,14 +125,33 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
     }
 }
 
+/// Links the node to the other members, if there are any.
+fn connect(
+    config: &ServerConfig,
+    node: &mut Node,
+    mut listeners: Vec<TcpListener>,
+    failed: mpsc::Sender<String>,
+) -> Result<(), Failure> {
+    if !node.has_peers() {
+        return Ok(());
+    }
+    if listeners.is_empty() {
+        // The data directory knows of members that the flags do not name.
+        listeners = bind(&config.listen_peer, "--listen-peer-urls")?;
+    }
+    let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
+    node.connect(listeners, on_failure).map_err(failure_of)
+}
+
 /// Waits until the node has caught up with its log, then serves.
 fn start(
     config: &ServerConfig,
-    node: &Node,
+    node: &mut Node,
     listeners: Vec<TcpListener>,
     metrics: Arc<Metrics>,
 ) -> Result<ServerHandle, Failure> {
-    if !node.wait_until_serving().map_err(failure_of)? {
+    let has_leader = node.wait_until_serving().map_err(failure_of)?;
+    if !has_leader {
         warn!("there is no leader yet; writes and linearizable reads will fail until there is one");
     }
     let addresses: Vec<SocketAddr> = listeners
@@ -131,18 +160,18 @@ fn start(
         .collect::<Result<_, _>>()
         .map_err(|error| Failure::failed("asking for the address of a socket", error))?;
     let (cluster, member) = (node.identity.cluster, node.identity.member.0);
-    let members = vec![Member {
-        id: member,
-        name: config.name.clone(),
-        peer_ur_ls: config.peer_urls.clone(),
-        client_ur_ls: advertised(config, &addresses),
-        is_learner: false,
-    }];
+    let published = node
+        .publish(advertised(config, &addresses))
+        .map_err(failure_of)?;
+    if has_leader {
+        // As etcd: who serves can be found. It goes on by itself when this takes too long.
+        let _ = published.recv_timeout(PUBLISH_WAIT);
+    }
     let options = ApiOptions {
         max_request_bytes: config.request_bytes_max,
         max_txn_ops: config.txn_ops_max,
         election_ms: config.election_ms,
-        ..ApiOptions::new(cluster, member, members)
+        ..ApiOptions::new(cluster, member)
     };
     let replica = GroupReplica {
         handle: node.handle.clone(),
@@ -153,6 +182,7 @@ fn start(
         Arc::clone(&node.lessor),
         Arc::clone(&node.engine),
         node.log.clone(),
+        Arc::clone(&node.peers),
     ));
     let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
         .map_err(|error| Failure::failed("starting the threads that scan", error))?;
@@ -235,7 +265,7 @@ impl Signals {
     }
 
     /// Blocks until a signal asks for a stop, or the node fails.
-    fn wait(self, failure: oneshot::Receiver<String>) -> Result<(), Failure> {
+    fn wait(self, failure: &mut mpsc::Receiver<String>) -> Result<(), Failure> {
         let Self {
             runtime,
             mut term,
@@ -245,7 +275,7 @@ impl Signals {
             tokio::select! {
                 _ = term.recv() => Ok("SIGTERM"),
                 _ = int.recv() => Ok("SIGINT"),
-                Ok(error) = failure => Err(Failure::failed("the server cannot go on", error)),
+                Some(error) = failure.recv() => Err(Failure::failed("the server cannot go on", error)),
             }
         })?;
         info!(
@@ -274,7 +304,7 @@ fn raise_file_limit() {
 
 fn failure_of(error: NodeError) -> Failure {
     match error {
-        NodeError::Config(_) => Failure::Usage(error.to_string()),
+        NodeError::Config(_) | NodeError::Initial(_) => Failure::Usage(error.to_string()),
         _ if error.is_damage() => Failure::Damaged(error.to_string()),
         _ => Failure::Failed(error.to_string()),
     }

@@ -366,7 +366,7 @@ fn log_of_a_running_server_can_be_looked_at_in_every_way() {
     let value = format!("\"{}\"... (70 bytes)", "x".repeat(64));
     let shown = log_text("show", &[dir]);
     assert!(
-        shown.contains(&format!("entry 3 term 1 put \"key-1\" = {value}")),
+        shown.contains(&format!("entry 4 term 1 put \"key-1\" = {value}")),
         "{shown}"
     );
     let listed = log_text("ls", &[dir]);
@@ -381,13 +381,13 @@ fn log_of_a_running_server_can_be_looked_at_in_every_way() {
         "{timeline}"
     );
     let stat = log_text("stat", &[dir]);
-    assert!(stat.contains("1      entry       6 "), "{stat}");
+    assert!(stat.contains("1      entry       7 "), "{stat}");
     // A second store has other entries from the second on.
     let (_other_dir, other) = self::setup();
     written(&other);
     let diff = log_text("diff", &[dir, &other.data_dir]);
     assert!(diff.starts_with("g1: the same from 1 to 1, "), "{diff}");
-    assert_eq!(log_text("diff", &[dir, dir]), "g1: the same from 1 to 6\n");
+    assert_eq!(log_text("diff", &[dir, dir]), "g1: the same from 1 to 7\n");
     stop(server);
 }
 
@@ -409,7 +409,10 @@ fn log_that_is_followed_shows_what_a_server_adds() {
         kv(&server).await.put(request).await.unwrap();
     });
     let second = lines.next().unwrap().unwrap();
-    assert!(second.contains("entry 2 term 1 put \"later\""), "{second}");
+    let published = format!("\"default\" serves clients at {}", server.url());
+    assert!(second.contains(&published), "{second}");
+    let third = lines.next().unwrap().unwrap();
+    assert!(third.contains("entry 3 term 1 put \"later\""), "{third}");
     following.kill().unwrap();
     following.wait().unwrap();
     stop(server);

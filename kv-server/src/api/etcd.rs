@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use multiraft::HostError;
 use prost::Message;
+use raft_log::NodeId;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::oneshot;
@@ -47,8 +48,6 @@ pub struct ApiOptions {
     pub cluster_id: u64,
     /// This member.
     pub member_id: u64,
-    /// All members, with their URLs.
-    pub members: Vec<pb::Member>,
     /// The longest encoded command in bytes; default 1.5 MiB.
     pub max_request_bytes: usize,
     /// Operations of one transaction at most; default 128.
@@ -60,11 +59,10 @@ pub struct ApiOptions {
 impl ApiOptions {
     /// etcd's defaults.
     #[must_use]
-    pub fn new(cluster_id: u64, member_id: u64, members: Vec<pb::Member>) -> Self {
+    pub fn new(cluster_id: u64, member_id: u64) -> Self {
         Self {
             cluster_id,
             member_id,
-            members,
             max_request_bytes: 3 << 19,
             max_txn_ops: 128,
             election_ms: 1_000,
@@ -362,7 +360,14 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.linearizable {
             self.linearizable().await?;
         }
-        let members = self.options.members.clone();
+        let group = self.replica.status();
+        let member = |id: &NodeId, is_learner| pb::Member {
+            is_learner,
+            ..self.view.member(id.0)
+        };
+        let voters = group.voters.iter().map(|id| member(id, false));
+        let learners = group.learners.iter().map(|id| member(id, true));
+        let members = voters.chain(learners).collect();
         Ok(pb::MemberListResponse {
             header: self.header_at(0),
             members,

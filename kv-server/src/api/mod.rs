@@ -101,6 +101,9 @@ pub trait View: Send + Sync + 'static {
     /// A hash of all versions up to a revision, 0 for the newest, with the compaction floor and that revision.
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError>;
 
+    /// What is known of a member but its part in decisions: its name and its URLs.
+    fn member(&self, id: u64) -> pb::Member;
+
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 

@@ -198,6 +198,7 @@ impl Replica for FakeReplica {
             } else {
                 NodeId(7)
             }),
+            voters: vec![NodeId(7)],
             commit: Index(12),
             applied: Index(11),
             ..Default::default()
@@ -315,6 +316,15 @@ impl View for FakeState {
         })
     }
 
+    fn member(&self, id: u64) -> pb::Member {
+        let name = "default".to_owned();
+        pb::Member {
+            id,
+            name,
+            ..Default::default()
+        }
+    }
+
     fn disk_bytes(&self) -> u64 {
         4096
     }
@@ -338,12 +348,7 @@ pub(crate) fn fake_api_with(election_ms: u64) -> (Arc<FakeApi>, Arc<FakeState>) 
         ..Default::default()
     });
     state.tick(1);
-    let member = pb::Member {
-        id: 7,
-        name: "default".into(),
-        ..Default::default()
-    };
-    let mut options = ApiOptions::new(5, 7, vec![member]);
+    let mut options = ApiOptions::new(5, 7);
     options.election_ms = election_ms;
     let scans = Arc::new(ScanPool::start(1, 4).expect("threads can be started"));
     let api = EtcdApi::new(FakeReplica(state.clone()), state.clone(), scans, options);

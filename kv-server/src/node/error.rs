@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use raft_log::{ErrorKind, LogError};
+use raft_log::{ErrorKind, LogError, NodeId};
 use raft_node::core::ConfigError;
 use raft_node::driver::OpenError;
 
@@ -31,6 +31,18 @@ pub enum NodeError {
     NoIdentity {
         /// The data directory.
         dir: PathBuf,
+    },
+    /// The flags of a new member do not fit together.
+    Initial(String),
+    /// The log is not there, though the member has run before.
+    LogLost {
+        /// The data directory.
+        dir: PathBuf,
+    },
+    /// It is not known where a member is.
+    NoPeerUrl {
+        /// The member.
+        member: NodeId,
     },
     /// The identity cannot be used.
     Identity(IdentityError),
@@ -69,7 +81,8 @@ impl NodeError {
                 error.kind(),
                 ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore
             ),
-            Self::NoIdentity { .. } | Self::EngineLost { .. } | Self::Open(_) => true,
+            Self::NoIdentity { .. } | Self::LogLost { .. } | Self::NoPeerUrl { .. } => true,
+            Self::EngineLost { .. } | Self::Open(_) => true,
             Self::Snapshot(error) => {
                 error.is_damage() || matches!(error, SnapshotError::NumbersUnknown { .. })
             }
@@ -107,6 +120,19 @@ impl fmt::Display for NodeError {
                 "{} holds a log but no IDENTITY file: restore the file from a backup, or move the directory away to \
                  start with an empty store",
                 dir.display()
+            ),
+            Self::Initial(text) => f.write_str(text),
+            Self::LogLost { dir } => write!(
+                f,
+                "{} has run before, but its log is gone: restore the directory from a backup; a member of a cluster is \
+                 removed and added again instead, with an empty directory",
+                dir.display()
+            ),
+            Self::NoPeerUrl { member } => write!(
+                f,
+                "member {:x} is part of the cluster, but its peer URLs are not known: restore the file PEERS from a backup \
+                 of this data directory",
+                member.0
             ),
             Self::Identity(error) => error.fmt(f),
             Self::Log(error) if error.kind() == ErrorKind::SuspectTail => write!(

@@ -1,21 +1,21 @@
 //! Who a data directory is: the file `IDENTITY`.
 //!
-//! A short text with a checksum, so that a person can read it and a flipped bit is seen. It is written to a temporary
-//! file, synced, renamed and its directory synced; every start writes it again after verifying it, because what was
-//! merely readable may not be on disk.
+//! Every start writes it again after verifying it, because what was merely readable may not be on disk.
 
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use raft_log::vfs::{OpenMode, Vfs};
+use raft_log::vfs::Vfs;
 use raft_log::{NodeId, StoreId};
+
+use super::text;
 
 /// The newest layout of a data directory that this version reads and writes.
 pub const FORMAT_VERSION: u32 = 1;
 
 const FILE_NAME: &str = "IDENTITY";
-const TEMPORARY_NAME: &str = "IDENTITY.tmp";
+const KIND: &str = "flotilla-identity";
 const FILE_BYTES_MAX: u64 = 4096;
 
 /// What a data directory is, and to which member of which cluster it belongs.
@@ -93,93 +93,35 @@ impl Identity {
     /// Reads the identity of a data directory; none when it has none.
     pub fn read(vfs: &dyn Vfs, dir: &Path) -> Result<Option<Self>, IdentityError> {
         let path = dir.join(FILE_NAME);
-        let io = |source| IdentityError::Io {
-            context: format!("cannot read {}", path.display()),
-            source,
-        };
-        let file = match vfs.open(&path, OpenMode::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(io(error)),
-        };
-        let len = file.len().map_err(io)?;
-        if len > FILE_BYTES_MAX {
-            let detail = format!("expected at most {FILE_BYTES_MAX} bytes, found {len}");
-            return Err(IdentityError::Damaged { file: path, detail });
-        }
-        let mut content = vec![0; usize::try_from(len).expect("checked against the maximum")];
-        file.read_exact_at(&mut content, 0).map_err(io)?;
-        Self::decode(&content, &path).map(Some)
+        let content = text::read(vfs, &path, FILE_BYTES_MAX)?;
+        content
+            .map(|content| Self::decode(&content, &path))
+            .transpose()
     }
 
     /// Writes the identity, durably. A crash leaves the old file or the new one.
     pub fn write(&self, vfs: &dyn Vfs, dir: &Path) -> Result<(), IdentityError> {
-        let (path, temporary) = (dir.join(FILE_NAME), dir.join(TEMPORARY_NAME));
-        let result = (|| {
-            match vfs.remove(&temporary) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let file = vfs.open(&temporary, OpenMode::CreateNew)?;
-            file.write_all_at(self.encode().as_bytes(), 0)?;
-            file.sync_data()?;
-            vfs.rename(&temporary, &path)?;
-            vfs.sync_dir(dir)
-        })();
-        result.map_err(|source| IdentityError::Io {
-            context: format!("cannot write {}", path.display()),
-            source,
-        })
+        text::write(vfs, dir, FILE_NAME, &self.encode())
     }
 
     fn encode(&self) -> String {
-        let body = format!(
-            "flotilla-identity {FORMAT_VERSION}\nstore {:016x}\ncluster {:016x}\nmember {:016x}\nname {}\nboot {:016x}\n",
+        let lines = format!(
+            "store {:016x}\ncluster {:016x}\nmember {:016x}\nname {}\nboot {:016x}\n",
             self.store.0,
             self.cluster,
             self.member.0,
             self.name.escape_default(),
             self.boot
         );
-        let crc = crc32fast::hash(body.as_bytes());
-        format!("{body}crc32 {crc:08x}\n")
+        text::seal(KIND, &lines)
     }
 
     fn decode(content: &[u8], path: &Path) -> Result<Self, IdentityError> {
-        let damaged = |detail: String| IdentityError::Damaged {
-            file: path.to_owned(),
-            detail,
-        };
-        let text = std::str::from_utf8(content)
-            .map_err(|error| damaged(format!("offset {}: not text", error.valid_up_to())))?;
-        // The version comes before the checksum: a newer format may checksum itself in another way.
-        let version = text
-            .strip_prefix("flotilla-identity ")
-            .and_then(|rest| rest.split('\n').next())
-            .and_then(|version| version.parse::<u32>().ok())
-            .ok_or_else(|| {
-                damaged("offset 0: expected `flotilla-identity <version>`".to_owned())
-            })?;
-        if version > FORMAT_VERSION {
-            return Err(IdentityError::Newer {
-                file: path.to_owned(),
-                found: version,
-            });
-        }
-        let body_len = text
-            .rfind("crc32 ")
-            .ok_or_else(|| damaged("expected a last line `crc32 <8 hex digits>`".to_owned()))?;
-        let (body, crc_line) = text.split_at(body_len);
-        let expected = format!("crc32 {:08x}\n", crc32fast::hash(body.as_bytes()));
-        if crc_line != expected {
-            return Err(damaged(format!(
-                "offset {body_len}: expected `{}`, found `{}`",
-                expected.trim_end(),
-                crc_line.trim_end().escape_default()
-            )));
-        }
+        let lines = text::unseal(content, KIND, path)?;
+        let damaged = |detail: String| text::damaged(path, detail);
         let field = |name: &str| {
-            body.lines()
+            lines
+                .lines()
                 .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
                 .ok_or_else(|| damaged(format!("the field `{name}` is missing")))
         };

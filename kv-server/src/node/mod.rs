@@ -1,6 +1,7 @@
 //! One node: a data directory, brought up in the order that a crash at any point allows.
 //!
-//! 1. The directory is locked, its identity read, or drawn and written when the directory is new.
+//! 1. The directory is locked, its identity and what it knows of other members read, or drawn and written when the
+//!    directory is new.
 //! 2. The log is opened: it is the truth.
 //! 3. Snapshots are compared with the log.
 //! 4. The engine is opened: it holds some earlier batch. One that cannot be opened is moved aside and rebuilt when the
@@ -8,35 +9,49 @@
 //! 5. Group 1 is created in the log when it is not there; then log and state machine are joined, and the host replays
 //!    what the engine lacks.
 //!
-//! It opens no socket; `server` does.
+//! The links to other members come last: [`Node::connect`]. It opens no socket itself; the binary does.
 
 mod engine;
 mod error;
 mod identity;
+mod initial;
+mod peers;
+mod publish;
+mod text;
 mod view;
 
+use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
+use multiraft::transport::{
+    Inbound, Links, Me, QueueLimits, StoreGate, Transport, TransportSetup, TransportWatcher,
+};
 use multiraft::{Host, HostError, HostHandle, HostOptions, TaskThread, restore};
 use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, RecoveryReport, StoreId};
-use raft_node::core::{Config, Membership};
+use raft_node::core::{Config, Membership, ValidConfig};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tracing::info;
 
 use crate::engine::Engine;
-use crate::lease::Lessor;
-use crate::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
+use crate::lease::{LeaseCalls, Lessor};
+use crate::mvcc::{self, KvOptions, KvStateMachine, Sinks, Store};
+use crate::pb::command::PublishMember;
 use crate::watch::WatchHub;
+use initial::InitialMember;
 
 pub use engine::applied_in;
 pub use error::NodeError;
 pub use identity::{FORMAT_VERSION, Identity, IdentityError};
+pub use initial::{InitialCluster, InitialState};
+pub use peers::PeerBook;
 pub use view::{GroupReplica, NodeView};
 
 /// Entries that stay in the log below the applied index, so that a member that lags needs no snapshot.
@@ -59,10 +74,14 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// The member's name.
     pub name: String,
-    /// The cluster's id, from the initial cluster; used when the directory is new.
-    pub cluster: u64,
-    /// The member's id, from the initial cluster; used when the directory is new.
-    pub member: NodeId,
+    /// The first configuration; counts when the directory is new, as the next three do.
+    pub initial: InitialCluster,
+    /// Whether that configuration is new.
+    pub initial_state: InitialState,
+    /// Tells clusters apart that have the same URLs.
+    pub initial_token: String,
+    /// The peer URLs of this member.
+    pub peer_urls: Vec<String>,
     /// Milliseconds between heartbeats of a leader.
     pub heartbeat_ms: u64,
     /// Milliseconds without a leader until a member campaigns.
@@ -91,7 +110,15 @@ pub struct Node {
     pub log: Log,
     /// What was found when the log was opened.
     pub recovery: RecoveryReport,
+    /// What is known of the other members.
+    pub peers: Arc<PeerBook>,
+    config: NodeConfig,
     host: Host<KvStateMachine>,
+    links: Links,
+    /// The peer URLs of the others.
+    others: BTreeMap<NodeId, Vec<String>>,
+    transport: Option<Transport>,
+    publisher: Option<publish::Publisher>,
     _lock: Box<dyn VfsLock>,
 }
 
@@ -111,7 +138,8 @@ impl Node {
         let lock = vfs
             .lock(&lock_path)
             .map_err(|error| NodeError::lock(dir, error))?;
-        let mut identity = identify(&vfs, config)?;
+        let (mut identity, peers) = identify(&vfs, config)?;
+        let peers = Arc::new(peers);
         let (log, recovery) = Log::open(Arc::clone(&vfs), log_options(config, identity.store))?;
         info!(%recovery, "log opened");
 
@@ -132,11 +160,12 @@ impl Node {
             sinks,
         )?;
 
-        let membership = Membership {
-            voters: vec![identity.member],
-            ..Membership::default()
-        };
-        bootstrap(&log, DATA_GROUP, random_u64()?, &membership)?;
+        if identity.boot > 0 && log.group(DATA_GROUP).is_none() {
+            return Err(NodeError::LogLost { dir: dir.clone() });
+        }
+        // The same on every member, down to the id of its creation.
+        let membership = Membership::of_voters(peers.ids());
+        bootstrap(&log, DATA_GROUP, identity.cluster, &membership)?;
         if let Some(snapshots) = &snapshots {
             let tasks = TaskThread::start()
                 .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
@@ -146,29 +175,45 @@ impl Node {
                 info!(index = %snapshot.index, "the state was taken from a snapshot");
             }
         }
-        let core = Config {
-            id: identity.member,
-            group: DATA_GROUP,
-            seed: random_u64()?,
-            heartbeat_ticks: config.heartbeat_ms.div_ceil(multiraft::TICK_MS),
-            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
-            election_ticks: config.election_ms.div_ceil(multiraft::TICK_MS),
-            ..Config::default()
-        };
+        // The number of the run that begins.
+        let boot = identity.boot + 1;
+        let outcomes = Arc::new(Outcomes::new(identity.member, boot));
+        machine.report_forwarded(Arc::clone(&outcomes));
         let group_config = GroupConfig {
-            core: core.validate()?,
+            core: core_config(config, identity.member, boot)?,
             catch_up_entries: CATCH_UP_ENTRIES,
         };
         let group = Group::open(DATA_GROUP, group_config, log.clone(), machine)?;
+        let others = others(group.membership(), identity.member, &store, &peers)?;
+        let links = Links::new(others.keys().copied(), QueueLimits::default());
         // Nothing can refuse the start for what is on disk any more: a refused one changes nothing.
-        identity.boot += 1;
+        identity.boot = boot;
         identity.write(vfs.as_ref(), dir)?;
         let options = HostOptions {
             snapshot_entries: config.snapshot_entries,
             ..HostOptions::default()
         };
-        let host = Host::start(log.clone(), vec![group], options, Box::new(()), on_failure)
-            .map_err(|error| NodeError::io("cannot start the host thread for", dir, error))?;
+        let host = Host::start_with(
+            log.clone(),
+            vec![group],
+            options,
+            links.outbox(),
+            |core, handle| {
+                let replica = GroupReplica {
+                    handle: handle.clone(),
+                    group: DATA_GROUP,
+                };
+                let calls = LeaseCalls::new(DATA_GROUP, replica, Arc::clone(&lessor));
+                core.forward(Forwarding {
+                    outcomes,
+                    stamp: mvcc::stamp,
+                    calls: Arc::new(calls),
+                    limits: ForwardLimits::new(election_ticks(config)),
+                });
+            },
+            on_failure,
+        )
+        .map_err(|error| NodeError::io("cannot start the host thread for", dir, error))?;
         Ok(Self {
             identity,
             handle: host.handle(),
@@ -178,9 +223,77 @@ impl Node {
             engine,
             log,
             recovery,
+            peers,
+            config: config.clone(),
             host,
+            links,
+            others,
+            transport: None,
+            publisher: None,
             _lock: lock,
         })
+    }
+
+    /// True when there are other members: [`Node::connect`] is to be called.
+    #[must_use]
+    pub fn has_peers(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// Links this member to the others, which call on `listeners`. `on_failure` is called once when that cannot go on.
+    pub fn connect(
+        &mut self,
+        listeners: Vec<TcpListener>,
+        on_failure: Box<dyn FnOnce(&str) + Send>,
+    ) -> Result<(), NodeError> {
+        let inbound: Arc<dyn Inbound> = Arc::new(self.handle.clone());
+        let gate: Arc<dyn StoreGate> = Arc::<PeerBook>::clone(&self.peers);
+        let setup = TransportSetup {
+            me: Me {
+                cluster: self.identity.cluster,
+                member: self.identity.member,
+                store: self.identity.store,
+                boot: self.identity.boot,
+            },
+            inbound,
+            gate,
+            urls: self.others.clone(),
+            timeout_ms: self.config.election_ms,
+            seed: random_u64()?,
+        };
+        let transport = Transport::start(listeners, self.links.clone(), setup, on_failure);
+        let dir = &self.config.data_dir;
+        self.transport = Some(transport.map_err(|error| {
+            NodeError::io("cannot start the thread that links members for", dir, error)
+        })?);
+        Ok(())
+    }
+
+    /// How the links to the others are doing, once there are some.
+    #[must_use]
+    pub fn link_watcher(&self) -> Option<TransportWatcher> {
+        self.transport.as_ref().map(Transport::watcher)
+    }
+
+    /// Tells all members by a log entry where this one serves clients, unless applied state says so already; it tries
+    /// until it succeeds. The receiver gets a message, or is dropped, when that is done.
+    pub fn publish(&mut self, client_urls: Vec<String>) -> Result<mpsc::Receiver<()>, NodeError> {
+        let member = self.identity.member;
+        let row = PublishMember {
+            id: member.0,
+            name: self.config.name.clone(),
+            peer_urls: self.peers.get(member).unwrap_or_default().peer_urls,
+            client_urls,
+        };
+        let (done, receiver) = mpsc::channel();
+        if self.store.member(member).as_ref() != Some(&row) {
+            let publisher = publish::Publisher::start(self.handle.clone(), row, done);
+            let dir = &self.config.data_dir;
+            self.publisher = Some(publisher.map_err(|error| {
+                NodeError::io("cannot start the thread that publishes", dir, error)
+            })?);
+        }
+        Ok(receiver)
     }
 
     /// Blocks until a linearizable read succeeds: the member leads or has a leader, and has applied what its log holds.
@@ -193,9 +306,9 @@ impl Node {
                 .read_barrier(DATA_GROUP, Box::new(move |done| drop(sender.send(done))));
             match receiver.recv() {
                 Ok(Ok(())) => return Ok(true),
-                Ok(Err(
-                    HostError::NotLeader(_) | HostError::LeaderChanged | HostError::Timeout,
-                )) => {
+                // The host itself has waited for a leader.
+                Ok(Err(HostError::Timeout)) => return Ok(false),
+                Ok(Err(HostError::NotLeader(_) | HostError::LeaderChanged)) => {
                     std::thread::park_timeout(LEADER_POLL);
                 }
                 Ok(Err(error)) => return Err(NodeError::Host(error.to_string())),
@@ -209,30 +322,111 @@ impl Node {
     pub fn stop(self) -> Result<(), NodeError> {
         // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.
         let host = self.host.stop().map_err(NodeError::Host);
+        // What was under way needed the others.
+        if let Some(transport) = self.transport {
+            transport.stop();
+        }
+        if let Some(publisher) = self.publisher {
+            publisher.join();
+        }
         let engine = self.engine.close().map_err(NodeError::Engine);
         let log = self.log.close().map_err(NodeError::Log);
         host.and(engine).and(log)
     }
 }
 
-/// Reads the directory's identity and writes it again, or draws a new one for a new directory.
-fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<Identity, NodeError> {
+/// Reads who the directory is and whom it knows, and writes that again; or draws it for a new directory, which is one
+/// until its identity is written.
+fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook), NodeError> {
     let dir = &config.data_dir;
-    let identity = match Identity::read(vfs.as_ref(), dir)? {
-        Some(identity) => identity,
+    let (identity, peers) = match Identity::read(vfs.as_ref(), dir)? {
+        Some(identity) => {
+            info!(
+                member = %identity.member,
+                "the data directory belongs to a member already; the --initial flags are not looked at"
+            );
+            let peers = match PeerBook::open(vfs, dir)? {
+                Some(peers) => peers,
+                // A directory of a version that knew one member only.
+                None => {
+                    let alone = InitialMember {
+                        id: identity.member,
+                        name: identity.name.clone(),
+                        peer_urls: config.peer_urls.clone(),
+                    };
+                    PeerBook::create(vfs, dir, &[alone])?
+                }
+            };
+            (identity, peers)
+        }
         None if has_files(vfs, &dir.join("log"))? => {
             return Err(NodeError::NoIdentity { dir: dir.clone() });
         }
-        None => Identity {
-            store: StoreId(random_u64()?),
-            cluster: config.cluster,
-            member: config.member,
-            name: config.name.clone(),
-            boot: 0,
-        },
+        None => {
+            if config.initial_state == InitialState::Existing {
+                return Err(NodeError::Initial(
+                    "--initial-cluster-state existing: joining a cluster that is there is not supported by this version; \
+                     all members begin together, with `new`"
+                        .to_owned(),
+                ));
+            }
+            let first = config
+                .initial
+                .first(&config.name, &config.peer_urls, &config.initial_token)
+                .map_err(NodeError::Initial)?;
+            let peers = PeerBook::create(vfs, dir, &first.members)?;
+            let identity = Identity {
+                store: StoreId(random_u64()?),
+                cluster: first.cluster,
+                member: first.me,
+                name: config.name.clone(),
+                boot: 0,
+            };
+            (identity, peers)
+        }
     };
     identity.write(vfs.as_ref(), dir)?;
-    Ok(identity)
+    Ok((identity, peers))
+}
+
+fn election_ticks(config: &NodeConfig) -> u64 {
+    config.election_ms.div_ceil(multiraft::TICK_MS)
+}
+
+fn core_config(config: &NodeConfig, id: NodeId, boot: u64) -> Result<ValidConfig, NodeError> {
+    let core = Config {
+        id,
+        group: DATA_GROUP,
+        seed: random_u64()?,
+        boot,
+        heartbeat_ticks: config.heartbeat_ms.div_ceil(multiraft::TICK_MS),
+        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+        election_ticks: election_ticks(config),
+        ..Config::default()
+    };
+    Ok(core.validate()?)
+}
+
+/// Where the other members are: as they published it, or as the first configuration had it.
+fn others(
+    membership: &Membership,
+    me: NodeId,
+    store: &Store,
+    peers: &PeerBook,
+) -> Result<BTreeMap<NodeId, Vec<String>>, NodeError> {
+    let mut others = BTreeMap::new();
+    for id in membership.members().into_iter().filter(|id| *id != me) {
+        let published = store.member(id).map(|row| row.peer_urls);
+        let urls = published
+            .filter(|urls| !urls.is_empty())
+            .or_else(|| peers.get(id).map(|peer| peer.peer_urls))
+            .unwrap_or_default();
+        if urls.is_empty() {
+            return Err(NodeError::NoPeerUrl { member: id });
+        }
+        others.insert(id, urls);
+    }
+    Ok(others)
 }
 
 /// The snapshots of a directory that has some; their files agree with the log then.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use multiraft::{GroupStatus, HostHandle, Reply};
-use raft_log::{GroupId, Log, Space, Term};
+use raft_log::{GroupId, Log, NodeId, Space, Term};
 
+use super::PeerBook;
 use crate::ApiError;
 use crate::api::{Replica, View};
 use crate::engine::Engine;
@@ -54,17 +55,25 @@ pub struct NodeView {
     lessor: Arc<Lessor>,
     engine: Arc<dyn Engine>,
     log: Log,
+    peers: Arc<PeerBook>,
 }
 
 impl NodeView {
     /// Joins the parts of a node that answers depend on.
     #[must_use]
-    pub fn new(store: Arc<Store>, lessor: Arc<Lessor>, engine: Arc<dyn Engine>, log: Log) -> Self {
+    pub fn new(
+        store: Arc<Store>,
+        lessor: Arc<Lessor>,
+        engine: Arc<dyn Engine>,
+        log: Log,
+        peers: Arc<PeerBook>,
+    ) -> Self {
         Self {
             store,
             lessor,
             engine,
             log,
+            peers,
         }
     }
 }
@@ -136,6 +145,29 @@ impl View for NodeView {
 
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError> {
         self.store.hash_kv(revision)
+    }
+
+    fn member(&self, id: u64) -> pb::Member {
+        let known = self.peers.get(NodeId(id)).unwrap_or_default();
+        let published = self.store.member(NodeId(id)).unwrap_or_default();
+        let or = |published: Vec<String>, known| {
+            if published.is_empty() {
+                known
+            } else {
+                published
+            }
+        };
+        pb::Member {
+            id,
+            name: if published.name.is_empty() {
+                known.name
+            } else {
+                published.name
+            },
+            peer_ur_ls: or(published.peer_urls, known.peer_urls),
+            client_ur_ls: published.client_urls,
+            is_learner: false,
+        }
     }
 
     fn disk_bytes(&self) -> u64 {

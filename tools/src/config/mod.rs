@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{ArgMatches, Command};
+use kv_server::node::{InitialCluster, InitialState};
 use tracing::Level;
 
 use layers::{Origin, Setting};
@@ -41,8 +42,14 @@ pub(crate) struct ServerConfig {
     pub(crate) listen_client: Vec<SocketAddr>,
     /// What clients are told to connect to. Default: the listening addresses.
     pub(crate) advertise_client_urls: Vec<String>,
+    /// Where members connect; used when there are several. Default 127.0.0.1:2380.
+    pub(crate) listen_peer: Vec<SocketAddr>,
     /// What members are told; decides this member's id. Default `http://127.0.0.1:2380`.
     pub(crate) peer_urls: Vec<String>,
+    /// The members that begin the cluster. Default: this one alone.
+    pub(crate) initial_cluster: InitialCluster,
+    /// Default new.
+    pub(crate) initial_state: InitialState,
     /// Tells clusters apart; part of the cluster's id. Default `etcd-cluster`.
     pub(crate) cluster_token: String,
     /// Milliseconds between heartbeats. Default 100, from 10 on.
@@ -73,9 +80,9 @@ impl ServerConfig {
         let read = Reader { settings };
         let name = read.nonempty("name")?;
         let listen_client = read.addresses("listen-client-urls")?;
-        read.urls("listen-peer-urls")?;
+        let listen_peer = read.addresses("listen-peer-urls")?;
         let peer_urls = read.urls("initial-advertise-peer-urls")?;
-        read.initial_cluster(&name, &peer_urls)?;
+        let initial_cluster = read.initial_cluster(&name, &peer_urls)?;
         let advertise_client_urls = match settings.get("advertise-client-urls").value.as_str() {
             "" => read.urls("listen-client-urls")?,
             _ => read.urls("advertise-client-urls")?,
@@ -89,7 +96,10 @@ impl ServerConfig {
             data_dir: PathBuf::from(read.nonempty("data-dir")?),
             listen_client,
             advertise_client_urls,
+            listen_peer,
             peer_urls,
+            initial_cluster,
+            initial_state: read.initial_state()?,
             cluster_token: read.nonempty("initial-cluster-token")?,
             heartbeat_ms,
             election_ms,
@@ -167,9 +177,18 @@ impl Reader<'_> {
 
     /// Plain-text URLs, separated by commas, with a host and a port.
     fn urls(&self, name: &str) -> Result<Vec<String>, String> {
+        let urls = self.settings.get(name).value.split(',').map(str::trim);
+        self.checked_urls(name, urls)
+    }
+
+    fn checked_urls<'b>(
+        &self,
+        name: &str,
+        given: impl Iterator<Item = &'b str>,
+    ) -> Result<Vec<String>, String> {
         let expected = "URLs such as http://127.0.0.1:2379, separated by commas";
         let mut urls = Vec::new();
-        for url in self.settings.get(name).value.split(',').map(str::trim) {
+        for url in given {
             if url.starts_with("https://") {
                 return Err(self.wrong(name, "http:// (TLS is not supported by this version)"));
             }
@@ -200,33 +219,25 @@ impl Reader<'_> {
         urls.iter().map(address).collect()
     }
 
-    /// Exactly this member, with the peer URLs that it advertises.
-    fn initial_cluster(&self, name: &str, peer_urls: &[String]) -> Result<(), String> {
+    /// The members that begin the cluster. Whether they fit to this one counts only while the data directory is new.
+    fn initial_cluster(&self, name: &str, peer_urls: &[String]) -> Result<InitialCluster, String> {
         let option = "initial-cluster";
-        let value = &self.settings.get(option).value;
+        let Setting { value, origin } = self.settings.get(option);
         if value.is_empty() {
-            return Ok(());
+            return Ok(InitialCluster::of_one(name, peer_urls));
         }
-        let mut urls = Vec::new();
-        for member in value.split(',').map(str::trim) {
-            match member.split_once('=') {
-                Some((member, url)) if member == name => urls.push(url),
-                Some(_) => {
-                    let expected = format!(
-                        "only this member, {name:?} (several members are not supported yet)"
-                    );
-                    return Err(self.wrong(option, &expected));
-                }
-                None => return Err(self.wrong(option, "name=url, separated by commas")),
-            }
-        }
-        let mut advertised: Vec<&str> = peer_urls.iter().map(String::as_str).collect();
-        urls.sort_unstable();
-        advertised.sort_unstable();
-        if urls == advertised {
-            Ok(())
-        } else {
-            Err(self.wrong(option, "the same URLs as --initial-advertise-peer-urls"))
+        let cluster = InitialCluster::parse(value)
+            .map_err(|error| format!("--{option} ({origin}): {error}"))?;
+        self.checked_urls(option, cluster.urls().map(String::as_str))?;
+        Ok(cluster)
+    }
+
+    fn initial_state(&self) -> Result<InitialState, String> {
+        let option = "initial-cluster-state";
+        match self.settings.get(option).value.as_str() {
+            "new" => Ok(InitialState::New),
+            "existing" => Ok(InitialState::Existing),
+            _ => Err(self.wrong(option, "new or existing")),
         }
     }
 }
@@ -349,8 +360,13 @@ mod tests {
             ),
             (vec!["--auto-compaction-retention", "1h"], "compaction"),
             (
-                vec!["--initial-cluster", "a=http://x:1,b=http://y:2"],
-                "several members",
+                vec!["--initial-cluster", "a=https://x:1,b=https://y:2"],
+                "TLS",
+            ),
+            (vec!["--initial-cluster", "a=http://x:1,b"], "empty URL"),
+            (
+                vec!["--initial-cluster-state", "joining"],
+                "new or existing",
             ),
             (vec!["--unsafe-no-fsync"], "not on disk"),
         ] {

@@ -68,7 +68,7 @@ const fn missing(
 }
 
 const TLS: &str = "TLS";
-const CLUSTER: &str = "a cluster of several members";
+const CLUSTER: &str = "finding members by discovery, or forcing a new cluster";
 
 /// All of them, in the order of the help.
 pub(crate) const OPTIONS: &[Opt] = &[
@@ -87,7 +87,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "listen-peer-urls",
         "http://127.0.0.1:2380",
-        "Peer URLs; one member alone opens no peer socket",
+        "Where members connect; one member alone opens no peer socket",
     ),
     text(
         "initial-advertise-peer-urls",
@@ -97,14 +97,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "initial-cluster",
         "",
-        "Members as name=url [default: this one]; several are not supported yet",
+        "Members that begin the cluster together, as name=url [default: this one]",
     ),
-    missing(
+    text(
         "initial-cluster-state",
-        &["new"],
-        Kind::Text,
-        CLUSTER,
-        "`new`",
+        "new",
+        "`new`; `existing` only where the data directory is a member already",
     ),
     text(
         "initial-cluster-token",

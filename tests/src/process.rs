@@ -28,8 +28,14 @@ pub struct Setup {
     pub data_dir: PathBuf,
     /// Where it listens, on 127.0.0.1.
     pub port: u16,
-    /// Where it would listen for peers.
+    /// Where it listens for peers, if there are any.
     pub peer_port: u16,
+    /// The member's name.
+    pub name: String,
+    /// What others are told to connect to; none for the port itself.
+    pub peer_url: Option<String>,
+    /// All members as name=url; none for this one alone.
+    pub initial_cluster: Option<String>,
     /// More flags.
     pub flags: Vec<String>,
     /// Variables of its environment.
@@ -50,6 +56,9 @@ impl Setup {
             data_dir: data_dir.to_owned(),
             port: free_port(),
             peer_port: free_port(),
+            name: "default".to_owned(),
+            peer_url: None,
+            initial_cluster: None,
             flags: Vec::new(),
             env: Vec::new(),
         }
@@ -68,22 +77,27 @@ impl Setup {
     #[must_use]
     pub fn spawn(&self) -> Server {
         let url = self.url();
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let listen = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = self.peer_url.as_ref().unwrap_or(&listen);
+        let alone = format!("{}={peer}", self.name);
+        let cluster = self.initial_cluster.as_ref().unwrap_or(&alone);
         let mut child = Command::new(&self.program[0])
             .args(&self.program[1..])
             .arg("--data-dir")
             .arg(&self.data_dir)
             .args([
+                "--name",
+                &self.name,
                 "--listen-client-urls",
                 &url,
                 "--advertise-client-urls",
                 &url,
                 "--listen-peer-urls",
-                &peer,
+                &listen,
                 "--initial-advertise-peer-urls",
-                &peer,
+                peer,
                 "--initial-cluster",
-                &format!("default={peer}"),
+                cluster,
             ])
             .args(&self.flags)
             .envs(self.env.iter().cloned())
@@ -175,7 +189,25 @@ impl Server {
     /// # Panics
     /// When the process is already gone.
     pub fn terminate(&self) {
-        kill_process(Pid::from_child(&self.child), Signal::TERM).expect("the process is ours");
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops the process as it is, or lets it go on.
+    ///
+    /// # Panics
+    /// When the process is already gone.
+    pub fn pause(&self, pause: bool) {
+        self.signal(if pause { Signal::STOP } else { Signal::CONT });
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process is ours");
+    }
+
+    /// The id of the process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits until the process ends by itself.

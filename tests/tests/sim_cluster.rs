@@ -132,7 +132,7 @@ fn api(node: &Node) -> EtcdApi<Handle, NodeView> {
             up.log.clone(),
         )),
         Arc::new(ScanPool::start(1, 1).expect("a thread starts")),
-        ApiOptions::new(1, node.id.0, Vec::new()),
+        ApiOptions::new(1, node.id.0),
     )
 }
 

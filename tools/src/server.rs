@@ -159,6 +159,9 @@ fn start(
         .map(TcpListener::local_addr)
         .collect::<Result<_, _>>()
         .map_err(|error| Failure::failed("asking for the address of a socket", error))?;
+    if let Some(watcher) = node.link_watcher() {
+        metrics.show_links(watcher);
+    }
     let (cluster, member) = (node.identity.cluster, node.identity.member.0);
     let published = node
         .publish(advertised(config, &addresses))
@@ -177,13 +180,13 @@ fn start(
         handle: node.handle.clone(),
         group: DATA_GROUP,
     };
-    let view = Arc::new(NodeView::new(
+    let view = NodeView::new(
         Arc::clone(&node.store),
         Arc::clone(&node.lessor),
         Arc::clone(&node.engine),
         node.log.clone(),
-        Arc::clone(&node.peers),
-    ));
+    );
+    let view = Arc::new(view.with_peers(Arc::clone(&node.peers)));
     let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
         .map_err(|error| Failure::failed("starting the threads that scan", error))?;
     let scans = Arc::new(scans);

@@ -55,26 +55,27 @@ pub struct NodeView {
     lessor: Arc<Lessor>,
     engine: Arc<dyn Engine>,
     log: Log,
-    peers: Arc<PeerBook>,
+    peers: Option<Arc<PeerBook>>,
 }
 
 impl NodeView {
     /// Joins the parts of a node that answers depend on.
     #[must_use]
-    pub fn new(
-        store: Arc<Store>,
-        lessor: Arc<Lessor>,
-        engine: Arc<dyn Engine>,
-        log: Log,
-        peers: Arc<PeerBook>,
-    ) -> Self {
+    pub fn new(store: Arc<Store>, lessor: Arc<Lessor>, engine: Arc<dyn Engine>, log: Log) -> Self {
         Self {
             store,
             lessor,
             engine,
             log,
-            peers,
+            peers: None,
         }
+    }
+
+    /// Lets it name members that have not published anything yet.
+    #[must_use]
+    pub fn with_peers(mut self, peers: Arc<PeerBook>) -> Self {
+        self.peers = Some(peers);
+        self
     }
 }
 
@@ -148,7 +149,8 @@ impl View for NodeView {
     }
 
     fn member(&self, id: u64) -> pb::Member {
-        let known = self.peers.get(NodeId(id)).unwrap_or_default();
+        let known = self.peers.as_ref().and_then(|peers| peers.get(NodeId(id)));
+        let known = known.unwrap_or_default();
         let published = self.store.member(NodeId(id)).unwrap_or_default();
         let or = |published: Vec<String>, known| {
             if published.is_empty() {

@@ -6,12 +6,13 @@
 )]
 
 use std::fs;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use multiraft::transport::TransportWatcher;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder, exponential_buckets,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, exponential_buckets,
 };
 
 use super::watch::WatchGauges;
@@ -38,8 +39,67 @@ pub struct Metrics {
     resident: IntGauge,
     cpu: Gauge,
     open_fds: IntGauge,
+    links: OnceLock<TransportWatcher>,
+    link_metrics: LinkMetrics,
     /// One page at a time: gauges are set, then gathered.
     rendering: Mutex<()>,
+}
+
+/// Of the links to other members; without any they do not appear.
+struct LinkMetrics {
+    sent: IntCounterVec,
+    received: IntCounterVec,
+    failed: IntCounterVec,
+    active: IntGaugeVec,
+}
+
+impl LinkMetrics {
+    fn new(registry: &Registry) -> Self {
+        let counter = |name: &str, help: &str, label: &str| {
+            let counter = IntCounterVec::new(Opts::new(name, help), &[label]).expect(VALID);
+            registry.register(Box::new(counter.clone())).expect(VALID);
+            counter
+        };
+        let active = Opts::new(
+            "etcd_network_active_peers",
+            "1 while a member can be sent to.",
+        );
+        let active = IntGaugeVec::new(active, &["Remote"]).expect(VALID);
+        registry.register(Box::new(active.clone())).expect(VALID);
+        Self {
+            sent: counter(
+                "etcd_network_peer_sent_bytes_total",
+                "Bytes sent to members.",
+                "To",
+            ),
+            received: counter(
+                "etcd_network_peer_received_bytes_total",
+                "Bytes received from members.",
+                "From",
+            ),
+            failed: counter(
+                "etcd_network_peer_sent_failures_total",
+                "Messages to members that found no link, or no room.",
+                "To",
+            ),
+            active,
+        }
+    }
+
+    fn set(&self, watcher: &TransportWatcher) {
+        for link in watcher.status() {
+            let id = format!("{:x}", link.id.0);
+            let raise = |counter: &IntCounterVec, to: u64| {
+                let counter = counter.with_label_values(&[&id]);
+                counter.inc_by(to.saturating_sub(counter.get()));
+            };
+            raise(&self.sent, link.bytes_sent);
+            raise(&self.received, link.bytes_received);
+            raise(&self.failed, link.messages_dropped);
+            let active = self.active.with_label_values(&[&id]);
+            active.set(i64::from(link.linked));
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -106,6 +166,8 @@ impl Metrics {
                 streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams."),
                 events,
             },
+            links: OnceLock::new(),
+            link_metrics: LinkMetrics::new(&registry),
             registry,
             handled,
             wal_fsync,
@@ -118,6 +180,12 @@ impl Metrics {
     /// The log was synced.
     pub fn observe_wal_fsync(&self, took: Duration) {
         self.wal_fsync.observe(took.as_secs_f64());
+    }
+
+    /// Shows the links of a transport as well; only the first one that is named.
+    pub fn show_links(&self, watcher: TransportWatcher) {
+        // A server has one transport.
+        let _ = self.links.set(watcher);
     }
 
     /// The page, in Prometheus' text format.
@@ -137,6 +205,9 @@ impl Metrics {
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
         self.set_process();
+        if let Some(watcher) = self.links.get() {
+            self.link_metrics.set(watcher);
+        }
         let mut page = String::new();
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut page) {
             tracing::warn!(%error, "cannot render the metrics");

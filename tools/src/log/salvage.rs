@@ -78,6 +78,9 @@ fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
             .into_inner()
             .settle(from, to, report.groups.iter().any(compacted))?,
     );
+    if from.join("PEERS").exists() {
+        copied.push(copy_file(from, to, Path::new("PEERS"))?);
+    }
     if owner.damage.is_none() {
         copied.push(copy_file(from, to, Path::new("IDENTITY"))?);
     }

@@ -1,7 +1,12 @@
 //! Three members as real processes on a network that goes wrong on command. After each fault the history that clients
 //! saw is linearizable, and all members have the same content.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation of a test harness is a failed test"
+)]
 
 mod begin;
+mod fail_over;
 mod faults;
 
 use std::time::Duration;

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -128,17 +129,28 @@ impl Setup {
     }
 }
 
-/// A port that nobody listens on at this moment.
+/// Below the ports that the system gives to connections: one of those could be in use when a server starts again.
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
+
+/// A port that nobody listens on at this moment, and that this process gives out once.
 ///
 /// # Panics
 /// When there is none.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a loopback port is free");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ports = u32::from(PORTS.end - PORTS.start);
+    // Processes that test at the same time begin at different places.
+    let first = std::process::id().wrapping_mul(257);
+    for _ in 0..ports {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = u32::from(PORTS.start) + first.wrapping_add(step) % ports;
+        let port = u16::try_from(port).expect("the range is one of ports");
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no loopback port is free");
 }
 
 /// A running server. It is killed when dropped.

@@ -38,6 +38,9 @@ const LEASE_TTL_MAX: i64 = 9_000_000_000;
 /// How often a physical compaction looks whether it is done.
 const COMPACT_POLL: Duration = Duration::from_millis(10);
 
+/// What a caller waits longer than the host.
+const HOST_FIRST: Duration = Duration::from_millis(100);
+
 /// Looks for a leader in a row that find none until it counts as lost.
 const LEADER_LOST_LOOKS: u32 = 3;
 
@@ -69,8 +72,10 @@ impl ApiOptions {
         }
     }
 
+    /// How long a caller waits. Where another member leads, the host counts the same time and knows more about what
+    /// became of a request, so it is given a moment to answer first.
     fn request_timeout(&self) -> Duration {
-        Duration::from_secs(5) + 2 * Duration::from_millis(self.election_ms)
+        Duration::from_secs(5) + 2 * Duration::from_millis(self.election_ms) + HOST_FIRST
     }
 
     /// One and a half election timeouts, in whole seconds, rounded up.

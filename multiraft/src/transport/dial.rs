@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use super::codec::encode_batch;
 use super::outbox::Peer;
 use super::pb::peer_client::PeerClient;
+use super::stats::Begun;
 use super::{FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT, Shared, pb};
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -65,7 +66,7 @@ pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, urls: Vec<String>, see
                 pauses.reset();
             }
             Ended::Failed(reason) => {
-                if peer.counters.refused(Some(reason.clone())) {
+                if peer.counters.refused(Begun::Here, Some(reason.clone())) {
                     tracing::warn!(%to, url, reason, "cannot link to a member");
                 }
             }

@@ -1,19 +1,22 @@
 //! The streams that other members open: what comes on them goes to the host.
 
+use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::net::{TcpListener as TokioListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use raft_log::NodeId;
 
 use super::codec::{Item, decode_batch};
 use super::pb::peer_server::{Peer, PeerServer};
+use super::stats::Begun;
 use super::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT,
     STREAM_WINDOW_BYTES, Shared, pb,
@@ -22,16 +25,19 @@ use super::{
 /// A member opens one stream; this many are a mistake.
 const STREAMS_MAX: u32 = 16;
 const HTTP_FRAME_BYTES: u32 = 1 << 20;
+/// Sockets that wait to be served; the backlog holds more.
+const SOCKETS_MAX: usize = 16;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one listener; returns why it cannot go on.
 pub(super) async fn listen(listener: TcpListener, shared: Arc<Shared>) -> String {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
+    let listener = match TokioListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return format!("cannot watch a peer listener: {error}"),
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let (sockets, incoming) = mpsc::channel(SOCKETS_MAX);
     let service = PeerServer::new(Service(shared)).max_decoding_message_size(FRAME_BYTES_MAX);
-    let served = Server::builder()
+    let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -39,11 +45,33 @@ pub(super) async fn listen(listener: TcpListener, shared: Arc<Shared>) -> String
         .max_frame_size(HTTP_FRAME_BYTES)
         .max_concurrent_streams(STREAMS_MAX)
         .add_service(service)
-        .serve_with_incoming(incoming)
-        .await;
+        .serve_with_incoming(ReceiverStream::new(incoming));
+    let served = tokio::select! {
+        served = server => served,
+        () = accept(listener, sockets) => Ok(()),
+    };
     match served {
         Ok(()) => "a peer listener was closed".to_owned(),
         Err(error) => format!("a peer listener failed: {error}"),
+    }
+}
+
+/// Accepts for as long as somebody serves. A failed accept is no reason to stop: most often no descriptor is left.
+async fn accept(listener: TokioListener, sockets: mpsc::Sender<io::Result<TcpStream>>) {
+    loop {
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a member's connection");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        // Only slower without it.
+        let _ = socket.set_nodelay(true);
+        if sockets.send(Ok(socket)).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -69,12 +97,16 @@ impl Peer for Service {
             Err(reason) => {
                 let claimed = NodeId(claimed.map_or(0, |hello| hello.member));
                 let peer = shared.links.peers.get(&claimed);
-                if peer.is_none_or(|peer| peer.counters.refused(Some(reason.clone()))) {
+                if peer.is_none_or(|peer| peer.counters.refused(Begun::There, Some(reason.clone())))
+                {
                     tracing::warn!(from = %claimed, reason, "refused a member that called");
                 }
                 return Err(Status::failed_precondition(reason));
             }
         };
+        shared.links.peers[&from]
+            .counters
+            .refused(Begun::There, None);
         shared.heard[&from].notify_one();
         let (answers, answered) = mpsc::channel(2);
         let hello = shared.me.hello(from);

@@ -14,8 +14,17 @@ pub(super) struct Counters {
     bytes_received: AtomicU64,
     messages_dropped: AtomicU64,
     links: AtomicU64,
-    /// Why there is no link, in the words of whoever refused it.
-    refusal: Mutex<Option<String>>,
+    /// Why a link could not be made, one for each end that can begin one.
+    refusals: Mutex<[Option<String>; 2]>,
+}
+
+/// Who began a link that could not be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Begun {
+    /// This member.
+    Here,
+    /// The other one.
+    There,
 }
 
 impl Counters {
@@ -36,20 +45,21 @@ impl Counters {
         self.linked.store(linked, Ordering::Relaxed);
         if linked {
             self.links.fetch_add(1, Ordering::Relaxed);
-            self.refused(None);
+            self.refused(Begun::Here, None);
         }
     }
 
-    /// Notes why there is no link; true when that is news.
-    pub(super) fn refused(&self, reason: Option<String>) -> bool {
-        let mut refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes why there is no link, or that there is one; true when that is news.
+    pub(super) fn refused(&self, begun: Begun, reason: Option<String>) -> bool {
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusal = &mut refusals[begun as usize];
         let is_news = *refusal != reason;
         *refusal = reason;
         is_news
     }
 
     pub(super) fn status(&self, id: NodeId, health: Health, waiting: (usize, usize)) -> PeerStatus {
-        let refusal = self.refusal.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         PeerStatus {
             id,
             health,
@@ -60,7 +70,7 @@ impl Counters {
             messages_dropped: self.messages_dropped.load(Ordering::Relaxed),
             messages_waiting: waiting.0,
             bytes_waiting: waiting.1,
-            refusal: refusal.clone(),
+            refusal: refusals.iter().flatten().next().cloned(),
         }
     }
 }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use tonic::Status;
+
 use super::Client;
 use crate::process::PATIENCE;
 use crate::sim::checkers::linearizable::{Action, Operation, Outcome, check};
@@ -90,8 +92,9 @@ impl Load {
         for url in urls {
             let client = Client::new(url, PATIENCE);
             for key in 0..KEYS {
-                let seen = operate(&self.shared, &client, key, Action::Get);
-                assert!(seen, "{url} does not serve a read in the end");
+                if let Err(error) = operate(&self.shared, &client, key, Action::Get) {
+                    panic!("{url} does not serve a read in the end: {error}");
+                }
             }
         }
         let operations = lock(&self.shared.operations);
@@ -129,7 +132,7 @@ fn run(shared: &Shared, urls: &[String], number: usize) {
                 4 => Action::Swap(last.get(&key).copied().unwrap_or(0), value),
                 _ => Action::Get,
             };
-            if !operate(shared, &client, key, action) {
+            if operate(shared, &client, key, action).is_err() {
                 break;
             }
             if let Action::Put(value) = action {
@@ -140,8 +143,8 @@ fn run(shared: &Shared, urls: &[String], number: usize) {
     }
 }
 
-/// Does one thing and notes what became of it; false when it failed.
-fn operate(shared: &Shared, client: &Client, number: u64, action: Action) -> bool {
+/// Does one thing and notes what became of it.
+fn operate(shared: &Shared, client: &Client, number: u64, action: Action) -> Result<(), Status> {
     let now = || shared.clock.fetch_add(1, Ordering::SeqCst);
     let key = format!("key-{number}");
     let sent = now();
@@ -150,6 +153,7 @@ fn operate(shared: &Shared, client: &Client, number: u64, action: Action) -> boo
         Action::Swap(from, to) => client.swap(&key, &from.to_string(), &to.to_string()),
         Action::Get | Action::Delete => client.get(&key, false),
     };
+    let failed = answer.as_ref().err().cloned();
     let answer = answer.ok().map(|value| {
         let value = value.map(|value| value.parse().expect("clients write numbers"));
         (now(), value)
@@ -168,7 +172,7 @@ fn operate(shared: &Shared, client: &Client, number: u64, action: Action) -> boo
         *lock(&shared.written) += 1;
         shared.progress.notify_all();
     }
-    is_answered
+    failed.map_or(Ok(()), Err)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -17,7 +17,10 @@ const ATTEMPT: Duration = Duration::from_millis(150);
 const CLIENTS: usize = 3;
 
 /// From the kill of the leader to the next acknowledged write, that many times.
-#[expect(clippy::print_stdout, reason = "the figures are what it is run by hand for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the figures are what it is run by hand for"
+)]
 fn fail_overs(flags: &[&str], bound: Duration) {
     let rounds = std::env::var("FLOTILLA_FAIL_OVERS").map_or(2, |text| text.parse().unwrap());
     let mut cluster = Cluster::start(FLOTILLA, 3, flags);

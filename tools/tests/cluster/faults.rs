@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use flotilla_tests::cluster::Fault;
+use flotilla_tests::cluster::{Cluster, Fault, Load};
+use flotilla_tests::process::Server;
 
-use super::{ELECTION, settle, under_load};
+use super::{CLIENTS, ELECTION, FLOTILLA, QUICK, settle, under_load};
 
 fn others(of: usize) -> [usize; 2] {
     [(of + 1) % 3, (of + 2) % 3]
@@ -129,6 +130,55 @@ fn slow_network_slows_writes_down_and_deposes_nobody() {
         cluster.net.set(other, leader, None);
     }
     settle(&cluster, load);
+}
+
+#[test]
+fn write_on_its_way_to_a_leader_that_stops_is_not_called_failed() {
+    let cluster = Cluster::start(FLOTILLA, 3, &QUICK);
+    // On a busy machine the leader may change at any time; then another one is stopped.
+    let (leader, client) = (0..10)
+        .find_map(|_| {
+            let leader = cluster.leader();
+            let client = cluster.client(others(leader)[0]);
+            cluster.server(leader).pause(true);
+            match client.put("other", "lost") {
+                Ok(_) => {
+                    cluster.server(leader).pause(false);
+                    None
+                }
+                Err(lost) => {
+                    assert_eq!(
+                        lost.message(),
+                        "etcdserver: request timed out, possibly due to previous leader failure"
+                    );
+                    Some((leader, client))
+                }
+            }
+        })
+        .expect("a leader is stopped while it leads");
+    // Meanwhile there is another leader.
+    client.put("other", "kept").unwrap();
+    cluster.server(leader).pause(false);
+    cluster.wait_for_equal_state();
+    let seen = client.get("other", false).unwrap();
+    assert_eq!(seen.as_deref(), Some("kept"), "nothing comes late");
+}
+
+#[test]
+fn member_that_missed_more_than_the_others_keep_is_named() {
+    let flags = [&QUICK[..4], &["--snapshot-count", "500"]].concat();
+    let mut cluster = Cluster::start(FLOTILLA, 3, &flags);
+    let load = Load::start(&cluster.urls(), CLIENTS);
+    let [behind, _] = others(cluster.leader());
+    cluster.kill(behind);
+    // The margin is 5,000 entries; looking at what can go takes a second.
+    load.wait_for_writes(8_000);
+    cluster.spawn(behind);
+    let servers = others(behind).map(|member| cluster.server(member));
+    cluster.wait("line about the member", || {
+        let named = |server: &&Server| server.log().contains("snapshots are not sent to members");
+        servers.iter().any(named)
+    });
 }
 
 #[test]

@@ -691,3 +691,108 @@ fn entries_whose_term_goes_down_are_refused_and_nothing_of_the_batch_is_taken() 
     drop(log);
     assert_eq!(state(&open(&fs).0), expected);
 }
+
+/// Bytes of all files of the log.
+fn disk_use(fs: &SimFs) -> u64 {
+    let names = fs.list("/log".as_ref()).unwrap();
+    let len = |name: &String| fs.file_len(format!("/log/{name}")).unwrap();
+    names.iter().map(len).sum()
+}
+
+/// Opens a log of the default sizes `starts` times, and writes so many bytes each time.
+fn restarted(starts: u64, bytes: usize, clean: bool) -> (SimFs, u64) {
+    let fs = SimFs::new(1);
+    let options = LogOptions {
+        io: IoMode::Inline,
+        ..LogOptions::new("/log", StoreId(7))
+    };
+    let mut last = 0;
+    for start in 0..starts {
+        let (log, _) = Log::open(fs.shared(), options.clone()).unwrap();
+        if start == 0 {
+            write(&log, vec![(FIRST, base(0, 0, 0)), (FIRST, vote(1))]);
+        }
+        assert_eq!(log.group(FIRST).unwrap().last_index, Index(last));
+        if bytes > 0 {
+            last += 1;
+            let entry = Entry {
+                index: Index(last),
+                term: Term(1),
+                kind: EntryKind::Normal,
+                payload: vec![last as u8 | 1; bytes].into(),
+            };
+            write(&log, vec![(FIRST, Record::Entries(vec![entry]))]);
+        }
+        if clean {
+            log.close().unwrap();
+        } else {
+            drop(log);
+            fs.crash(CrashKind::Process);
+        }
+    }
+    let (log, _) = Log::open(fs.shared(), options).unwrap();
+    let mut next = Index(1);
+    while next <= Index(last) {
+        for entry in log.entries(FIRST, next..Index(last + 1), 1 << 20).unwrap() {
+            assert_eq!((entry.index, entry.payload.len()), (next, bytes));
+            next = next.next();
+        }
+    }
+    drop(log);
+    (fs, bytes as u64 * starts)
+}
+
+/// Each start once left a segment of a mebibyte behind.
+#[test]
+fn log_started_a_hundred_times_takes_no_more_than_what_is_written_needs() {
+    // The segment at hand, the one that is made ahead, manifest and votes.
+    let fixed = (1 << 20) + (2 << 20) + (16 << 10);
+    for clean in [true, false] {
+        for bytes in [0, 1_000, 100_000] {
+            let (fs, written) = restarted(100, bytes, clean);
+            let (used, needed) = (disk_use(&fs), fixed + 2 * written);
+            assert!(
+                used <= needed,
+                "clean {clean}, {bytes} bytes each: {used} > {needed}"
+            );
+        }
+    }
+}
+
+#[test]
+fn segment_that_was_taken_over_and_comes_back_is_left_out_and_removed() {
+    for half_manifest in [false, true] {
+        let fs = SimFs::new(1);
+        let log = written(&fs, 20);
+        let expected = state(&log);
+        log.close().unwrap();
+        drop(log);
+        let old: Vec<(String, Vec<u8>)> = segments(&fs)
+            .into_iter()
+            .map(|name| {
+                (
+                    format!("/log/{name}"),
+                    fs.read_file(format!("/log/{name}")).unwrap(),
+                )
+            })
+            .collect();
+        let (log, report) = open(&fs);
+        assert_eq!(
+            (report.taken_over, report.batches),
+            (Some(1), 21),
+            "{report}"
+        );
+        assert_eq!(segments(&fs), ["0000000000000002.seg"]);
+        drop(log);
+        for (path, data) in &old {
+            fs.write_file(path, data).unwrap();
+        }
+        if half_manifest {
+            // Then it is not known which segment is the newest one that was named.
+            fs.corrupt("/log/MANIFEST", 40, 2).unwrap();
+        }
+        let (log, _) = open(&fs);
+        assert_eq!(state(&log), expected);
+        assert_eq!(segments(&fs), ["0000000000000003.seg"]);
+    }
+}

@@ -115,9 +115,13 @@ struct Core {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+fn segment_bytes_min(options: &LogOptions) -> u64 {
+    options.segment_bytes_min.clamp(16 << 10, SEGMENT_BYTES_MAX)
+}
+
 /// How large a segment becomes that must hold a checkpoint and `needed` bytes.
 fn segment_size(options: &LogOptions, wanted: u64, checkpoint: u64, needed: u64) -> u64 {
-    let floor = options.segment_bytes_min.clamp(16 << 10, SEGMENT_BYTES_MAX);
+    let floor = segment_bytes_min(options);
     let grown = wanted.clamp(
         floor,
         options.segment_bytes_max.clamp(floor, SEGMENT_BYTES_MAX),
@@ -147,8 +151,8 @@ impl fmt::Debug for Log {
 impl Log {
     /// Opens or creates the log of a store, and says what it found.
     ///
-    /// Each call makes a segment of at least [`LogOptions::segment_bytes_min`], which stays until the entries in it and in
-    /// all older ones are compacted: a log that is opened often and never compacted grows by the empty ones.
+    /// Each call makes a segment of at least [`LogOptions::segment_bytes_min`]. If less than half of that is in the newest
+    /// one, the new one takes its place; so a log that is opened often grows by what is written only.
     ///
     /// # Errors
     /// Damage, a suspect tail, a foreign or newer log, a directory in use, and failures of the file system;

@@ -13,7 +13,7 @@ use crate::world::{Op, STORE, World, options};
 /// A store with two segments, a vote file and a snapshot, and what it went through. What is not closed may lose its
 /// last batch, which nothing proves to be synced.
 pub(crate) fn store(close: bool) -> Result<(SimFs, History), String> {
-    let (fs, state) = World::prepared(None)?;
+    let (fs, state) = World::prepared_with(None, true)?;
     let mut world = World::open(&fs, None, &History::new(state), 100)?;
     for op in [
         Op::Snapshot(1),

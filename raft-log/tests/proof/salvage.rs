@@ -131,9 +131,10 @@ fn salvage_without_a_segment_keeps_each_group_before_or_after_it() {
 fn salvage_of_a_log_that_was_cut_behind_the_damage_ends_where_it_was_cut() {
     let fs = SimFs::new(1);
     let mut world = World::open(&fs, None, &History::new(State::new()), 1).unwrap();
-    for _ in 0..6 {
+    for _ in 0..5 {
         world.run(Op::Append(1)).unwrap();
     }
+    world.fill().unwrap();
     // A batch whose loss ends the first run; then a segment of another start, in which the log is cut.
     world.run(Op::HardState(1)).unwrap();
     world.run(Op::HardState(1)).unwrap();

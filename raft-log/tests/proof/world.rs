@@ -139,16 +139,38 @@ impl World {
 
     /// A store in which two groups have two entries and a vote each, closed as a killed process closes it.
     pub(crate) fn prepared(lie: Option<Lie>) -> Result<(SimFs, State), String> {
+        Self::prepared_with(lie, false)
+    }
+
+    /// As [`World::prepared`]; if `filled`, the next start keeps its segment instead of taking it over.
+    pub(crate) fn prepared_with(lie: Option<Lie>, filled: bool) -> Result<(SimFs, State), String> {
         let fs = SimFs::new(1);
         let mut world = Self::open(&fs, lie, &History::new(State::new()), 1)?;
         for group in [1, 2] {
             world.run(Op::Append(group))?;
             world.run(Op::HardState(group))?;
+            if filled && group == 1 {
+                world.fill()?;
+            }
             world.run(Op::Append(group))?;
         }
         let state = world.history.newest().clone();
         drop(world);
         Ok((fs, state))
+    }
+
+    /// Writes an entry of group 1 that takes half a segment, of zeros: tests that go over all bits pass over it.
+    pub(crate) fn fill(&mut self) -> Result<(), String> {
+        let group = self.history.newest().get(&GroupId(1)).cloned();
+        let (last, term) = group.unwrap_or_default().last();
+        let mut entry = self.entry(last.next(), term.max(Term(1)), 0);
+        entry.payload = vec![0; 8 << 10].into();
+        let mut batch = WriteBatch::new();
+        batch.push(GroupId(1), Record::Entries(vec![entry]));
+        self.history.submit(&batch);
+        self.log.write(batch).map_err(|error| error.to_string())?;
+        self.history.ack_all();
+        Ok(())
     }
 
     fn number(&mut self) -> u64 {

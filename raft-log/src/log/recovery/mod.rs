@@ -3,7 +3,8 @@
 //!
 //! Old segments are never written to by a later run. Every open makes a new one, whose checkpoint sums up what is
 //! proven to be synced and which holds copies of the batches that are not; what older files hold from there on is
-//! superseded. What decides is in `table`; nothing is changed before everything is decided.
+//! superseded. A last segment with little in it is copied as a whole and removed, so that starts do not fill the disk
+//! with segments that are hardly used. What decides is in `table`; nothing is changed before everything is decided.
 
 mod ballots;
 mod report;
@@ -22,7 +23,7 @@ use super::manifest::{Contents, Manifest};
 use super::segment::{prepare, segment_path};
 use super::votes::{Slot, Votes};
 use super::writer::{frame, header, publish};
-use super::{LogOptions, segment_size};
+use super::{LogOptions, segment_bytes_min, segment_size};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, GroupId, HardState, LogError, Record};
 pub use report::RecoveryReport;
@@ -68,6 +69,8 @@ pub(super) struct Plan {
 struct NextSegment {
     id: u64,
     predecessor: u64,
+    /// The segment all of which is copied, and which goes once the new one is named.
+    instead_of: Option<u64>,
     /// The newest batch that is proven, and the chain value behind it.
     proven: u64,
     chain: u32,
@@ -94,6 +97,8 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         proven: survey.manifest.map_or(0, |contents| contents.synced_seq),
         unproven: Vec::new(),
         cut: None,
+        take_over_max: segment_bytes_min(options) / 2,
+        taken_over: None,
         lenient: false,
         broken: None,
         report: &mut report,
@@ -117,6 +122,7 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         proven,
         mut unproven,
         cut,
+        taken_over,
         ..
     } = scan;
     // Marks carry nothing; what they proved is taken in.
@@ -124,8 +130,15 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         unproven.pop();
     }
     let mut next = NextSegment::begin(options, headers.last(), &groups, proven, chain);
+    if let (Some(proven), Some(top)) = (taken_over, headers.last()) {
+        (next.predecessor, next.instead_of) = (top.predecessor, Some(top.id));
+        files.remove(&top.id);
+        report.batches += (proven + 1).saturating_sub(top.first_seq);
+        report.taken_over = Some(top.id);
+    }
     next.copy(options, &mut groups, &unproven)?;
-    report.copied = unproven.len() as u64;
+    let certain = taken_over.unwrap_or(proven);
+    report.copied = unproven.iter().filter(|batch| batch.seq > certain).count() as u64;
     let oldest = headers.first().map_or(next.id, |top| top.id);
     check_complete(&groups, &segment_path(&options.dir, oldest))?;
     let merged = ballots::merge(vfs, options, &mut groups, cut.is_some(), &mut report)?;
@@ -186,6 +199,7 @@ impl NextSegment {
         Self {
             id,
             predecessor: last.map_or(0, |top| top.id),
+            instead_of: None,
             proven,
             chain,
             batches,
@@ -272,9 +286,12 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
         len: prepared.size,
     };
     files.insert(id, publish(vfs, dir, &prepared, &top, &next.batches)?);
+    let mut kept = survey.headers.iter().map(|top| top.id);
     let contents = Contents {
         generation: survey.manifest.map_or(0, |old| old.generation) + 1,
-        oldest: survey.headers.first().map_or(id, |top| top.id),
+        oldest: kept
+            .find(|kept| next.instead_of != Some(*kept))
+            .unwrap_or(id),
         newest: id,
         synced_seq: next.seq,
     };
@@ -282,7 +299,9 @@ pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered
     // The slots follow from what the new segment holds, so they come once it is part of the log: before that a crash
     // goes back to the old segments, and maybe to a group that this start saw destroyed.
     let votes = Votes::create(vfs, dir, options.store_id, &slots)?;
-    remove(vfs, options, survey.struck.iter())?;
+    let mut gone = survey.struck;
+    gone.extend(next.instead_of);
+    remove(vfs, options, gone.iter())?;
     Ok(Recovered {
         groups,
         files,

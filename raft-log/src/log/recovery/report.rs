@@ -14,6 +14,8 @@ pub struct RecoveryReport {
     pub batches: u64,
     /// Batches that verified without proof of a sync, and were copied to the new segment.
     pub copied: u64,
+    /// The newest segment, if the new one takes its place because little is in it.
+    pub taken_over: Option<u64>,
     /// Bytes of an un-synced tail that were left behind, and where the evidence is.
     pub cut: Option<String>,
     /// Vote blocks that did not verify and were replaced from the intact log.
@@ -35,6 +37,9 @@ impl fmt::Display for RecoveryReport {
                 ", replaced {} damaged vote blocks",
                 self.vote_blocks_replaced
             )?;
+        }
+        if let Some(id) = self.taken_over {
+            write!(f, ", took segment {id:016x} over into the new one")?;
         }
         for note in self.cut.iter().chain(&self.notes) {
             write!(f, "; {note}")?;

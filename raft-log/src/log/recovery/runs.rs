@@ -15,7 +15,7 @@ use super::super::manifest::{self, Found};
 use super::super::segment::segment_path;
 use super::RecoveryReport;
 use super::scan::{Scan, load};
-use super::survey::read_header;
+use super::survey::{read_header, replaced};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, LogError};
 
@@ -100,6 +100,8 @@ impl Run {
             proven,
             unproven: Vec::new(),
             cut: None,
+            take_over_max: 0,
+            taken_over: None,
             lenient: true,
             broken: None,
             report: &mut report,
@@ -173,6 +175,7 @@ fn headers(
             }
         }
     }
+    replaced(&mut headers);
     if let Some(contents) = contents {
         let newest = headers.last().map_or(0, |top| top.id);
         if newest < contents.newest {

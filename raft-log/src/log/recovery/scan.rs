@@ -53,6 +53,10 @@ pub(super) struct Scan<'a> {
     pub(super) proven: u64,
     pub(super) unproven: Vec<Unproven>,
     pub(super) cut: Option<Cut>,
+    /// A last segment with at most so many bytes of batches is taken over as a whole: all its batches are `unproven`.
+    pub(super) take_over_max: u64,
+    /// The newest batch that is proven, where the segment is taken over.
+    pub(super) taken_over: Option<u64>,
     /// For a salvage: take everything that verifies, synced or not, and go on to the first batch that does not.
     pub(super) lenient: bool,
     /// Where a lenient scan met what should be there and is not.
@@ -248,9 +252,15 @@ impl Scan<'_> {
             expected += 1;
         }
         (self.seq, self.chain) = (expected - 1, chain);
+        let used = at as u64 - SEGMENT_DATA;
+        let small = used <= self.take_over_max && self.cut.is_none();
         let proven = match stop {
             _ if self.lenient => u64::MAX,
             Some(stop) => stop - 1,
+            None if small => {
+                self.taken_over = Some(self.proven.min(self.seq));
+                top.first_seq - 1
+            }
             None => self.proven,
         };
         if self.lenient {
@@ -271,6 +281,7 @@ impl Scan<'_> {
             }
         }
         (self.proven, self.chain) = match self.unproven.first() {
+            _ if self.taken_over.is_some() => (top.first_seq - 1, top.chain),
             Some(first) => (first.seq - 1, first.chain),
             None => (self.seq, chain),
         };

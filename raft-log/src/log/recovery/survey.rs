@@ -23,7 +23,7 @@ pub(in super::super) struct Survey {
     pub(in super::super) headers: Vec<SegmentHeader>,
     /// Made and never named in the manifest: to be removed before the log goes on under their ids.
     pub(super) unnamed: Vec<u64>,
-    /// Struck off the manifest: to be removed once the manifest is written anew.
+    /// Struck off the manifest, or taken over by a later one: to be removed once the manifest is written anew.
     pub(super) struck: Vec<u64>,
     /// What the manifest said.
     pub(super) manifest: Option<Contents>,
@@ -60,6 +60,7 @@ pub(super) fn survey(
         ));
     }
     let unnamed = unnamed(vfs, options, found, &mut headers, report)?;
+    struck.extend(replaced(&mut headers));
     for pair in headers.windows(2) {
         if pair[1].predecessor != pair[0].id || pair[1].first_seq < pair[0].first_seq {
             return Err(LogError::differs(
@@ -78,6 +79,24 @@ pub(super) fn survey(
         struck,
         manifest: contents,
     })
+}
+
+/// Takes out the segments that a start has taken over, and did not get to remove: the next one names the same predecessor
+/// and begins with the same batch. It was synced as a whole before it got its name.
+pub(super) fn replaced(headers: &mut Vec<SegmentHeader>) -> Vec<u64> {
+    let mut gone = Vec::new();
+    let mut next: Option<SegmentHeader> = None;
+    for at in (0..headers.len()).rev() {
+        let top = headers[at];
+        let by = next
+            .filter(|next| next.predecessor == top.predecessor && next.first_seq == top.first_seq);
+        if by.is_some() {
+            gone.push(headers.remove(at).id);
+        } else {
+            next = Some(top);
+        }
+    }
+    gone
 }
 
 fn hex(id: Option<&u64>) -> String {

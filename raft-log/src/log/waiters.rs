@@ -126,7 +126,8 @@ impl Drop for Role<'_> {
     fn drop(&mut self) {
         let mut core = self.0.core();
         core.busy = false;
-        if std::thread::panicking() {
+        let panicked = std::thread::panicking();
+        if panicked {
             core.error.get_or_insert_with(|| {
                 LogError::new(
                     ErrorKind::Failed,
@@ -149,16 +150,48 @@ impl Drop for Role<'_> {
         if failed || (!core.queue.is_empty() && next.is_empty()) {
             core.wake(&self.0.work);
         }
+        // Else the writer itself tells who polls.
+        let progress = core.progress.clone().filter(|_| panicked);
         drop(core);
         // The next writer first: the disk works while the others are woken.
         next.wake();
         written.wake();
+        if let Some(call) = progress {
+            call();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
+    use crate::vfs::SimFs;
+    use crate::{IoMode, Log, LogOptions, StoreId};
+
+    #[test]
+    fn panic_of_a_writer_is_told_to_who_polls() {
+        let mut options = LogOptions::new("/log", StoreId(1));
+        options.io = IoMode::Inline;
+        let (log, _) = Log::open(SimFs::new(1).shared(), options).unwrap();
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = Arc::clone(&told);
+        let shared = Arc::clone(&log.0.0);
+        log.on_progress(Box::new(move || {
+            // Whoever is told can ask at once, and hears of the failure.
+            tell.store(shared.core().error.is_some(), Ordering::Relaxed);
+        }));
+        let writer = || {
+            log.0.core().busy = true;
+            let _role = Role::new(&log.0);
+            panic!("put in on purpose");
+        };
+        assert!(catch_unwind(AssertUnwindSafe(writer)).is_err());
+        assert!(told.load(Ordering::Relaxed));
+        log.on_progress(Box::new(|| ()));
+    }
 
     #[test]
     fn waiters_of_taken_and_queued_batches_are_told_what_became_of_each() {

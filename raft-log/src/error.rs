@@ -85,6 +85,18 @@ impl LogError {
         }))
     }
 
+    /// An error about a file as a whole.
+    pub(crate) fn of(kind: ErrorKind, path: &Path, message: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            message: message.into(),
+            difference: None,
+            path: Some(path.to_owned()),
+            offset: None,
+            source: None,
+        }))
+    }
+
     /// An error at a place in a file.
     pub(crate) fn at(
         kind: ErrorKind,

@@ -139,7 +139,8 @@ fn reopen_after_rotation_and_compaction_finds_every_entry() {
     for (io, clean) in [(IoMode::Inline, false), (IoMode::Thread, true)] {
         let dir = tempfile::tempdir().unwrap();
         let log = open(dir.path(), io).unwrap();
-        assert_eq!(open(dir.path(), io).unwrap_err().kind(), ErrorKind::Locked);
+        let error = open(dir.path(), io).unwrap_err();
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Locked, None));
         create(&log);
         (1..=300).for_each(|index| append(&log, index));
         assert!(log.stats().segments > 1);

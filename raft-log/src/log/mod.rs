@@ -164,10 +164,9 @@ impl Log {
         let lock = vfs
             .lock(&dir.join("LOCK"))
             .map_err(|error| match error.kind() {
-                std::io::ErrorKind::WouldBlock => LogError::at(
+                std::io::ErrorKind::WouldBlock => LogError::of(
                     ErrorKind::Locked,
                     &dir.join("LOCK"),
-                    0,
                     "another process uses this data directory; stop it first",
                 ),
                 _ => LogError::io("cannot lock the log's directory", dir, error),

@@ -1,5 +1,6 @@
 //! `flotilla log show`: every record, with its place in the files and what it means.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::failure::Failure;
 
 /// Bytes of a key or a value that are printed; the length always is.
 const SHOWN_BYTES_MAX: usize = 64;
+/// Groups that an error lists.
+const GROUPS_LISTED_MAX: usize = 20;
 
 /// Flags of `flotilla log show`.
 #[derive(Args, Debug)]
@@ -87,9 +90,9 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
     }
     let mut out = BufWriter::new(std::io::stdout().lock());
     let wanted = |id: &u64| args.segment.is_none_or(|wanted| wanted == *id);
-    let mut infos = Vec::new();
+    let (mut infos, mut groups) = (Vec::new(), BTreeSet::new());
     for id in ids.iter().copied().filter(wanted) {
-        infos.extend(segment(args, id, 0, &mut out)?);
+        infos.extend(segment(args, id, 0, &mut groups, &mut out)?);
     }
     if args.follow {
         return follow(args, infos.pop(), &mut out);
@@ -106,7 +109,27 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         .iter()
         .enumerate()
         .find_map(|(at, info)| super::damage(info, infos.get(at + 1).map(|next| next.first_seq)));
-    damage.map_or(Ok(()), |text| Err(Failure::Damaged(text)))
+    match (damage, args.group) {
+        (Some(text), _) => Err(Failure::Damaged(text)),
+        (None, Some(wanted)) if !groups.contains(&wanted) => Err(no_group(args, wanted, &groups)),
+        (None, _) => Ok(()),
+    }
+}
+
+/// What to say to who asks for a group that the log has never had, as far as it goes back.
+fn no_group(args: &ShowArgs, wanted: u64, groups: &BTreeSet<u64>) -> Failure {
+    let listed = groups.iter().take(GROUPS_LISTED_MAX);
+    let list: Vec<String> = listed.map(ToString::to_string).collect();
+    let there = match groups.len().checked_sub(GROUPS_LISTED_MAX) {
+        _ if groups.is_empty() => "it has none".to_owned(),
+        None | Some(0) => format!("it has {}", list.join(", ")),
+        Some(more) => format!("it has {} and {more} more", list.join(", ")),
+    };
+    let dir = args.dir.log();
+    Failure::Failed(format!(
+        "{}: there is no group {wanted}; {there}",
+        dir.display()
+    ))
 }
 
 /// Prints what a server adds, until interrupted or until nobody reads any more. A segment that begins meanwhile is
@@ -121,22 +144,24 @@ fn follow(args: &ShowArgs, last: Option<SegmentInfo>, out: &mut impl Write) -> R
                 continue;
             }
             let from = if id == at { end } else { 0 };
-            if let Some(info) = segment(args, id, from, out)? {
+            if let Some(info) = segment(args, id, from, &mut BTreeSet::new(), out)? {
                 (at, end) = (info.id, info.end);
             }
         }
     }
 }
 
-/// Prints the batches of a segment from an offset on, and sees them off.
+/// Prints the batches of a segment from an offset on, and sees them off; adds the groups that are named in it.
 fn segment(
     args: &ShowArgs,
     id: u64,
     from: u64,
+    groups: &mut BTreeSet<u64>,
     out: &mut impl Write,
 ) -> Result<Option<SegmentInfo>, Failure> {
     let mut written = Ok(());
     let mut visit = |batch: BatchInfo| {
+        groups.extend(batch.records.iter().map(|(group, _)| group.0));
         if written.is_ok() && batch.offset >= from {
             written = show(args, id, &batch, out);
         }

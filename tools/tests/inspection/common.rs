@@ -72,7 +72,7 @@ pub(crate) fn count(server: &Server) -> i64 {
     })
 }
 
-/// Starts a server, writes twenty keys one after the other, and stops it.
+/// Starts a server, writes twenty keys one after the other and something long, and stops it.
 pub(crate) fn written(setup: &Setup) {
     let server = setup.start();
     block_on(async {
@@ -86,7 +86,20 @@ pub(crate) fn written(setup: &Setup) {
             kv.put(request).await.unwrap();
         }
     });
+    fill(&server);
     stop(server);
+}
+
+/// Puts so much that the next start does not take the segment over into its own.
+pub(crate) fn fill(server: &Server) {
+    block_on(async {
+        let request = pb::PutRequest {
+            key: "filler".into(),
+            value: vec![b'.'; 600 << 10].into(),
+            ..Default::default()
+        };
+        kv(server).await.put(request).await.unwrap();
+    });
 }
 
 pub(crate) fn stop(mut server: Server) {

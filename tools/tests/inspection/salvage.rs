@@ -4,7 +4,9 @@ use std::fs;
 
 use flotilla_tests::process::Setup;
 
-use crate::common::{Found, count, files, flip, inspect, put_many, segments, setup, stop, written};
+use crate::common::{
+    Found, count, files, fill, flip, inspect, put_many, segments, setup, stop, written,
+};
 
 /// Salvages to a new directory; the setup of a server on it.
 fn salvage(setup: &Setup, name: &str) -> (Found, Setup) {
@@ -147,6 +149,7 @@ fn salvage_of_rot_in_what_the_engine_holds_loses_nothing() {
     let (_dir, setup) = setup();
     let server = setup.start();
     put_many(&server, 200);
+    fill(&server);
     stop(server);
     written(&setup);
     let path = segments(&setup).remove(0);

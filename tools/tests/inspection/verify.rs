@@ -50,6 +50,24 @@ pub(crate) fn copy(setup: &Setup, to: &Path) -> Setup {
 }
 
 #[test]
+fn show_of_a_group_that_is_not_there_names_those_that_are_and_fails() {
+    let (_dir, setup) = setup();
+    written(&setup);
+    let data_dir = setup.data_dir.to_str().unwrap();
+    let show = |group: &str| {
+        let args = ["log", "show", "--group", group, data_dir];
+        Command::new(FLOTILLA).args(args).output().unwrap()
+    };
+    let found = show("44");
+    let text = String::from_utf8(found.stderr).unwrap();
+    assert_eq!((found.status.code(), found.stdout.len()), (Some(1), 0));
+    assert!(text.contains("there is no group 44; it has 1"), "{text}");
+    let found = show("1");
+    assert_eq!(found.status.code(), Some(0));
+    assert!(!found.stdout.is_empty());
+}
+
+#[test]
 fn verify_of_a_stopped_server_is_fine() {
     let (_dir, setup) = setup();
     written(&setup);

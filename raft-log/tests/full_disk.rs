@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use raft_log::vfs::{SharedVfs, SimFs};
+use raft_log::vfs::sim::CrashKind;
+use raft_log::vfs::{SharedVfs, SimFs, Vfs};
 use raft_log::{
     Base, Entry, EntryKind, ErrorKind, GroupId, HardState, Index, IoMode, Log, LogOptions, Record,
     Space, StoreId, Term, WriteBatch,
@@ -226,4 +227,155 @@ fn full_segment_takes_terms_truncations_and_compactions_and_space_comes_back() {
         (info.last_index, info.hard_state.term),
         (Index(last), Term(6))
     );
+}
+
+// ---- starts ----
+
+/// Lets nothing more fit than what is there.
+fn fill_up(fs: &SimFs) {
+    const PLENTY: u64 = 1 << 40;
+    fs.set_capacity(Some(PLENTY));
+    let free = fs.available("/".as_ref()).unwrap();
+    fs.set_capacity(Some(PLENTY - free));
+}
+
+fn try_open(fs: &SimFs) -> Result<Log, raft_log::LogError> {
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    options.io = IoMode::Inline;
+    Log::open(fs.shared(), options).map(|opened| opened.0)
+}
+
+fn read_all(log: &Log, last: u64) {
+    let entries = log
+        .entries(GROUP, Index(1)..Index(last + 1), usize::MAX)
+        .unwrap();
+    assert_eq!(entries.len() as u64, last);
+    assert!(entries.iter().all(|entry| entry.payload.len() == PAYLOAD));
+}
+
+fn compact(index: u64) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    let base = Base {
+        index: Index(index),
+        term: Term(1),
+        ..Base::default()
+    };
+    batch.push(GROUP, Record::Compact(base));
+    batch
+}
+
+#[test]
+fn start_of_a_closed_log_on_a_full_disk_reads_and_goes_on_when_there_is_space() {
+    for starts in [1, 5] {
+        let fs = SimFs::new(1);
+        let (log, last) = filled(&fs, u64::MAX);
+        log.close().unwrap();
+        drop(log);
+        fill_up(&fs);
+        for _ in 1..starts {
+            try_open(&fs).unwrap().close().unwrap();
+        }
+        let log = try_open(&fs).unwrap();
+        assert_eq!(log.space(), Space::Full);
+        read_all(&log, last);
+        let error = log.write(batch(last + 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+        // Another start, and a power loss, find the same.
+        drop(log);
+        fs.crash(CrashKind::Power);
+        let log = try_open(&fs).unwrap();
+        read_all(&log, last);
+        let ticket = log.enqueue(compact(last - 1)).unwrap();
+        assert!(!log.drive().unwrap() && !log.is_durable(ticket).unwrap());
+        let used = fs.available("/".as_ref()).unwrap();
+        assert_eq!(used, 0);
+        fs.set_capacity(None);
+        log.drive().unwrap();
+        assert!(log.is_durable(ticket).unwrap());
+        assert_eq!(log.space(), Space::Available);
+        log.write(batch(last + 1)).unwrap();
+        drop(log);
+        fs.crash(CrashKind::Power);
+        let info = try_open(&fs).unwrap().group(GROUP).unwrap();
+        assert_eq!((info.base.index.0, info.last_index.0), (last - 1, last + 1));
+    }
+}
+
+#[test]
+fn start_that_must_copy_on_a_full_disk_says_how_much_is_missing_and_works_with_that() {
+    let fs = SimFs::new(1);
+    let (log, last) = filled(&fs, u64::MAX);
+    drop(log);
+    fs.crash(CrashKind::Process);
+    fill_up(&fs);
+    let error = try_open(&fs).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Full, "{error}");
+    assert_eq!(error.path(), Some("/log".as_ref()), "{error}");
+    let text = error.to_string();
+    let (_, missing) = text.split_once("; free ").unwrap();
+    let missing: u64 = missing.split(' ').next().unwrap().parse().unwrap();
+    fs.set_capacity(Some(1 << 40));
+    let used = (1 << 40) - fs.available("/".as_ref()).unwrap();
+    for short in [1, 0] {
+        fs.crash(CrashKind::Process);
+        fs.set_capacity(Some(used + missing - short));
+        match try_open(&fs) {
+            Ok(log) => {
+                assert_eq!(short, 0, "less would have done");
+                read_all(&log, last);
+            }
+            Err(error) => assert_eq!((short, error.kind()), (1, ErrorKind::Full), "{error}"),
+        }
+    }
+}
+
+/// What a segment keeps for truncations and compactions is enough for the next start.
+#[test]
+fn starts_on_a_full_disk_take_compactions_from_the_space_that_nobody_needs() {
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.io = IoMode::Inline;
+    options.segment_bytes_max = options.segment_bytes_min;
+    for clean in [true, false] {
+        let fs = SimFs::new(1);
+        let (log, _) = Log::open(fs.shared(), options.clone()).unwrap();
+        let mut first = WriteBatch::new();
+        first.push(GROUP, Record::Compact(Base::default()));
+        log.write(first).unwrap();
+        fs.set_capacity(Some((3 << 20) + (100 << 10)));
+        let mut last = 0;
+        while log.write(batch(last + 1)).is_ok() {
+            log.drive().unwrap();
+            last += 1;
+        }
+        drop(log);
+        fs.crash(CrashKind::Process);
+        fill_up(&fs);
+        for start in 0..20 {
+            let (log, _) = Log::open(fs.shared(), options.clone())
+                .unwrap_or_else(|error| panic!("clean {clean}, start {start}: {error}"));
+            assert_eq!(log.space(), Space::Full);
+            read_all(&log, last);
+            let mut vote = WriteBatch::new();
+            let state = HardState {
+                term: Term(start + 2),
+                ..HardState::default()
+            };
+            vote.push(GROUP, Record::HardState(state));
+            log.write(vote).unwrap();
+            if clean {
+                log.close().unwrap();
+            } else {
+                drop(log);
+                fs.crash(CrashKind::Process);
+            }
+        }
+        let (log, _) = Log::open(fs.shared(), options.clone()).unwrap();
+        assert_eq!(log.group(GROUP).unwrap().hard_state.term, Term(21));
+        log.write(compact(last)).unwrap();
+        log.drive().unwrap();
+        assert_eq!(log.space(), Space::Available);
+        log.write(batch(last + 1)).unwrap();
+    }
 }

@@ -168,22 +168,47 @@ pub(super) fn damaged(vfs: &SharedVfs, dir: &Path) -> Vec<u64> {
 }
 
 impl Manifest {
-    /// Writes a new file with both blocks alike, syncs it, and puts it in the place of the old one.
+    /// Writes a new file and puts it in the place of the old one.
+    #[cfg(test)]
     pub(super) fn create(
         vfs: &SharedVfs,
         dir: &Path,
         store: StoreId,
         contents: Contents,
     ) -> Result<Self, LogError> {
-        let (path, temporary) = (dir.join("MANIFEST"), dir.join("MANIFEST.tmp"));
+        Self::prepare(vfs, dir, store, contents)?;
+        Self::publish(vfs, dir, store, contents)
+    }
+
+    /// Writes and syncs a new file with both blocks alike, under a temporary name; without room for it nothing is left of it.
+    pub(super) fn prepare(
+        vfs: &SharedVfs,
+        dir: &Path,
+        store: StoreId,
+        contents: Contents,
+    ) -> Result<(), LogError> {
+        let temporary = dir.join("MANIFEST.tmp");
+        let failed = |error| LogError::io("cannot write the manifest", &temporary, error);
         let prepared = segment::prepare(&**vfs, &temporary, 0)?;
         let block = encode(store, &contents);
-        prepared
-            .file
-            .write_all_at(&[block, block].concat(), 0)
-            .map_err(|error| LogError::io("cannot write the manifest", &temporary, error))?;
+        let written = prepared.file.write_all_at(&[block, block].concat(), 0);
+        if let Err(error) = written.and_then(|()| prepared.file.sync_data()) {
+            drop(prepared);
+            let _ = vfs.remove(&temporary);
+            return Err(failed(error));
+        }
+        Ok(())
+    }
+
+    /// Puts the file that was prepared in the place of the old one.
+    pub(super) fn publish(
+        vfs: &SharedVfs,
+        dir: &Path,
+        store: StoreId,
+        contents: Contents,
+    ) -> Result<Self, LogError> {
+        let (path, temporary) = (dir.join("MANIFEST"), dir.join("MANIFEST.tmp"));
         let failed = |error| LogError::io("cannot sync the manifest", &path, error);
-        prepared.file.sync_data().map_err(failed)?;
         vfs.rename(&temporary, &path).map_err(failed)?;
         vfs.sync_dir(dir).map_err(failed)?;
         let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
@@ -193,6 +218,33 @@ impl Manifest {
             file,
             contents,
         })
+    }
+
+    /// Takes the file over as it is, on a disk without room for a new one. `found` is its newest block, which may be in
+    /// memory only: it is written again and synced before the other one says `contents`.
+    pub(super) fn refresh(
+        vfs: &SharedVfs,
+        dir: &Path,
+        store: StoreId,
+        found: Contents,
+        contents: Contents,
+    ) -> Result<Self, LogError> {
+        let path = dir.join("MANIFEST");
+        let failed = |error| LogError::io("cannot write the manifest anew", &path, error);
+        let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
+        let at = found.generation % 2 * BLOCK as u64;
+        file.write_all_at(&encode(store, &found), at)
+            .map_err(failed)?;
+        file.sync_data().map_err(failed)?;
+        let mut manifest = Self {
+            path: path.clone(),
+            store,
+            file,
+            contents: found,
+        };
+        manifest.write(contents)?;
+        manifest.write(contents)?;
+        Ok(manifest)
     }
 
     /// Names a new newest segment.

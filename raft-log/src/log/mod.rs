@@ -138,6 +138,13 @@ fn segment_size(options: &LogOptions, wanted: u64, checkpoint: u64, needed: u64)
     size
 }
 
+/// The length of the shortest segment that holds a checkpoint and `needed` bytes, and a few batches without entries.
+fn smallest_size(checkpoint: u64, needed: u64) -> u64 {
+    let whole = SEGMENT_DATA + checkpoint + BATCH_HEADER as u64 + needed;
+    let size = whole + (whole / 7 + 8).min(RESERVE_MAX);
+    size.max(16 << 10).next_multiple_of(4096)
+}
+
 fn reserve(size: u64) -> u64 {
     (size / 8).min(RESERVE_MAX)
 }
@@ -156,7 +163,8 @@ impl Log {
     ///
     /// # Errors
     /// Damage, a suspect tail, a foreign or newer log, a directory in use, and failures of the file system;
-    /// [`ErrorKind::Full`] where there is no space for that segment.
+    /// [`ErrorKind::Full`] where there is no space for what must be written again, with how much is missing. Where
+    /// nothing must be, a log on a full disk opens for reading, and says [`Space::Full`].
     pub fn open(vfs: SharedVfs, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
         let dir = &options.dir;
         vfs.create_dir_all(dir)
@@ -172,7 +180,6 @@ impl Log {
                 _ => LogError::io("cannot lock the log's directory", dir, error),
             })?;
         let found = recovery::recover(&vfs, &options)?;
-        let file = Arc::clone(found.files.get(&found.segment).expect("just made"));
         let writer = Writer {
             vfs: Arc::clone(&vfs),
             dir: dir.clone(),
@@ -182,7 +189,7 @@ impl Log {
             segment: found.segment,
             first_seq: found.first_seq,
             size: found.size,
-            file,
+            file: found.file,
             chain: found.chain,
             synced_seq: found.seq,
             proven_seq: found.seq,
@@ -209,8 +216,8 @@ impl Log {
             waiters: Waiters::default(),
             asleep: false,
             dozing: false,
-            full: false,
-            stuck: false,
+            full: found.waits,
+            stuck: found.waits,
             closed: false,
             progress: None,
             stats: LogStats::default(),
@@ -232,6 +239,16 @@ impl Log {
             shared.prepare_next();
         }
         shared.purge()?;
+        if found.waits {
+            let mut core = shared.core();
+            shared.plan(&mut core, None, |checkpoint| smallest_size(checkpoint, 0));
+            drop(core);
+            // What was purged may have made room.
+            match shared.flush() {
+                Err(error) if error.kind() != ErrorKind::Full => return Err(error),
+                _ => {}
+            }
+        }
         if shared.options.io == IoMode::Thread {
             let own = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
@@ -431,9 +448,17 @@ impl Log {
     /// # Errors
     /// The latched failure, or a full disk; the log is closed all the same.
     pub fn close(&self) -> Result<(), LogError> {
-        if self.0.core().closed {
+        let core = self.0.core();
+        if core.closed {
             return Ok(());
         }
+        if core.stuck && core.durable + 1 == core.next_seq {
+            // It never had a segment of its own, and what is there needs no proof.
+            drop(core);
+            self.0.stop();
+            return Ok(());
+        }
+        drop(core);
         let drained = self.0.drain().and_then(|()| {
             self.0.seal();
             // An empty batch: its header says that everything before it is synced.
@@ -616,21 +641,24 @@ impl Shared {
 
     /// Lets the next batch begin a segment, whose checkpoint is the state as of now.
     fn plan_segment(&self, core: &mut Core, needed: u64) {
+        // What must be filled while somebody waits is kept short.
+        let wanted = core.ready.take().unwrap_or(core.size / 2);
+        let needed = needed + FOOTER_GAP + FOOTER as u64;
+        let seal = Some(core.end());
+        self.plan(core, seal, |checkpoint| {
+            segment_size(&self.options, wanted, checkpoint, needed)
+        });
+    }
+
+    /// Ends the segment at hand; the next one has the length that the checkpoint's asks for.
+    fn plan(&self, core: &mut Core, seal: Option<Seal>, size: impl FnOnce(u64) -> u64) {
         let mut body = BodyEncoder::default();
         for (group, state) in core.groups.checkpoint() {
             if !bug(Bug::ForgetCheckpoint) {
                 body.push_checkpoint(group, &state);
             }
         }
-        // What must be filled while somebody waits is kept short.
-        let wanted = core.ready.take().unwrap_or(core.size / 2);
-        let size = segment_size(
-            &self.options,
-            wanted,
-            body.bytes.len() as u64,
-            needed + FOOTER_GAP + FOOTER as u64,
-        );
-        let seal = Some(core.end());
+        let size = size(body.bytes.len() as u64);
         assert!(core.segment < SEGMENT_ID_MAX, "no store lives that long");
         core.segment += 1;
         core.size = size;
@@ -657,7 +685,8 @@ impl Shared {
     fn flush(&self) -> Result<bool, LogError> {
         let mut core = self.core();
         core.healthy()?;
-        if core.busy || (core.durable + 1 == core.next_seq && core.queue.is_empty()) {
+        let idle = core.durable + 1 == core.next_seq && core.queue.is_empty() && !core.stuck;
+        if core.busy || idle {
             return Ok(false);
         }
         core.busy = true;

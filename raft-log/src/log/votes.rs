@@ -221,6 +221,67 @@ impl Votes {
         })
     }
 
+    /// As [`Votes::create`], on a disk without room for a new file: writes the blocks of the old one anew, one of each
+    /// pair after the other, each synced. A slot that somebody was told about is on the disk, so it is not torn with its
+    /// other block; and what was told to nobody may go.
+    pub(super) fn refresh(
+        vfs: &SharedVfs,
+        dir: &std::path::Path,
+        store: StoreId,
+        slots: &[Slot],
+    ) -> Result<Self, LogError> {
+        let path = dir.join("votes");
+        let failed = |error| LogError::io("cannot write the vote slots anew", &path, error);
+        let file = vfs.open(&path, OpenMode::ReadWrite).map_err(failed)?;
+        let pairs = file.len().map_err(failed)?.div_ceil(2 * BLOCK as u64);
+        let (mut owners, mut free) = (BTreeMap::new(), Vec::new());
+        for pair in (0..pairs).rev() {
+            let owner = [0, 1].into_iter().find_map(|half| {
+                let mut block = EMPTY;
+                let at = (pair * 2 + half) * BLOCK as u64;
+                file.read_exact_at(&mut block, at).ok()?;
+                decode(store, &block)
+            });
+            let live = owner.filter(|owner| {
+                let at = slots.binary_search_by_key(&owner.group, |slot| slot.group);
+                at.is_ok() && !owners.contains_key(&owner.group)
+            });
+            match live {
+                Some(slot) => drop(owners.insert(slot.group, pair)),
+                None => free.push(pair),
+            }
+        }
+        let mut end = pairs;
+        let mut places = BTreeMap::new();
+        for slot in slots {
+            let pair = owners.get(&slot.group).copied().or_else(|| free.pop());
+            let pair = pair.unwrap_or_else(|| {
+                end += 1;
+                end - 1
+            });
+            places.insert(slot.group, (pair, 2));
+        }
+        for half in [0, 1] {
+            let at = |pair: u64| (pair * 2 + half) * BLOCK as u64;
+            for slot in slots {
+                let block = encode(store, slot, half);
+                let place = at(places[&slot.group].0);
+                file.write_all_at(&block, place).map_err(failed)?;
+            }
+            for pair in &free {
+                file.write_all_at(&EMPTY, at(*pair)).map_err(failed)?;
+            }
+            file.sync_data().map_err(failed)?;
+        }
+        vfs.sync_dir(dir).map_err(failed)?;
+        Ok(Self {
+            path,
+            store,
+            file,
+            places,
+        })
+    }
+
     /// True when the file says something of a group.
     pub(super) fn has(&self, group: GroupId) -> bool {
         self.places.get(&group).is_some_and(|place| place.1 > 0)

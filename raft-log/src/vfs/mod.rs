@@ -80,6 +80,13 @@ pub trait VfsFile: fmt::Debug + Send + Sync {
     /// call may succeed without having written anything: never retry.
     fn sync_data(&self) -> io::Result<()>;
 
+    /// Gives the disk space of a range of zeros back. It reads as zeros before and after, so nothing depends on whether
+    /// this is done, or lasts; a later write takes space again. A file system that does not know how does nothing.
+    fn discard_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let _ = (from, to);
+        Ok(())
+    }
+
     /// Reads exactly `buf.len()` bytes; `UnexpectedEof` when the file is shorter.
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let mut done = 0;

@@ -205,6 +205,19 @@ impl VfsFile for RealFile {
         self.file.set_len(len)
     }
 
+    #[cfg(target_os = "linux")]
+    fn discard_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        if from >= to {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, from, to - from) {
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let Some(observer) = &self.observer else {
             return self.file.sync_data();
@@ -248,6 +261,28 @@ mod tests {
         assert_eq!(fs.list(&deep).unwrap(), ["y"]);
         fs.remove(&deep.join("y")).unwrap();
         assert!(fs.list(&deep).unwrap().is_empty());
+    }
+
+    #[test]
+    fn zeros_given_back_read_as_zeros_and_take_no_space() {
+        use std::os::unix::fs::MetadataExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let file = RealFs::new().open(&path, OpenMode::CreateNew).unwrap();
+        file.write_all_at(&vec![0; 1 << 20], 0).unwrap();
+        file.write_all_at(b"end", (1 << 20) - 3).unwrap();
+        file.sync_data().unwrap();
+        let before = fs::metadata(&path).unwrap().blocks();
+        file.discard_zeros(4096, (1 << 20) - 4096).unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(after.len(), 1 << 20);
+        // A file system that cannot do it keeps them all.
+        assert!(after.blocks() <= before);
+        let mut content = vec![1; 1 << 20];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert!(
+            content.ends_with(b"end") && content[..(1 << 20) - 3].iter().all(|byte| *byte == 0)
+        );
     }
 
     #[test]

@@ -143,7 +143,10 @@ impl Run {
         } else {
             CrashKind::Process
         });
-        self.fs.set_capacity(None);
+        // The disk may still be full at the next start.
+        if self.trouble != Trouble::Full || self.rng.chance(1, 2) {
+            self.fs.set_capacity(None);
+        }
     }
 
     /// A failure that was injected latches: nothing is acknowledged after it.

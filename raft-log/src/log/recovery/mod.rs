@@ -8,6 +8,7 @@
 
 mod ballots;
 mod report;
+mod room;
 mod runs;
 mod scan;
 mod survey;
@@ -19,14 +20,16 @@ use std::sync::Arc;
 
 use super::format::{self, BodyEncoder, SEGMENT_DATA, SegmentHeader};
 use super::index::Groups;
-use super::manifest::{Contents, Manifest};
-use super::segment::{prepare, segment_path};
+use super::manifest::Manifest;
+use super::segment::segment_path;
 use super::votes::{Slot, Votes};
-use super::writer::{frame, header, publish};
-use super::{LogOptions, segment_bytes_min, segment_size};
+use super::writer::{frame, header};
+use super::{LogOptions, segment_bytes_min};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, GroupId, HardState, LogError, Record};
 pub use report::RecoveryReport;
+use room::Idle;
+pub(super) use room::recover;
 pub(super) use runs::{Run, runs};
 pub(super) use scan::{Cut, load};
 use scan::{Scan, Unproven, replay};
@@ -48,6 +51,10 @@ pub(super) struct Recovered {
     pub(super) offset: u64,
     pub(super) seq: u64,
     pub(super) chain: u32,
+    /// The segment, for writing.
+    pub(super) file: Arc<dyn VfsFile>,
+    /// There is no room for a segment of this run: `segment` is the last one of an earlier run, and stays as it is.
+    pub(super) waits: bool,
     pub(super) report: RecoveryReport,
 }
 
@@ -62,6 +69,8 @@ pub(super) struct Plan {
     /// What is left behind.
     pub(super) cut: Option<Cut>,
     next: NextSegment,
+    /// What of the last segment's space nobody needs.
+    idle: Option<Idle>,
     pub(super) report: RecoveryReport,
 }
 
@@ -84,6 +93,11 @@ struct NextSegment {
 
 /// Reads and judges everything, and changes nothing.
 pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogError> {
+    judge_with(vfs, options, true)
+}
+
+/// As [`judge`]; a small last segment is taken over only if `take_over` says so.
+fn judge_with(vfs: &SharedVfs, options: &LogOptions, take_over: bool) -> Result<Plan, LogError> {
     let mut report = RecoveryReport::default();
     let survey = survey(vfs, options, &mut report)?;
     let headers = &survey.headers;
@@ -97,8 +111,9 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         proven: survey.manifest.map_or(0, |contents| contents.synced_seq),
         unproven: Vec::new(),
         cut: None,
-        take_over_max: segment_bytes_min(options) / 2,
+        take_over_max: take_over.then(|| segment_bytes_min(options) / 2),
         taken_over: None,
+        idle: None,
         lenient: false,
         broken: None,
         report: &mut report,
@@ -123,6 +138,7 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         mut unproven,
         cut,
         taken_over,
+        idle,
         ..
     } = scan;
     // Marks carry nothing; what they proved is taken in.
@@ -150,6 +166,7 @@ pub(super) fn judge(vfs: &SharedVfs, options: &LogOptions) -> Result<Plan, LogEr
         slots: merged.slots,
         cut,
         next,
+        idle,
         report,
     })
 }
@@ -250,73 +267,6 @@ impl NextSegment {
     }
 }
 
-/// Judges what is there, and then makes the segment with which the log goes on.
-pub(super) fn recover(vfs: &SharedVfs, options: &LogOptions) -> Result<Recovered, LogError> {
-    let Plan {
-        survey,
-        mut files,
-        groups,
-        slots,
-        cut,
-        next,
-        mut report,
-    } = judge(vfs, options)?;
-    let dir = &options.dir;
-    if let Some(cut) = cut {
-        report.cut = Some(keep_evidence(vfs, options, &cut)?);
-    }
-    // The higher ones first, so that what a crash leaves of them is still a chain.
-    remove(vfs, options, survey.unnamed.iter().rev())?;
-    let id = next.id;
-    let used = SEGMENT_DATA + next.batches.len() as u64;
-    let size = segment_size(
-        options,
-        options.segment_bytes_min,
-        next.checkpoint_len,
-        next.batches.len() as u64 + groups.footer_room(id),
-    );
-    let prepared = prepare(&**vfs, &dir.join("next.tmp"), size)?;
-    let top = SegmentHeader {
-        store: options.store_id,
-        id,
-        predecessor: next.predecessor,
-        first_seq: next.proven + 1,
-        synced_seq: next.seq,
-        chain: next.chain,
-        len: prepared.size,
-    };
-    files.insert(id, publish(vfs, dir, &prepared, &top, &next.batches)?);
-    let mut kept = survey.headers.iter().map(|top| top.id);
-    let contents = Contents {
-        generation: survey.manifest.map_or(0, |old| old.generation) + 1,
-        oldest: kept
-            .find(|kept| next.instead_of != Some(*kept))
-            .unwrap_or(id),
-        newest: id,
-        synced_seq: next.seq,
-    };
-    let manifest = Manifest::create(vfs, dir, options.store_id, contents)?;
-    // The slots follow from what the new segment holds, so they come once it is part of the log: before that a crash
-    // goes back to the old segments, and maybe to a group that this start saw destroyed.
-    let votes = Votes::create(vfs, dir, options.store_id, &slots)?;
-    let mut gone = survey.struck;
-    gone.extend(next.instead_of);
-    remove(vfs, options, gone.iter())?;
-    Ok(Recovered {
-        groups,
-        files,
-        votes,
-        manifest,
-        segment: id,
-        first_seq: next.proven + 1,
-        size,
-        offset: used,
-        seq: next.seq,
-        chain: next.link,
-        report,
-    })
-}
-
 /// Removes segments that are not part of the log.
 fn remove<'a>(
     vfs: &SharedVfs,
@@ -360,10 +310,20 @@ fn keep_evidence(vfs: &SharedVfs, options: &LogOptions, cut: &Cut) -> Result<Str
         .expect("unbounded");
     let path = dir.join(format!("{segment:016x}.seg.torn-{number}"));
     let failed = |error| LogError::io("cannot keep the evidence of a torn tail", &path, error);
-    let file = vfs.open(&path, OpenMode::CreateNew).map_err(failed)?;
-    file.write_all_at(&bytes[..bytes.len().min(EVIDENCE_BYTES_MAX)], 0)
-        .map_err(failed)?;
-    file.sync_data().map_err(failed)?;
-    vfs.sync_dir(dir).map_err(failed)?;
+    let part = &bytes[..bytes.len().min(EVIDENCE_BYTES_MAX)];
+    let kept = vfs.open(&path, OpenMode::CreateNew).and_then(|file| {
+        file.write_all_at(part, 0)?;
+        file.sync_data()?;
+        vfs.sync_dir(dir)
+    });
+    if let Err(error) = kept.map_err(failed) {
+        if error.kind() != ErrorKind::Full {
+            return Err(error);
+        }
+        let _ = vfs.remove(&path);
+        return Ok(format!(
+            "{what}; the disk is full, so they are kept in the segment alone"
+        ));
+    }
     Ok(format!("{what}; the bytes are in {}", path.display()))
 }

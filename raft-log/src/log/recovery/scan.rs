@@ -12,6 +12,7 @@ use super::super::index::{Groups, Position};
 use super::super::inspect::batch_at;
 use super::super::segment::segment_path;
 use super::RecoveryReport;
+use super::room::Idle;
 use super::table::{self, Finding, Verdict};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
 use crate::{ErrorKind, GroupId, LogError};
@@ -54,9 +55,11 @@ pub(super) struct Scan<'a> {
     pub(super) unproven: Vec<Unproven>,
     pub(super) cut: Option<Cut>,
     /// A last segment with at most so many bytes of batches is taken over as a whole: all its batches are `unproven`.
-    pub(super) take_over_max: u64,
+    pub(super) take_over_max: Option<u64>,
     /// The newest batch that is proven, where the segment is taken over.
     pub(super) taken_over: Option<u64>,
+    /// The zeros at the end of the last segment.
+    pub(super) idle: Option<Idle>,
     /// For a salvage: take everything that verifies, synced or not, and go on to the first batch that does not.
     pub(super) lenient: bool,
     /// Where a lenient scan met what should be there and is not.
@@ -253,7 +256,10 @@ impl Scan<'_> {
         }
         (self.seq, self.chain) = (expected - 1, chain);
         let used = at as u64 - SEGMENT_DATA;
-        let small = used <= self.take_over_max && self.cut.is_none();
+        let small = self.take_over_max.is_some_and(|max| used <= max) && self.cut.is_none();
+        if stop.is_none() && !self.lenient {
+            self.idle = idle_behind(segment, at);
+        }
         let proven = match stop {
             _ if self.lenient => u64::MAX,
             Some(stop) => stop - 1,
@@ -373,6 +379,20 @@ impl Scan<'_> {
         });
         Ok(())
     }
+}
+
+/// The whole blocks of zeros behind the last batch, before the footer if there is one.
+fn idle_behind(segment: &Segment, at: usize) -> Option<Idle> {
+    let block = SEGMENT_DATA as usize;
+    let end = footer::batches_end(&segment.data, segment.header.salt()) / block * block;
+    let from = at.next_multiple_of(block);
+    let zeros = segment.data.get(from..end)?;
+    let idle = !segment.io_error && !zeros.is_empty() && zeros.iter().all(|byte| *byte == 0);
+    idle.then_some(Idle {
+        segment: segment.header.id,
+        from: from as u64,
+        to: end as u64,
+    })
 }
 
 /// What lies where batch `expected` should begin.

@@ -262,7 +262,7 @@ impl Disk {
             .files
             .iter()
             .filter(|(id, file)| file.handles > 0 || named.contains(id))
-            .map(|(_, file)| file.image.content().len())
+            .map(|(_, file)| file.image.space())
             .sum();
         capacity.saturating_sub(used as u64)
     }

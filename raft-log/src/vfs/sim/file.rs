@@ -5,13 +5,15 @@
 //! one of its changes, chosen for each sector alone: writeback is reordered freely, and a write is
 //! torn between sectors, never within one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::rng::Rng;
 
 /// The unit that a disk writes whole.
 pub(super) const SECTOR: usize = 512;
+/// The unit in which space is given back.
+const BLOCK: usize = 4096;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct FileImage {
@@ -21,6 +23,8 @@ pub(super) struct FileImage {
     durable: Vec<u8>,
     /// What was done since, oldest first.
     pending: Vec<Change>,
+    /// Blocks of zeros whose space was given back.
+    holes: BTreeSet<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,7 +46,35 @@ impl FileImage {
             volatile: content.to_vec(),
             durable: content.to_vec(),
             pending: Vec::new(),
+            holes: BTreeSet::new(),
         }
+    }
+
+    /// Bytes that the file takes on the disk.
+    pub(super) fn space(&self) -> usize {
+        self.volatile.len() - self.holes.len() * BLOCK
+    }
+
+    /// Bytes that a write would take in addition.
+    pub(super) fn growth(&self, offset: usize, len: usize) -> usize {
+        let end = offset + len;
+        let holes = self.holes.range(offset / BLOCK..end.div_ceil(BLOCK));
+        end.saturating_sub(self.volatile.len()) + holes.count() * BLOCK
+    }
+
+    pub(super) fn discard_zeros(&mut self, from: usize, to: usize) {
+        let to = to.min(self.volatile.len());
+        let whole = from.div_ceil(BLOCK)..to / BLOCK;
+        self.holes.extend(whole);
+        self.keep_holes_of_zeros();
+    }
+
+    fn keep_holes_of_zeros(&mut self) {
+        let content = &self.volatile;
+        self.holes.retain(|block| {
+            let block = content.get(block * BLOCK..(block + 1) * BLOCK);
+            block.is_some_and(|block| block.iter().all(|byte| *byte == 0))
+        });
     }
 
     pub(super) fn content(&self) -> &[u8] {
@@ -67,6 +99,14 @@ impl FileImage {
             self.volatile.resize(end, 0);
         }
         self.volatile[offset..end].copy_from_slice(buf);
+        let touched: Vec<usize> = self
+            .holes
+            .range(offset / BLOCK..end.div_ceil(BLOCK))
+            .copied()
+            .collect();
+        for block in touched {
+            self.holes.remove(&block);
+        }
         let first = offset / SECTOR;
         let whole = end.next_multiple_of(SECTOR);
         let mut data = self.volatile[first * SECTOR..whole.min(self.volatile.len())].to_vec();
@@ -82,6 +122,7 @@ impl FileImage {
     pub(super) fn set_len(&mut self, len: usize) {
         let cut = (len < self.volatile.len()).then_some(len);
         self.volatile.resize(len, 0);
+        self.keep_holes_of_zeros();
         self.pending.push(Change {
             first: 0,
             data: Vec::new(),
@@ -163,6 +204,7 @@ impl FileImage {
         self.pending.clear();
         self.durable.clone_from(&image);
         self.volatile = image;
+        self.keep_holes_of_zeros();
     }
 
     /// Flips bits of one byte, on the disk and wherever it is cached.

@@ -133,6 +133,10 @@ impl VfsFile for LyingFile {
         self.inner.set_len(len)
     }
 
+    fn discard_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        self.inner.discard_zeros(from, to)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.fs.settle()?;
         match self.fs.lie {

@@ -431,9 +431,13 @@ impl VfsFile for SimFile {
             }
             let len = disk.file_mut(self.id).image.content().len();
             let end_max = (len as u64).saturating_add(disk.room());
-            let fits = usize::try_from(end_max)
+            let mut fits = usize::try_from(end_max)
                 .unwrap_or(usize::MAX)
                 .saturating_sub(offset);
+            let growth = disk.file_mut(self.id).image.growth(offset, buf.len());
+            if growth > 0 && offset + buf.len() <= len && growth as u64 > disk.room() {
+                fits = 0;
+            }
             let mut part = &buf[..fits.min(buf.len())];
             let last = (offset + part.len()).saturating_sub(1) / SECTOR;
             let inner = last.saturating_sub(offset / SECTOR);
@@ -472,6 +476,15 @@ impl VfsFile for SimFile {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             disk.file_mut(self.id).image.set_len(target);
+            Ok(())
+        })
+    }
+
+    fn discard_zeros(&self, from: u64, to: u64) -> io::Result<()> {
+        let end = |at| usize::try_from(at).unwrap_or(usize::MAX);
+        self.writable()?.operate(|disk| {
+            let image = &mut disk.file_mut(self.id).image;
+            image.discard_zeros(end(from), end(to));
             Ok(())
         })
     }

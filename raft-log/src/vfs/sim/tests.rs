@@ -424,3 +424,25 @@ fn same_seed_gives_the_same_disk() {
         .collect();
     assert!(outcomes.len() > 5);
 }
+
+#[test]
+fn zeros_given_back_make_room_read_as_zeros_and_take_room_again_when_written() {
+    let fs = SimFs::new(1);
+    let file = fs.open(Path::new("/a"), OpenMode::CreateNew).unwrap();
+    file.write_all_at(&[0; 16 << 10], 0).unwrap();
+    file.write_all_at(&[7; 100], 9_000).unwrap();
+    fs.set_capacity(Some(16 << 10));
+    file.discard_zeros(1, 16 << 10).unwrap();
+    // Whole blocks of the range that are zero: the second and the last.
+    assert_eq!(fs.available(Path::new("/")).unwrap(), 8 << 10);
+    assert_eq!(file.len().unwrap(), 16 << 10);
+    let other = fs.open(Path::new("/b"), OpenMode::CreateNew).unwrap();
+    other.write_all_at(&[1; 5 << 10], 0).unwrap();
+    let error = file.write_all_at(&[2], 5_000).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    fs.set_capacity(Some(20 << 10));
+    file.write_all_at(&[2], 5_000).unwrap();
+    fs.crash(CrashKind::Process);
+    let content = fs.read_file("/a").unwrap();
+    assert_eq!((content[4_999], content[5_000], content[9_000]), (0, 2, 7));
+}

@@ -5,7 +5,7 @@
 //! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
 //! `compact ID TO`, `snapshot FROM->TO` (of what FROM has applied arrives at TO), `install ID` (the state machine takes it up),
 //! `late FROM->TO` (the last snapshot that arrived does so again), `report ID TO moving|failed|INDEX` (of a transfer),
-//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `status`, `join ID` (a member that nobody knows yet),
+//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `allow ID sleep|no`, `asleep`, `status`, `join ID` (a member that nobody knows yet),
 //! `lead ID` (campaigns and stabilizes, without an output), `change ID STEP..` (`+4` adds a voter, `~4` a learner, `^4` promotes, `-4` removes), `members`. Lines that begin with `#` are comments.
 
 mod cluster;
@@ -111,6 +111,7 @@ fn setup(words: &[&str]) -> (Cluster, bool) {
             "window" => config.window_bytes_max = value as usize,
             "apply" => applies = value > 0,
             "stall" => config.persist_ticks_max = value,
+            "sleep" => config.sleep_ticks = value,
             "news" => config.snapshot_ticks_max = value,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,
             _ => panic!("{key} is no setting"),
@@ -339,6 +340,20 @@ impl Runner {
                     self.out,
                     "{id} applied {applied} log after {base} voters {voters:?}"
                 );
+                return;
+            }
+            "allow" => {
+                let allowed = words[2] == "sleep";
+                let member = self.cluster.members.get_mut(&id).expect("a member");
+                if member.core.allow_sleep(allowed) {
+                    let _ = writeln!(self.out, "{id} wakes");
+                }
+            }
+            "asleep" => {
+                let members = self.cluster.members.iter();
+                let asleep = members.filter(|(_, member)| member.core.is_asleep());
+                let asleep: Vec<_> = asleep.map(|(id, _)| id.to_string()).collect();
+                let _ = writeln!(self.out, "asleep: [{}]", asleep.join(" "));
                 return;
             }
             "unreachable" => {

@@ -131,6 +131,7 @@ fn run(seed: u64, voters: u64) -> Outcome {
         inflight_messages_max: 3,
         window_bytes_max: 200,
         snapshot_ticks_max: 15,
+        sleep_ticks: 4,
         seed,
         ..Config::default()
     };
@@ -182,13 +183,17 @@ fn run(seed: u64, voters: u64) -> Outcome {
             }
             26..=27 => drop(cluster.install(id)),
             28 => {
+                let member = cluster.members.get_mut(&id).expect("exists");
+                member.core.allow_sleep(rng.below(3) > 0);
+            }
+            29 => {
                 token += 1;
                 let change = change(&mut rng, &ids);
                 let leads = |id: &&NodeId| cluster.members[id].core.status().committed_in_term;
                 let leader = *ids.iter().rfind(leads).unwrap_or(&id);
                 cluster.step(leader, Input::Change { token, change });
             }
-            29..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
+            30..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
             41..=60 => {
                 cluster.persist(id);
             }
@@ -226,6 +231,12 @@ fn run(seed: u64, voters: u64) -> Outcome {
 /// Faults are over: within a bounded time there is one leader, and all members that are left apply the same.
 fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u64) {
     let mut shots = Shots::new();
+    let may_sleep = rng.below(2) == 0;
+    for member in cluster.members.values_mut() {
+        // No store dies any more; what happened before is seen once.
+        member.core.allow_sleep(false);
+        member.core.allow_sleep(may_sleep);
+    }
     let ids = cluster.ids();
     let mut proposed = false;
     for turn in 0..600 {
@@ -272,6 +283,14 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u6
     for id in membership.members() {
         let reached = applied(&id);
         assert_eq!(reached, applied(lead), "{id} did not converge");
+    }
+    let asleep = |id: &NodeId| cluster.members[id].core.is_asleep();
+    if may_sleep && membership.members().len() > 1 {
+        assert!(
+            membership.members().iter().all(asleep),
+            "an idle group stays awake: {}",
+            cluster.statuses()
+        );
     }
     let last = cluster.members[lead].applied.iter().rev();
     assert!(

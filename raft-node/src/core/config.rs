@@ -23,6 +23,9 @@ pub struct Config {
     /// Ticks for which a leader waits to hear of a snapshot that a member needs, before it takes the transfer for failed;
     /// at least 1. Default 6,000: one minute.
     pub snapshot_ticks_max: u64,
+    /// Ticks without work after which a group sleeps, where its members may ([`super::Core::allow_sleep`]); 0 for never.
+    /// Default 100.
+    pub sleep_ticks: u64,
     /// Payload bytes of one append message, plus one entry. Default 1 MiB.
     pub message_bytes_max: usize,
     /// Append messages on their way to one member. Default 512.
@@ -49,6 +52,7 @@ impl Default for Config {
             election_ticks: 100,
             persist_ticks_max: 200,
             snapshot_ticks_max: 6_000,
+            sleep_ticks: 100,
             message_bytes_max: 1 << 20,
             inflight_messages_max: 512,
             inflight_bytes_max: 16 << 20,

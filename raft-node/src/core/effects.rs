@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::change::{Change, ChangeError};
-use super::message::Message;
+use super::message::{Body, Message};
 use super::snapshot::{Snapshot, SnapshotReport, SnapshotVerdict};
 use crate::{Entry, EntryKind, HardState, Index, NodeId, Term};
 
@@ -92,6 +92,20 @@ pub enum Input {
         /// The member that is to lead.
         to: NodeId,
     },
+}
+
+impl Input {
+    /// True for what wakes nobody.
+    pub(super) fn is_restful(&self) -> bool {
+        match self {
+            Self::Tick { .. } => true,
+            Self::Message { message, .. } => matches!(
+                message.body,
+                Body::Sleep { .. } | Body::SleepReply { .. } | Body::HeartbeatReply { .. }
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// Why a proposal or a read came to nothing.

@@ -124,7 +124,10 @@ impl Core {
         if term > self.term {
             let leads = matches!(
                 body,
-                Body::Append { .. } | Body::Heartbeat { .. } | Body::TimeoutNow { .. }
+                Body::Append { .. }
+                    | Body::Heartbeat { .. }
+                    | Body::Sleep { .. }
+                    | Body::TimeoutNow { .. }
             );
             self.become_follower(term, leads.then_some(from), out);
         }
@@ -164,6 +167,11 @@ impl Core {
                 self.commit_to(commit, out);
                 self.send(out, from, Body::HeartbeatReply { round });
             }
+            Body::Sleep { last_index } => {
+                self.follow(from, out);
+                self.told_to_sleep(from, last_index, out);
+            }
+            Body::SleepReply { asleep } => self.sleeps(from, asleep),
             Body::AppendReply { matched } => self.acked(from, matched, out),
             Body::AppendReject {
                 rejected,
@@ -194,7 +202,9 @@ impl Core {
         let reply = match body {
             Body::Vote { .. } => Body::VoteReply { granted: false },
             // The round 0 confirms nothing; the term is what counts.
-            Body::Append { .. } | Body::Heartbeat { .. } => Body::HeartbeatReply { round: 0 },
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Sleep { .. } => {
+                Body::HeartbeatReply { round: 0 }
+            }
             _ => return,
         };
         self.attest(from, reply);

@@ -79,6 +79,16 @@ pub enum Body {
         /// The round of the heartbeat that it answers.
         round: u64,
     },
+    /// The leader has nothing to do, and neither has anybody else: no heartbeat follows until there is something.
+    Sleep {
+        /// The last index of the leader's log; the receiver has acknowledged it, and all of it is committed.
+        last_index: Index,
+    },
+    /// The answer.
+    SleepReply {
+        /// The member sleeps. Else it has not applied everything, or must not sleep.
+        asleep: bool,
+    },
     /// The leader hands over: campaign at once, if this entry is held durably.
     TimeoutNow {
         /// The last index of the leader's log.

@@ -31,6 +31,7 @@
 //!   refuses, and ignores a vote in a later term too. So a member that comes back from a partition deposes nobody.
 //! - A leader that no majority has answered for an election timeout steps down. Time that passed in a pause counts: a
 //!   process that wakes after longer than that does not lead any more, and drops the reads that waited.
+//! - A group without work sleeps where that is allowed ([`Core::allow_sleep`]): no heartbeats until there is something.
 //! - A transfer of leadership refuses proposals while it lasts, an election timeout at most. A leader whose oldest write
 //!   takes longer than [`Config::persist_ticks_max`] hands over by itself, or steps down.
 //! - A member whose next entry has left the log needs a snapshot ([`Effects::needs_snapshot`]). Its bytes travel outside;
@@ -59,6 +60,7 @@ mod quorum;
 mod read;
 mod replication;
 mod rng;
+mod sleep;
 mod snapshot;
 mod transfer;
 
@@ -69,6 +71,7 @@ use log_view::LogView;
 use progress::Progress;
 use read::{Asking, Reader};
 use rng::Rng;
+use sleep::Sleep;
 use transfer::Transfer;
 
 use crate::{EntryKind, GroupId, HardState, Index, NodeId, Term};
@@ -194,6 +197,7 @@ pub struct Core {
     /// Messages that attest what is not durable yet.
     attesting: Vec<(NodeId, Message)>,
     asking: Asking,
+    sleep: Sleep,
     clock: u64,
     ticks_since_contact: u64,
     election_timeout: u64,
@@ -248,6 +252,7 @@ impl Core {
             inflight: VecDeque::new(),
             attesting: Vec::new(),
             asking: Asking::default(),
+            sleep: Sleep::default(),
             clock: 0,
             ticks_since_contact: 0,
             election_timeout: 0,
@@ -264,6 +269,16 @@ impl Core {
 
     /// Takes one input.
     pub fn step(&mut self, input: Input, out: &mut Effects) {
+        // Who was removed and does not know it asks for votes again and again; those who sleep heard their leader and refuse.
+        let stranger = matches!(
+            &input,
+            Input::Message { from, message }
+                if matches!(message.body, Body::PreVote { .. } | Body::Vote { .. })
+                    && !self.membership.contains(*from)
+        );
+        if !input.is_restful() && !stranger {
+            self.wake();
+        }
         match input {
             Input::Tick { ticks } => self.tick(ticks, out),
             Input::Message { from, message } => self.receive(from, message, out),
@@ -408,6 +423,9 @@ impl Core {
     /// Ticks until something happens by itself; none when nothing will.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
+        if self.sleep.asleep {
+            return None;
+        }
         let sole = self.membership.is_sole_voter(self.config.id);
         let (period, active) = match &self.role {
             RoleState::Leader(leader) => (
@@ -436,6 +454,9 @@ impl Core {
 
     fn tick(&mut self, ticks: u64, out: &mut Effects) {
         self.clock = self.clock.saturating_add(ticks);
+        if self.sleep.asleep {
+            return;
+        }
         self.ticks_since_contact = self.ticks_since_contact.saturating_add(ticks);
         match &mut self.role {
             RoleState::Leader(leader) => {
@@ -443,6 +464,7 @@ impl Core {
                 if self.ticks_since_contact >= self.config.heartbeat_ticks {
                     self.ticks_since_contact = 0;
                     leader.heartbeat_due = true;
+                    self.fall_asleep();
                 }
                 self.check_transfer();
                 self.check_snapshots();

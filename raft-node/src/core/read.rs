@@ -44,6 +44,10 @@ pub(super) struct Asking {
 }
 
 impl Asking {
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.asked.is_none()
+    }
+
     /// The tick at which the question is sent again.
     pub(super) fn repeat_at(&self, heartbeat_ticks: u64) -> Option<u64> {
         let asked = self.asked.as_ref()?;

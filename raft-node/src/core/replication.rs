@@ -11,6 +11,7 @@ impl Core {
     pub(super) fn replicate(&mut self, out: &mut Effects) {
         let me = self.config.id;
         let (term, commit) = (self.term, self.commit);
+        let sleeps = self.is_falling_asleep();
         let RoleState::Leader(leader) = &mut self.role else {
             return;
         };
@@ -23,11 +24,13 @@ impl Core {
                 } else {
                     commit.min(progress.matched())
                 };
-                let message = Message {
-                    term,
-                    body: Body::Heartbeat { commit, round },
+                let body = if sleeps {
+                    let last_index = self.log.last_index();
+                    Body::Sleep { last_index }
+                } else {
+                    Body::Heartbeat { commit, round }
                 };
-                out.send_now.push((to, message));
+                out.send_now.push((to, Message { term, body }));
             }
             let (messages_max, bytes_max) = (
                 self.config.inflight_messages_max,

@@ -11,6 +11,7 @@ use raft_node::core::Message;
 
 use crate::forward::ForwardMessage;
 use crate::inbox::{Inbox, Request};
+use crate::liveness::Beat;
 use crate::status::Published;
 use crate::transfer::Arrived;
 use crate::{GroupStatus, HostError, Reply};
@@ -91,6 +92,11 @@ impl<S: StateMachine> HostHandle<S> {
                 message,
             }));
         }
+    }
+
+    /// Hands over a beat of a member's store. It may be lost, as on a network.
+    pub fn deliver_beat(&self, from: NodeId, beat: Beat) {
+        drop(self.inbox.push(Request::Beat { from, beat }));
     }
 
     /// Lets the leader of a group do what [`crate::forward::Calls`] understands; possibly twice. `reply` is called once.

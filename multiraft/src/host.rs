@@ -2,12 +2,15 @@
 //!
 //! It owns no thread and reads no clock. Each [`HostCore::turn`] takes what is in the inbox, hands one batch with the
 //! work of all groups to the log, applies one slice per group, and answers whom it can. Natural batching needs no
-//! timer: what arrives while the log syncs is stepped together in the next turn.
+//! timer: what arrives while the log syncs is stepped together in the next turn. Only groups with something to do are
+//! looked at.
 
 mod forwarding;
+mod slots;
 mod snapshotting;
+mod stores;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -19,11 +22,14 @@ use raft_node::driver::{Event, Group, GroupError};
 use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
 use crate::inbox::{Inbox, InboxLimits, Request};
+use crate::liveness::Beat;
 use crate::snapshots::Keeper;
-use crate::status::{GroupStatus, Published};
+use crate::status::GroupStatus;
 use crate::transfer::SnapshotTransfer;
 use crate::{HostError, Reply};
 use forwarding::Forwarder;
+use slots::{Slot, Slots};
+use stores::Stores;
 
 /// Ticks between two looks at what could be compacted: one second.
 const HOUSEKEEPING_TICKS: u64 = 100;
@@ -59,6 +65,11 @@ pub trait Outbox: Send + 'static {
         let _ = (group, to, message);
     }
 
+    /// Sends a beat of this store to a member's. Without an implementation it is lost.
+    fn beat(&mut self, to: NodeId, beat: Beat) {
+        let _ = (to, beat);
+    }
+
     /// Begins to carry a snapshot to a member; never waits for it. Without an implementation the transfer fails.
     fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
         drop(transfer);
@@ -83,13 +94,6 @@ pub struct Turn {
     pub deadline: Option<u64>,
 }
 
-struct Slot<S: StateMachine> {
-    group: Group<S>,
-    published: Arc<Published>,
-    /// Reads that arrived in this turn and share one round.
-    reads: Vec<Reply<()>>,
-}
-
 /// A proposal that somebody waits for.
 struct Proposal<O> {
     reply: Reply<O>,
@@ -101,7 +105,7 @@ struct Proposal<O> {
 pub struct HostCore<S: StateMachine> {
     log: Log,
     options: HostOptions,
-    slots: BTreeMap<GroupId, Slot<S>>,
+    slots: Slots<S>,
     inbox: Arc<Inbox<S::Output>>,
     taken: Vec<Request<S::Output>>,
     proposals: HashMap<u64, Proposal<S::Output>>,
@@ -111,7 +115,7 @@ pub struct HostCore<S: StateMachine> {
     outbox: Box<dyn Outbox>,
     forwarder: Option<Forwarder<S::Output>>,
     keeper: Option<Keeper<S>>,
-    last_tick: u64,
+    stores: Option<Stores>,
     housekeeping_at: u64,
     /// What the inbox was last told of the disk.
     full: bool,
@@ -127,20 +131,10 @@ impl<S: StateMachine> HostCore<S> {
         wake: Box<dyn Fn() + Send + Sync>,
     ) -> (Self, HostHandle<S>) {
         let inbox = Arc::new(Inbox::new(options.inbox, wake));
-        let slots: BTreeMap<_, _> = groups
-            .into_iter()
-            .map(|group| {
-                let slot = Slot {
-                    published: Arc::default(),
-                    reads: Vec::new(),
-                    group,
-                };
-                (slot.group.id(), slot)
-            })
-            .collect();
+        let slots = Slots::new(groups);
         let published = slots
-            .iter()
-            .map(|(id, s)| (*id, Arc::clone(&s.published)))
+            .all()
+            .map(|slot| (slot.group.id(), Arc::clone(&slot.published)))
             .collect();
         let handle = HostHandle {
             inbox: Arc::clone(&inbox),
@@ -159,7 +153,7 @@ impl<S: StateMachine> HostCore<S> {
             outbox,
             forwarder: None,
             keeper: None,
-            last_tick: 0,
+            stores: None,
             housekeeping_at: HOUSEKEEPING_TICKS,
             full: false,
         };
@@ -172,14 +166,16 @@ impl<S: StateMachine> HostCore<S> {
         self.complete()?;
         self.full = self.log.space() == Space::Full;
         self.inbox.set_full(self.full);
-        self.tick(now);
+        self.slots.tick(now);
         self.take_inbox(now);
         self.take_arrived();
+        self.watch(now);
         self.forward_due(now);
         self.collect(now)?;
         self.serve_lagging(now);
         let mut busy = self.restore_step()?;
-        for slot in self.slots.values_mut() {
+        for n in 0..self.slots.awake_len() {
+            let slot = self.slots.awake(n);
             busy |= slot.group.apply()?;
             slot.group.fetch()?;
         }
@@ -194,13 +190,11 @@ impl<S: StateMachine> HostCore<S> {
                 // An error is reported by the next turn.
                 self.log.is_durable(*ticket).unwrap_or(true)
             });
+        self.slots.rest();
         Ok(Turn {
             busy,
             unsynced: self.inflight.back().map(|(ticket, _)| *ticket),
-            sole_voter: self
-                .slots
-                .values()
-                .all(|slot| slot.group.status().is_sole_voter),
+            sole_voter: self.slots.is_alone(),
             deadline: self.deadline(now),
         })
     }
@@ -225,13 +219,27 @@ impl<S: StateMachine> HostCore<S> {
     /// A group's state machine, for checks.
     #[must_use]
     pub fn machine(&self, group: GroupId) -> Option<&S> {
-        self.slots.get(&group).map(|slot| slot.group.machine())
+        self.slots.get(group).map(|slot| slot.group.machine())
     }
 
     /// A group's core as it is now, for checks.
     #[must_use]
     pub fn core_status(&self, group: GroupId) -> Option<raft_node::core::Status> {
-        self.slots.get(&group).map(|slot| slot.group.status())
+        self.slots.get(group).map(|slot| slot.group.status())
+    }
+
+    /// How many groups have something to do, or had in the last turn; the others cost nothing.
+    #[must_use]
+    pub fn groups_awake(&self) -> usize {
+        self.slots.awake_len()
+    }
+
+    /// True while a group does nothing by itself.
+    #[must_use]
+    pub fn is_asleep(&self, group: GroupId) -> bool {
+        self.slots
+            .get(group)
+            .is_some_and(|slot| slot.group.is_asleep())
     }
 
     /// Refuses what comes from now on, and answers everybody who still waits.
@@ -248,6 +256,7 @@ impl<S: StateMachine> HostCore<S> {
                 Request::Deliver { .. }
                 | Request::Made { .. }
                 | Request::Transfer { .. }
+                | Request::Beat { .. }
                 | Request::Hold { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
@@ -271,7 +280,7 @@ impl<S: StateMachine> HostCore<S> {
         for done in reads.into_iter().flat_map(|(_, waiting)| waiting) {
             done(Err(HostError::Stopped));
         }
-        for slot in self.slots.values() {
+        for slot in self.slots.all() {
             slot.published.fail(&HostError::Stopped);
         }
     }
@@ -288,17 +297,6 @@ impl<S: StateMachine> HostCore<S> {
             }
         }
         Ok(())
-    }
-
-    fn tick(&mut self, now: u64) {
-        let elapsed = now.saturating_sub(self.last_tick);
-        if elapsed == 0 {
-            return;
-        }
-        self.last_tick = now;
-        for slot in self.slots.values_mut() {
-            slot.group.tick(now, elapsed);
-        }
     }
 
     fn take_inbox(&mut self, now: u64) {
@@ -356,6 +354,11 @@ impl<S: StateMachine> HostCore<S> {
                 } => self.take_called(now, group, from, (boot, id), answer),
                 Request::Make { group, reply } => self.make_snapshot(group, reply),
                 Request::Made { group, result } => self.snapshot_made(now, group, &result),
+                Request::Beat { from, beat } => {
+                    if let Some(stores) = &mut self.stores {
+                        stores.receive(now, from, beat);
+                    }
+                }
                 Request::Transfer { group, news } => self.transfer_news(now, group, news),
                 Request::Arrived { group, arrived } => self.snapshot_arrived(group, *arrived),
                 Request::Hold { group, hold } => match &mut self.keeper {
@@ -366,15 +369,14 @@ impl<S: StateMachine> HostCore<S> {
             }
         }
         self.taken = taken;
-        for slot in self
-            .slots
-            .values_mut()
-            .filter(|slot| !slot.reads.is_empty())
-        {
-            let token = self.next_token;
-            self.next_token += 1;
-            self.reads.insert(token, std::mem::take(&mut slot.reads));
-            slot.group.read(token);
+        for n in 0..self.slots.awake_len() {
+            let slot = self.slots.awake(n);
+            if !slot.reads.is_empty() {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.reads.insert(token, std::mem::take(&mut slot.reads));
+                slot.group.read(token);
+            }
         }
     }
 
@@ -385,9 +387,11 @@ impl<S: StateMachine> HostCore<S> {
         }
         let mut batch = WriteBatch::new();
         let mut ids = Vec::new();
-        for (id, slot) in &mut self.slots {
+        for n in 0..self.slots.awake_len() {
+            let slot = self.slots.awake(n);
+            slot.is_collected = true;
             if let Some(persist) = slot.group.collect(&mut batch) {
-                ids.push((*id, persist));
+                ids.push((slot.group.id(), persist));
             }
         }
         if now >= self.housekeeping_at {
@@ -410,7 +414,13 @@ impl<S: StateMachine> HostCore<S> {
 
     fn keep_house(&mut self, now: u64, batch: &mut WriteBatch) {
         let pinning = self.log.needs_compaction();
-        for (id, slot) in &mut self.slots {
+        let mut places = self.slots.take_dirty(self.full);
+        places.extend(pinning.iter().filter_map(|group| self.slots.place(*group)));
+        places.sort_unstable();
+        places.dedup();
+        for at in places {
+            let slot = self.slots.at(at);
+            let id = slot.group.id();
             // On a full disk the log gives back what it can.
             let due_at = if self.full {
                 1
@@ -418,18 +428,23 @@ impl<S: StateMachine> HostCore<S> {
                 self.options.snapshot_entries
             };
             let due = slot.group.entries_not_durable() >= due_at;
-            if due || pinning.contains(id) {
+            if due || pinning.contains(&id) {
                 slot.group.request_persist();
             }
-            let held = self.keeper.as_mut().is_some_and(|k| k.is_held(now, *id));
+            let held = self.keeper.as_mut().is_some_and(|k| k.is_held(now, id));
             if !held {
                 slot.group.compact(batch, self.full);
+            }
+            if held || slot.group.entries_not_durable() > 0 {
+                self.slots.keep_dirty(at);
             }
         }
     }
 
     fn publish(&mut self) {
-        for slot in self.slots.values_mut() {
+        for n in 0..self.slots.awake_len() {
+            self.note_members(n);
+            let slot = self.slots.awake(n);
             let status = slot.group.status();
             let serving = status.is_sole_voter && status.committed_in_term;
             slot.published.set_commit(serving, slot.group.commit());
@@ -444,13 +459,16 @@ impl<S: StateMachine> HostCore<S> {
                 learners: slot.group.membership().learners.clone(),
             });
             debug_assert!(!serving || status.role == Role::Leader);
+            self.slots.set_shared(n, !status.is_sole_voter);
         }
     }
 
     fn send(&mut self) {
-        for (id, slot) in &mut self.slots {
+        for n in 0..self.slots.awake_len() {
+            let slot = self.slots.awake(n);
+            let id = slot.group.id();
             for (to, message) in slot.group.take_messages() {
-                self.outbox.send(*id, to, message);
+                self.outbox.send(id, to, message);
             }
             for member in slot.group.take_needs_snapshot() {
                 tracing::error!(
@@ -465,7 +483,9 @@ impl<S: StateMachine> HostCore<S> {
 
     fn answer(&mut self, now: u64) {
         let mut slots = std::mem::take(&mut self.slots);
-        for (&id, slot) in &mut slots {
+        for n in 0..slots.awake_len() {
+            let slot = slots.awake(n);
+            let id = slot.group.id();
             let (leader, applied) = (slot.group.status().leader, slot.group.applied());
             for event in slot.group.take_events() {
                 let (Event::Applied(token, _)
@@ -541,28 +561,23 @@ impl<S: StateMachine> HostCore<S> {
     }
 
     fn deadline(&self, now: u64) -> Option<u64> {
-        let groups = self
-            .slots
-            .values()
-            .filter_map(|slot| slot.group.next_deadline(now))
-            .min();
-        let groups = groups.map(|ticks| now + ticks.max(1));
+        let groups = self.slots.deadline();
+        let beats = self
+            .stores
+            .as_ref()
+            .and_then(|stores| stores.next_deadline(now));
+        let beats = beats.map(|at| at.max(now + 1));
         // Something may have become durable that lets the log shrink; an idle and clean store sleeps on. While proposals
         // are refused none of them wakes the host: it must look itself whether there is space again.
-        let dirty = self.full
-            || self
-                .slots
-                .values()
-                .any(|slot| slot.group.entries_not_durable() > 0);
+        let dirty = self.full || self.slots.is_dirty();
         let housekeeping = dirty.then_some(self.housekeeping_at);
         let forward = self.forward_deadline().map(|at| at.max(now + 1));
-        groups.into_iter().chain(housekeeping).chain(forward).min()
+        let own = groups.into_iter().chain(housekeeping);
+        own.chain(forward).chain(beats).min()
     }
 
     fn slot(&mut self, group: GroupId) -> &mut Slot<S> {
-        self.slots
-            .get_mut(&group)
-            .expect("the handle refuses unknown groups")
+        self.slots.wake(group)
     }
 
     fn token(&mut self) -> u64 {

@@ -9,8 +9,12 @@ use raft_log::{GroupId, NodeId, SnapshotRef};
 use raft_node::core::{Message, SnapshotReport};
 
 use crate::forward::ForwardMessage;
+use crate::liveness::Beat;
 use crate::transfer::{Arrived, TransferNews};
 use crate::{HostError, Reply};
+
+/// Counters that are kept from turn to turn; with more groups they are made anew.
+const LOADS_KEPT_MAX: usize = 64;
 
 /// Bounds of one group's inbox.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +91,11 @@ pub(crate) enum Request<O> {
     Arrived {
         group: GroupId,
         arrived: Box<Arrived>,
+    },
+    /// A beat of a member's store.
+    Beat {
+        from: NodeId,
+        beat: Beat,
     },
     /// A call is done. Who makes calls bounds their number.
     Called {
@@ -171,6 +180,14 @@ impl<O> Inbox<O> {
                 }
                 load.messages += 1;
             }
+            // Counted for the group that is no member's.
+            Request::Beat { .. } => {
+                let load = queue.loads.entry(GroupId(0)).or_default();
+                if load.messages >= limits.messages_max {
+                    return Ok(());
+                }
+                load.messages += 1;
+            }
             Request::Deliver { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.messages >= limits.messages_max {
@@ -240,6 +257,9 @@ impl<O> Inbox<O> {
             return;
         }
         std::mem::swap(&mut queue.requests, into);
+        if queue.loads.len() > LOADS_KEPT_MAX {
+            queue.loads.clear();
+        }
         for load in queue.loads.values_mut() {
             *load = Load::default();
         }

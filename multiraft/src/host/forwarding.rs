@@ -13,6 +13,8 @@ use crate::forward::{Answer, Asks, ForwardMessage, Forwarding, Lane, Outcome, Ou
 use crate::inbox::{Inbox, Request};
 use crate::{HostError, Reply};
 
+/// Why a group is there.
+const KNOWN: &str = "the handle refuses unknown groups";
 /// Calls of other members that are under way here; more are refused.
 const CALLS_MAX: usize = 4_096;
 
@@ -194,7 +196,7 @@ impl<S: StateMachine> HostCore<S> {
     /// Lets clients of this member be served while another one leads. Until this is called they are refused with
     /// [`HostError::NotLeader`].
     pub fn forward(&mut self, setup: Forwarding<S::Output>) {
-        self.forwarder = Some(Forwarder::new(setup, self.slots.keys().copied()));
+        self.forwarder = Some(Forwarder::new(setup, self.slots.groups()));
     }
 
     /// A message of a member about its clients' work, or ours.
@@ -210,10 +212,7 @@ impl<S: StateMachine> HostCore<S> {
         let Some(forwarder) = &mut self.forwarder else {
             return;
         };
-        let slot = self
-            .slots
-            .get_mut(&group)
-            .expect("the handle refuses unknown groups");
+        let slot = self.slots.wake(group);
         let my_boot = forwarder.setup.outcomes.boot();
         match message {
             ForwardMessage::Propose {
@@ -313,7 +312,8 @@ impl<S: StateMachine> HostCore<S> {
         let (stamp, boot) = (forwarder.setup.stamp, forwarder.setup.outcomes.boot());
         let groups: Vec<_> = forwarder.active.iter().copied().collect();
         for group in groups {
-            let Some(leader) = self.slot(group).group.status().leader else {
+            let slot = self.slots.get(group).expect(KNOWN);
+            let Some(leader) = slot.group.status().leader else {
                 continue;
             };
             let away = forwarder.away(group);
@@ -395,7 +395,8 @@ impl<S: StateMachine> HostCore<S> {
         let (slots, away) = (&self.slots, &mut forwarder.away);
         forwarder.active.retain(|group| {
             let away = away.get_mut(group).expect("an active group is known");
-            away.asks.release(slots[group].group.applied());
+            let slot = slots.get(*group).expect(KNOWN);
+            away.asks.release(slot.group.applied());
             away.lane.expire(now);
             away.asks.expire(now);
             !(away.lane.is_empty() && away.asks.is_empty())
@@ -416,7 +417,7 @@ impl<S: StateMachine> HostCore<S> {
         let forwarder = self.forwarder.as_ref()?;
         let due = forwarder.active.iter().filter_map(|group| {
             let away = &forwarder.away[group];
-            let leader = self.slots[group].group.status().leader;
+            let leader = self.slots.get(*group).expect(KNOWN).group.status().leader;
             let (lane, asks) = (away.lane.deadline(leader), away.asks.deadline(leader));
             lane.into_iter().chain(asks).min()
         });

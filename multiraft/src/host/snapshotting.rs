@@ -21,11 +21,12 @@ impl<S: StateMachine> HostCore<S> {
         let Some(keeper) = &mut self.keeper else {
             return reply(Err(refused("this host keeps no snapshots")));
         };
-        let slot = &self.slots[&group].group;
-        if slot.is_restoring() {
+        let slot = self.slots.wake(group);
+        if slot.group.is_restoring() {
             return reply(Err(refused("the state is being replaced by another's")));
         }
-        keeper.make(&self.log, &self.inbox, group, slot.machine(), reply);
+        let machine = slot.group.machine();
+        keeper.make(&self.log, &self.inbox, group, machine, reply);
     }
 
     /// A snapshot is made, or was not: answers who asked, and begins the transfers that wait for it.
@@ -47,7 +48,9 @@ impl<S: StateMachine> HostCore<S> {
     /// Serves the members that the leaders here have found to need a snapshot.
     pub(super) fn serve_lagging(&mut self, now: u64) {
         let mut needed = Vec::new();
-        for (&group, slot) in &mut self.slots {
+        for n in 0..self.slots.awake_len() {
+            let slot = self.slots.awake(n);
+            let group = slot.group.id();
             let of_group = slot.group.take_snapshots_needed();
             needed.extend(of_group.map(|(to, sent_in)| (group, to, sent_in)));
         }
@@ -61,7 +64,7 @@ impl<S: StateMachine> HostCore<S> {
                 self.begin_transfer(now, group, to, sent_in);
                 continue;
             }
-            let slot = &self.slots[&group].group;
+            let slot = &self.slots.wake(group).group;
             assert!(!slot.is_restoring(), "a leader has the state of its log");
             keeper.transfers.wait(group, to, sent_in);
             keeper.make(
@@ -76,7 +79,7 @@ impl<S: StateMachine> HostCore<S> {
 
     /// Hands the newest snapshot to the outbox, if this member still leads.
     fn begin_transfer(&mut self, now: u64, group: GroupId, to: NodeId, sent_in: Term) {
-        let status = self.slots[&group].group.status();
+        let status = self.slot(group).group.status();
         if status.role != Role::Leader || status.term != sent_in {
             return;
         }
@@ -159,8 +162,7 @@ impl<S: StateMachine> HostCore<S> {
             pending,
             reply,
         } = arrived;
-        let slot = self.slots.get_mut(&group);
-        let slot = slot.expect("the handle refuses unknown groups");
+        let slot = self.slots.wake(group);
         let keeper = self.keeper.as_mut().expect("it was asked just now");
         let (store, snapshot) = (&keeper.setup.store, pending.reference().clone());
         // What lies below the commit index is no news; the core says so to its leader.
@@ -188,7 +190,7 @@ impl<S: StateMachine> HostCore<S> {
         let mut busy = false;
         let groups: Vec<_> = keeper.taking.keys().copied().collect();
         for group in groups {
-            let slot = self.slots.get_mut(&group).expect("it was taken for one");
+            let slot = self.slots.wake(group);
             let Some(snapshot) = slot.group.restoring().cloned() else {
                 continue;
             };

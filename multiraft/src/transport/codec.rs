@@ -167,6 +167,10 @@ fn encode_raft(message: Message) -> pb::Raft {
             round,
         }),
         Body::HeartbeatReply { round } => Wire::HeartbeatReply(pb::HeartbeatReply { round }),
+        Body::Sleep { last_index } => Wire::Sleep(pb::Sleep {
+            last_index: last_index.0,
+        }),
+        Body::SleepReply { asleep } => Wire::SleepReply(pb::SleepReply { asleep }),
         Body::TimeoutNow {
             last_index,
             last_term,
@@ -228,6 +232,12 @@ fn decode_raft(raft: pb::Raft) -> Result<Message, BadFrame> {
             round: heartbeat.round,
         },
         Wire::HeartbeatReply(reply) => Body::HeartbeatReply { round: reply.round },
+        Wire::Sleep(sleep) => Body::Sleep {
+            last_index: Index(sleep.last_index),
+        },
+        Wire::SleepReply(reply) => Body::SleepReply {
+            asleep: reply.asleep,
+        },
         Wire::TimeoutNow(now) => Body::TimeoutNow {
             last_index: Index(now.last_index),
             last_term: Term(now.last_term),

@@ -269,11 +269,11 @@ impl Core {
 
     /// Takes one input.
     pub fn step(&mut self, input: Input, out: &mut Effects) {
-        // Who was removed and does not know it asks for votes again and again; those who sleep heard their leader and refuse.
+        // Who was removed asks for votes or reads again and again. Only a leader can be unknown here and count.
         let stranger = matches!(
             &input,
             Input::Message { from, message }
-                if matches!(message.body, Body::PreVote { .. } | Body::Vote { .. })
+                if !matches!(message.body, Body::Append { .. } | Body::Heartbeat { .. } | Body::TimeoutNow { .. })
                     && !self.membership.contains(*from)
         );
         if !input.is_restful() && !stranger {

@@ -201,6 +201,17 @@ impl<S: StateMachine> Group<S> {
         self.step(Input::Transfer { to });
     }
 
+    /// Says whether the group may sleep: while the stores of all other members are alive. Returns true when that woke it.
+    pub fn allow_sleep(&mut self, allowed: bool) -> bool {
+        self.core.allow_sleep(allowed)
+    }
+
+    /// True while the group does nothing by itself.
+    #[must_use]
+    pub fn is_asleep(&self) -> bool {
+        self.core.is_asleep()
+    }
+
     /// A message of a peer.
     pub fn receive(&mut self, from: NodeId, message: Message) {
         self.step(Input::Message { from, message });

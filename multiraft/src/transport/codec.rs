@@ -432,6 +432,10 @@ mod tests {
                 round: 6,
             },
             Body::HeartbeatReply { round: 6 },
+            Body::Sleep {
+                last_index: Index(7),
+            },
+            Body::SleepReply { asleep: true },
             Body::TimeoutNow {
                 last_index,
                 last_term,

@@ -182,4 +182,35 @@ pub struct Effects {
     pub needs_snapshot: Vec<NodeId>,
     /// What becomes of the snapshot that was received in the last step.
     pub snapshot: Option<SnapshotVerdict>,
+    /// Buffers for entries.
+    pub(super) spare: Spare,
+}
+
+impl Effects {
+    /// Takes the buffer of a message or of a persist batch back, for the next one.
+    pub fn recycle(&mut self, entries: Vec<Entry>) {
+        self.spare.give(entries);
+    }
+}
+
+/// Buffers at most that are kept, and entries at most in each: a burst must not stay in memory.
+const SPARES_MAX: usize = 16;
+const SPARE_ENTRIES_MAX: usize = 1_024;
+
+/// Empty buffers.
+#[derive(Debug, Default)]
+pub(super) struct Spare(Vec<Vec<Entry>>);
+
+impl Spare {
+    pub(super) fn take(&mut self) -> Vec<Entry> {
+        self.0.pop().unwrap_or_default()
+    }
+
+    fn give(&mut self, mut entries: Vec<Entry>) {
+        let capacity = entries.capacity();
+        if capacity > 0 && capacity <= SPARE_ENTRIES_MAX && self.0.len() < SPARES_MAX {
+            entries.clear();
+            self.0.push(entries);
+        }
+    }
 }

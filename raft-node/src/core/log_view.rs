@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::effects::Spare;
 use crate::{Entry, Index, Term};
 
 /// Invariant: `base_index <= last_index`; runs ascend in index and in term, and the first begins right after the base
@@ -159,7 +160,12 @@ impl LogView {
 
     /// The entries from `from` on that are in memory, `bytes_max` of them at most but one at least; none when `from`
     /// is older than what is in memory.
-    pub(super) fn recent(&self, from: Index, bytes_max: usize) -> Option<Vec<Entry>> {
+    pub(super) fn recent(
+        &self,
+        from: Index,
+        bytes_max: usize,
+        spare: &mut Spare,
+    ) -> Option<Vec<Entry>> {
         if from > self.last_index {
             return Some(Vec::new());
         }
@@ -171,11 +177,15 @@ impl LogView {
             bytes += entry.cost();
             fits
         });
-        Some(entries.cloned().collect())
+        let count = entries.count();
+        let mut taken = spare.take();
+        // Its length is known, so the buffer grows once.
+        taken.extend(self.window.range(skip..skip + count).cloned());
+        Some(taken)
     }
 
     /// Takes clones of the entries from `from` to the end, which must be in memory.
-    pub(super) fn tail(&self, from: Index) -> Vec<Entry> {
+    pub(super) fn tail(&self, from: Index, spare: &mut Spare) -> Vec<Entry> {
         if from > self.last_index {
             return Vec::new();
         }
@@ -186,7 +196,9 @@ impl LogView {
             .index;
         assert!(first <= from, "entries not yet persisted are in memory");
         let skip = usize::try_from(from.0 - first.0).expect("the window is short");
-        self.window.range(skip..).cloned().collect()
+        let mut taken = spare.take();
+        taken.extend(self.window.range(skip..).cloned());
+        taken
     }
 
     /// Forgets entries that nobody needs: all below `keep_from` when nobody replicates, else the oldest ones past the
@@ -258,11 +270,13 @@ mod tests {
     fn trimmed_entries_are_not_recent() {
         let mut view = view(&[1, 1, 1]);
         view.trim(Index(3), false);
-        assert_eq!(view.recent(Index(2), 100), None);
+        let mut spare = Spare::default();
+        assert_eq!(view.recent(Index(2), 100, &mut spare), None);
         assert_eq!(
-            view.recent(Index(3), 100).map(|entries| entries.len()),
+            view.recent(Index(3), 100, &mut spare)
+                .map(|entries| entries.len()),
             Some(1)
         );
-        assert_eq!(view.tail(Index(3)).len(), 1);
+        assert_eq!(view.tail(Index(3), &mut spare).len(), 1);
     }
 }

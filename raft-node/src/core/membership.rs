@@ -76,6 +76,13 @@ impl Membership {
         !self.voters_outgoing.is_empty()
     }
 
+    /// True when there is one member.
+    pub(crate) fn is_alone(&self) -> bool {
+        let first = self.voters.first().or(self.voters_outgoing.first());
+        let lists = [&self.voters, &self.voters_outgoing, &self.learners];
+        lists.into_iter().flatten().all(|id| Some(id) == first)
+    }
+
     /// True when this member alone decides.
     #[must_use]
     pub fn is_sole_voter(&self, id: NodeId) -> bool {

@@ -25,6 +25,8 @@
 //!   index never counts for the second.
 //! - The core never reads the log. It knows the terms of all entries as runs and keeps the newest entries in memory;
 //!   what a slow member needs beyond that is asked for by [`Effects::fetch`].
+//! - Buffers of entries that the caller has no more use for go back to [`Effects::recycle`]: then a leader's proposals
+//!   allocate nothing.
 //! - A read is confirmed by a round of heartbeats whose number is private to the leader, or at once by a sole voter; it
 //!   waits for the first commit in the leader's own term. The caller serves it when it has applied the index.
 //! - Who hears no leader first asks whether it could win ([`Body::PreVote`]), which changes nobody's term; who hears one
@@ -330,7 +332,7 @@ impl Core {
             out.persist.is_none(),
             "the last persist batch was not taken"
         );
-        let entries = self.log.tail(self.unsent);
+        let entries = self.log.tail(self.unsent, &mut out.spare);
         let changed = self.truncate_from.is_some() || self.restart.is_some();
         if self.hard_state_changed || changed || !entries.is_empty() {
             let id = self.next_persist;
@@ -371,7 +373,7 @@ impl Core {
             }
             _ => out.send_now.append(&mut self.attesting),
         }
-        let others = self.membership.members().len() > 1;
+        let others = !self.membership.is_alone();
         self.log.trim(self.unsent, others);
     }
 

@@ -55,7 +55,10 @@ impl Core {
                     }
                     break;
                 };
-                let Some(entries) = self.log.recent(next, self.config.message_bytes_max) else {
+                let Some(entries) =
+                    self.log
+                        .recent(next, self.config.message_bytes_max, &mut out.spare)
+                else {
                     progress.fetching = true;
                     let end = self.log.last_index().next();
                     let bytes_max = self.config.message_bytes_max;
@@ -164,6 +167,7 @@ impl Core {
         for entry in entries.drain(known..) {
             self.log.append(entry);
         }
+        out.recycle(entries);
         self.follow_memberships(memberships, appended_from);
         let matched = if bug(Bug::CommitUnmatched) {
             self.log.last_index()

@@ -178,6 +178,8 @@ impl<S: StateMachine> HostCore<S> {
             let slot = self.slots.awake(n);
             busy |= slot.group.apply()?;
             slot.group.fetch()?;
+            // The next turn begins with a look at the clock.
+            busy |= slot.group.waits_for_clock();
         }
         self.publish();
         self.send();

@@ -111,6 +111,7 @@ fn setup(words: &[&str]) -> (Cluster, bool) {
             "window" => config.window_bytes_max = value as usize,
             "apply" => applies = value > 0,
             "stall" => config.persist_ticks_max = value,
+            "lease" => config.lease_ticks = value,
             "sleep" => config.sleep_ticks = value,
             "news" => config.snapshot_ticks_max = value,
             "uncommitted" => config.uncommitted_bytes_max = value as usize,

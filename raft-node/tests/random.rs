@@ -123,7 +123,7 @@ struct Outcome {
     restarts: usize,
 }
 
-fn run(seed: u64, voters: u64) -> Outcome {
+fn run(seed: u64, voters: u64, lease: bool) -> Outcome {
     let mut rng = Rng::new(seed);
     let config = Config {
         heartbeat_ticks: 2,
@@ -132,6 +132,7 @@ fn run(seed: u64, voters: u64) -> Outcome {
         window_bytes_max: 200,
         snapshot_ticks_max: 15,
         sleep_ticks: 4,
+        lease_ticks: if lease { 9 } else { 0 },
         seed,
         ..Config::default()
     };
@@ -145,10 +146,17 @@ fn run(seed: u64, voters: u64) -> Outcome {
     let pick = |rng: &mut Rng| ids[rng.below(ids.len() as u64) as usize];
     let mut token = 0;
     let mut cut: Option<NodeId> = None;
+    // Ticks that a paused member has not seen.
+    let mut owed: BTreeMap<NodeId, u64> = BTreeMap::new();
+    let mut paused: Option<NodeId> = None;
     for turn in 0..1_500_u64 {
         let id = pick(&mut rng);
         match rng.below(100) {
-            0 => cluster.restart(id),
+            0 if lease && rng.below(2) == 0 => cluster.step(id, Input::Campaign),
+            0 => {
+                owed.remove(&id);
+                cluster.restart(id);
+            }
             1 => cut = Some(id),
             2..=3 => cut = None,
             4..=15 => {
@@ -192,6 +200,22 @@ fn run(seed: u64, voters: u64) -> Outcome {
                 let leads = |id: &&NodeId| cluster.members[id].core.status().committed_in_term;
                 let leader = *ids.iter().rfind(leads).unwrap_or(&id);
                 cluster.step(leader, Input::Change { token, change });
+            }
+            30..=40 if lease => {
+                // Leases trust clocks: all go on together, but a paused member does not look at its own.
+                for id in &ids {
+                    let ticks = owed.remove(id).unwrap_or(0) + 1;
+                    if paused == Some(*id) {
+                        owed.insert(*id, ticks);
+                    } else {
+                        cluster.step(*id, Input::Tick { ticks });
+                        cluster.ready(*id);
+                    }
+                }
+                paused = paused.filter(|_| rng.below(25) > 0);
+                if rng.below(50) == 0 {
+                    paused = Some(id);
+                }
             }
             30..=40 => cluster.step(id, Input::Tick { ticks: 1 }),
             41..=60 => {
@@ -303,7 +327,7 @@ fn settle(cluster: &mut Cluster, checker: &mut Checker, rng: &mut Rng, token: u6
     );
 }
 
-fn runs(voters: u64, seeds: std::ops::Range<u64>) {
+fn runs(voters: u64, seeds: std::ops::Range<u64>, lease: bool) {
     let only = std::env::var("SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -313,8 +337,9 @@ fn runs(voters: u64, seeds: std::ops::Range<u64>) {
         _ => seeds,
     };
     for seed in only.map_or(seeds, |seed: u64| seed..seed + 1) {
-        println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}");
-        let outcome = run(seed, voters);
+        let leases = if lease { "leases" } else { "keep" };
+        println!("SEED={seed} cargo test -p raft-node --test random voters_{voters}_{leases}");
+        let outcome = run(seed, voters, lease);
         all.committed += outcome.committed;
         all.reads += outcome.reads;
         all.changes += outcome.changes;
@@ -335,15 +360,25 @@ fn runs(voters: u64, seeds: std::ops::Range<u64>) {
 
 #[test]
 fn voters_1_keep_what_is_committed() {
-    runs(1, 0..40);
+    runs(1, 0..40, false);
 }
 
 #[test]
 fn voters_3_keep_what_is_committed() {
-    runs(3, 0..200);
+    runs(3, 0..200, false);
 }
 
 #[test]
 fn voters_5_keep_what_is_committed() {
-    runs(5, 0..100);
+    runs(5, 0..100, false);
+}
+
+#[test]
+fn voters_3_leases_read_nothing_stale() {
+    runs(3, 0..300, true);
+}
+
+#[test]
+fn voters_5_leases_read_nothing_stale() {
+    runs(5, 0..100, true);
 }

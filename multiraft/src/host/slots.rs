@@ -169,6 +169,7 @@ impl<S: StateMachine> Slots<S> {
             let rests = slot.is_collected
                 && !slot.group.can_apply()
                 && !slot.group.is_restoring()
+                && !slot.group.waits_for_clock()
                 && slot.reads.is_empty();
             if rests {
                 slot.is_awake = false;
@@ -242,6 +243,8 @@ impl<S: StateMachine> Slot<S> {
         if elapsed > 0 {
             self.ticked_at = now;
             self.group.tick(now, elapsed);
+        } else if self.group.waits_for_clock() {
+            self.group.clock_read();
         }
     }
 }

@@ -20,6 +20,13 @@ pub struct Config {
     /// Ticks that one write may take; at least 1. Past it a leader hands over or steps down, and others do not campaign. A
     /// sole voter waits. Default 200.
     pub persist_ticks_max: u64,
+    /// Ticks for which a leader that a majority has answered reads without a round; 0 for never. Less than
+    /// `election_ticks`. Default 0.
+    ///
+    /// Danger: it assumes that while one member counts `election_ticks`, no other counts less than `lease_ticks`: clocks
+    /// that go faster or slower than that make reads stale. Nine tenths of `election_ticks` bear a difference of ten
+    /// percent. All members of a group have it, with the same `election_ticks`, before any of them may lead with it.
+    pub lease_ticks: u64,
     /// Ticks for which a leader waits to hear of a snapshot that a member needs, before it takes the transfer for failed;
     /// at least 1. Default 6,000: one minute.
     pub snapshot_ticks_max: u64,
@@ -51,6 +58,7 @@ impl Default for Config {
             heartbeat_ticks: 10,
             election_ticks: 100,
             persist_ticks_max: 200,
+            lease_ticks: 0,
             snapshot_ticks_max: 6_000,
             sleep_ticks: 100,
             message_bytes_max: 1 << 20,
@@ -99,6 +107,10 @@ impl Config {
             (
                 self.persist_ticks_max >= 1,
                 "the time that a write may take is below one tick of 10 ms",
+            ),
+            (
+                self.lease_ticks < self.election_ticks,
+                "the lease is not below the election timeout; use at most nine tenths of it",
             ),
             (
                 self.snapshot_ticks_max >= 1,

@@ -16,7 +16,7 @@ pub struct PersistId(pub u64);
 pub enum Input {
     /// Time passed.
     Tick {
-        /// Ticks since the last one.
+        /// Ticks since the last one; 0 when the clock was read and says the same.
         ticks: u64,
     },
     /// A message arrived.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use super::lease::Lease;
 use super::message::{Body, Message};
 use super::progress::Progress;
 use super::quorum::{self, VoteResult};
@@ -88,6 +89,7 @@ impl Core {
         self.leader = leader;
         if let RoleState::Leader(was) = std::mem::replace(&mut self.role, RoleState::Follower) {
             let rounds = was.rounds.into_iter().flat_map(|(_, _, readers)| readers);
+            let rounds = rounds.chain(was.lease.reads.into_iter().map(|(reader, _)| reader));
             // Other members learn of the change by themselves.
             let given_up = rounds
                 .chain(was.reads_waiting)
@@ -118,6 +120,7 @@ impl Core {
                 }
                 return;
             }
+            Body::Vote { forced: false, .. } if self.is_promised() => return,
             Body::Vote { forced: false, .. } if term > self.term && self.hears_leader() => return,
             _ => {}
         }
@@ -165,6 +168,7 @@ impl Core {
                     self.log.last_index()
                 );
                 self.commit_to(commit, out);
+                self.promise();
                 self.send(out, from, Body::HeartbeatReply { round });
             }
             Body::Sleep { last_index } => {
@@ -250,7 +254,8 @@ impl Core {
     ) {
         let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index())
             || bug(Bug::VoteForOlderLog);
-        let granted = term >= self.term && recent && !self.hears_leader();
+        let free = !self.hears_leader() && !self.is_promised();
+        let granted = term >= self.term && recent && free;
         let asked = Term(term.0 + 1);
         self.send(out, from, Body::PreVoteReply { asked, granted });
     }
@@ -348,6 +353,7 @@ impl Core {
         self.role = RoleState::Leader(Box::new(Leader {
             progress: progress.collect(),
             now: 0,
+            lease: Lease::default(),
             transfer: None,
             handed_over: false,
             reads_waiting: Vec::new(),

@@ -25,6 +25,7 @@
 //!   index never counts for the second.
 //! - The core never reads the log. It knows the terms of all entries as runs and keeps the newest entries in memory;
 //!   what a slow member needs beyond that is asked for by [`Effects::fetch`].
+//! - Where leases are on, a read may wait for the clock to be read again ([`Core::waits_for_clock`]).
 //! - Buffers of entries that the caller has no more use for go back to [`Effects::recycle`]: then a leader's proposals
 //!   allocate nothing.
 //! - A read is confirmed by a round of heartbeats whose number is private to the leader, or at once by a sole voter; it
@@ -48,12 +49,13 @@
 //!
 //! # Caveats
 //!
-//! There is no read by lease yet.
+//! Reads by lease ([`Config::lease_ticks`]) are off by default: they trust clocks. All else does not.
 
 mod change;
 mod config;
 mod effects;
 mod election;
+mod lease;
 mod log_view;
 mod membership;
 mod message;
@@ -69,6 +71,7 @@ mod transfer;
 use std::collections::{BTreeMap, VecDeque};
 
 use change::History;
+use lease::{Lease, Promise};
 use log_view::LogView;
 use progress::Progress;
 use read::{Asking, Reader};
@@ -139,6 +142,7 @@ struct Leader {
     /// Rounds under way: number, commit index when it began, who waits. Ascending.
     rounds: VecDeque<(u64, Index, Vec<Reader>)>,
     last_round: u64,
+    lease: Lease,
     transfer: Option<Transfer>,
     /// The disk stalls, and a hand-over was tried.
     handed_over: bool,
@@ -200,6 +204,7 @@ pub struct Core {
     attesting: Vec<(NodeId, Message)>,
     asking: Asking,
     sleep: Sleep,
+    promise: Promise,
     clock: u64,
     ticks_since_contact: u64,
     election_timeout: u64,
@@ -255,6 +260,7 @@ impl Core {
             attesting: Vec::new(),
             asking: Asking::default(),
             sleep: Sleep::default(),
+            promise: Promise::None,
             clock: 0,
             ticks_since_contact: 0,
             election_timeout: 0,
@@ -263,6 +269,8 @@ impl Core {
             config,
         };
         core.draw_election_timeout();
+        // What was promised before a restart is not known.
+        core.promise();
         if core.membership.is_sole_voter(core.config.id) {
             core.campaign(false, &mut Effects::default());
         }
@@ -313,8 +321,11 @@ impl Core {
             } => self.snapshot_received(from, sent_in, snapshot, out),
             Input::SnapshotReport { to, report } => self.snapshot_reported(to, report),
             Input::Campaign => {
-                if !matches!(self.role, RoleState::Leader(_)) && !self.is_restoring() {
-                    self.campaign(true, out);
+                let leads = matches!(self.role, RoleState::Leader(_));
+                // With leases only who is told to by its leader may campaign in spite of one.
+                let forced = self.config.lease_ticks == 0;
+                if !leads && !self.is_restoring() && (forced || !self.is_promised()) {
+                    self.campaign(forced, out);
                 }
             }
             Input::Transfer { to } => self.transfer(to),
@@ -440,6 +451,9 @@ impl Core {
             }
         };
         let own = active.then(|| period.saturating_sub(self.ticks_since_contact));
+        if self.waits_for_clock() {
+            return Some(0);
+        }
         let repeat = self.asking.repeat_at(self.config.heartbeat_ticks);
         match (own, repeat.map(|at| at.saturating_sub(self.clock))) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -456,6 +470,7 @@ impl Core {
 
     fn tick(&mut self, ticks: u64, out: &mut Effects) {
         self.clock = self.clock.saturating_add(ticks);
+        self.date_promise();
         if self.sleep.asleep {
             return;
         }
@@ -472,6 +487,7 @@ impl Core {
                 self.check_snapshots();
                 self.check_quorum(out);
                 self.check_disk(out);
+                self.confirm_by_clock(out);
             }
             RoleState::Follower | RoleState::PreCandidate(_) | RoleState::Candidate(_) => {
                 let me = self.config.id;
@@ -481,8 +497,9 @@ impl Core {
                     && self.may_campaign()
                     && !waits_for_disk
                 {
-                    if self.disk_stalls() || self.is_restoring() {
-                        // Its vote for itself could not become durable either; or it could serve nobody.
+                    if self.disk_stalls() || self.is_restoring() || self.is_promised() {
+                        // Its vote for itself could not become durable either; or it could serve nobody; or it
+                        // has promised not to vote.
                         self.draw_election_timeout();
                         return;
                     }

@@ -173,6 +173,16 @@ impl Core {
             self.release(readers, commit, out);
             return;
         }
+        if self.has_lease() {
+            let reads = readers.into_iter().map(|reader| (reader, commit));
+            if let RoleState::Leader(leader) = &mut self.role {
+                leader.lease.reads.extend(reads);
+            }
+            return;
+        }
+        let RoleState::Leader(leader) = &mut self.role else {
+            return;
+        };
         leader.last_round += 1;
         leader
             .rounds
@@ -205,7 +215,12 @@ impl Core {
         }
     }
 
-    fn release(&self, readers: Vec<Reader>, index: Index, out: &mut Effects) {
+    pub(super) fn release(
+        &self,
+        readers: impl IntoIterator<Item = Reader>,
+        index: Index,
+        out: &mut Effects,
+    ) {
         for reader in readers {
             match reader {
                 Reader::Local(token) => out.reads_ready.push((token, index)),

@@ -16,6 +16,10 @@ impl Core {
             return;
         };
         let heartbeat = std::mem::take(&mut leader.heartbeat_due);
+        if heartbeat && !sleeps && self.config.lease_ticks > 0 {
+            leader.last_round += 1;
+            leader.lease.sent(leader.last_round, leader.now);
+        }
         let (round, now) = (leader.last_round, leader.now);
         for (&to, progress) in leader.progress.iter_mut().filter(|(id, _)| **id != me) {
             if heartbeat {
@@ -316,6 +320,7 @@ impl Core {
         );
         let is_full = progress.is_full(messages_max, bytes_max);
         progress.alive(last, is_full);
+        self.extend_lease();
         self.end_rounds(out);
     }
 }

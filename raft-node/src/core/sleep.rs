@@ -98,6 +98,7 @@ impl Core {
             && leader.transfer.is_none()
             && leader.reads_waiting.is_empty()
             && leader.rounds.is_empty()
+            && leader.lease.reads.is_empty()
             && leader.progress.len() > 1
             && leader
                 .progress

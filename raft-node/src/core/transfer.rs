@@ -2,8 +2,8 @@
 //!
 //! A transfer refuses proposals until it ends, brings the target up to the last entry, and tells it to campaign although
 //! its peers hear a leader. The order names the last entry, and who does not hold it durably ignores it. A transfer that
-//! does not end within an election timeout is given up. There are no reads by lease that it would have to end; reads go
-//! through a round, which a deposed leader cannot complete.
+//! does not end within an election timeout is given up. It ends the leader's lease for the rest of the
+//! term; reads go through a round then, which a deposed leader cannot complete.
 //!
 //! Source: Ongaro's dissertation, section 3.10.
 
@@ -32,6 +32,7 @@ impl Core {
             && votes
             && leader.transfer.is_none()
         {
+            leader.lease.is_void = true;
             leader.transfer = Some(Transfer {
                 to,
                 started: leader.now,

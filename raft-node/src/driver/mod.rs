@@ -237,6 +237,17 @@ impl<S: StateMachine> Group<S> {
         self.commands = commands;
     }
 
+    /// True while reads wait for the clock to be read once more.
+    #[must_use]
+    pub fn waits_for_clock(&self) -> bool {
+        self.core.waits_for_clock()
+    }
+
+    /// The clock was read after the last call of anything here, and no tick has passed.
+    pub fn clock_read(&mut self) {
+        self.step(Input::Tick { ticks: 0 });
+    }
+
     /// Ticks until the core or the state machine has something to do, if nothing else happens.
     #[must_use]
     pub fn next_deadline(&self, now: u64) -> Option<u64> {

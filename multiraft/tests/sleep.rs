@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use multiraft::liveness::{Beat, Health, Liveness, LivenessConfig};
-use multiraft::{HostCore, HostHandle, HostOptions, Outbox};
+use multiraft::{HostCore, HostError, HostHandle, HostOptions, Outbox};
 use raft_log::vfs::SimFs;
 use raft_log::vfs::sim::CrashKind;
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
@@ -90,10 +90,11 @@ struct World {
     sent: Arc<Mutex<Sent>>,
     now: u64,
     messages: usize,
+    settings: Config,
 }
 
 impl World {
-    fn new() -> Self {
+    fn new(settings: Config) -> Self {
         let stores = STORES.into_iter().map(|id| {
             let store = Store {
                 fs: SimFs::new(id.0),
@@ -108,6 +109,7 @@ impl World {
             sent: Arc::default(),
             now: 0,
             messages: 0,
+            settings,
         };
         for id in STORES {
             world.start(id);
@@ -129,7 +131,7 @@ impl World {
                 group,
                 seed: group.0 * 31 + id.0,
                 election_ticks: ELECTION_TICKS,
-                ..Config::default()
+                ..self.settings.clone()
             };
             let config = GroupConfig {
                 core: core.validate().unwrap(),
@@ -213,7 +215,7 @@ impl World {
 }
 
 fn asleep() -> World {
-    let mut world = World::new();
+    let mut world = World::new(Config::default());
     world.run(5 * ELECTION_TICKS);
     assert_eq!(world.asleep(), 3 * GROUPS as usize);
     world
@@ -316,4 +318,44 @@ fn store_that_starts_again_at_once_wakes_its_groups() {
             term(&world, STORES[1], group)
         );
     }
+}
+
+/// Answers of a read at a leader that hears nobody, after so many ticks.
+fn read_alone(lease_ticks: u64, ticks: u64) -> Option<Result<(), HostError>> {
+    let settings = Config {
+        lease_ticks,
+        sleep_ticks: 0,
+        ..Config::default()
+    };
+    let mut world = World::new(settings);
+    world.run(5 * ELECTION_TICKS);
+    let leads = |id: &NodeId| world.leads(*id).contains(&GroupId(1));
+    let leader = STORES.into_iter().find(leads).unwrap();
+    let store = world.stores.get_mut(&leader).unwrap();
+    let (log, core, handle) = store.running.as_mut().unwrap();
+    let now = world.now + ticks;
+    core.turn(now).unwrap();
+    let heard = Arc::new(Mutex::new(None));
+    let into = Arc::clone(&heard);
+    let reply = Box::new(move |result| *into.lock().unwrap() = Some(result));
+    handle.read_barrier(GroupId(1), reply);
+    let turn = core.turn(now).unwrap();
+    if lease_ticks > 0 && ticks == 0 {
+        assert!(
+            heard.lock().unwrap().is_none(),
+            "the clock was read before it came"
+        );
+        assert!(turn.busy, "so it is read at once");
+    }
+    core.turn(now).unwrap();
+    log.drive().unwrap();
+    heard.lock().unwrap().take()
+}
+
+#[test]
+fn read_by_lease_needs_nobody_while_it_lasts() {
+    assert_eq!(read_alone(90, 0), Some(Ok(())));
+    let late = read_alone(90, 95);
+    assert_ne!(late, Some(Ok(())), "the lease is over");
+    assert_eq!(read_alone(0, 0), None, "off by default");
 }

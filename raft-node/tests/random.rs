@@ -242,6 +242,10 @@ fn run(seed: u64, voters: u64, lease: bool) -> Outcome {
         send_snapshots(&mut cluster, &mut shots);
         checker.check(&mut cluster);
     }
+    // Who was paused sees how late it is.
+    for (id, ticks) in owed {
+        cluster.step(id, Input::Tick { ticks });
+    }
     settle(&mut cluster, &mut checker, &mut rng, token);
     let changes = checker.committed.iter();
     Outcome {

@@ -21,6 +21,7 @@ mod tasks;
 mod thread;
 mod transfer;
 pub mod transport;
+mod writer;
 
 pub use error::HostError;
 pub use handle::HostHandle;

@@ -18,6 +18,7 @@ use tracing::error;
 use crate::TICK_MS;
 use crate::handle::HostHandle;
 use crate::host::{HostCore, HostOptions, Outbox, Turn};
+use crate::writer::Writer;
 
 /// How long a stopping host waits for what is under way.
 const DRAIN_MS: u64 = 5_000;
@@ -83,10 +84,11 @@ impl<S: StateMachine> Host<S> {
         let wake = Box::new(move || for_inbox.wake());
         let (mut core, handle) = HostCore::new(log.clone(), groups, options, outbox, wake);
         setup(&mut core, &handle);
+        let writer = Writer::start(log.clone())?;
         let thread = std::thread::Builder::new()
             .name("flotilla-host".to_owned())
             .spawn(move || {
-                let result = run(core, &log, &waker);
+                let result = run(core, &log, writer, &waker);
                 if let Err(message) = &result {
                     error!(error = %message, "the host stopped");
                     on_failure(message);
@@ -111,12 +113,19 @@ impl<S: StateMachine> Host<S> {
     }
 }
 
-fn run<S: StateMachine>(mut core: HostCore<S>, log: &Log, waker: &Waker) -> Result<(), String> {
+fn run<S: StateMachine>(
+    mut core: HostCore<S>,
+    log: &Log,
+    mut writer: Writer,
+    waker: &Waker,
+) -> Result<(), String> {
     waker
         .thread
         .set(std::thread::current())
         .expect("one thread runs this");
-    let result = catch_unwind(AssertUnwindSafe(|| turns(&mut core, log, waker)));
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        turns(&mut core, log, &mut writer, waker)
+    }));
     core.fail();
     match result {
         Ok(result) => result.map_err(|error| error.to_string()),
@@ -134,6 +143,7 @@ fn run<S: StateMachine>(mut core: HostCore<S>, log: &Log, waker: &Waker) -> Resu
 fn turns<S: StateMachine>(
     core: &mut HostCore<S>,
     log: &Log,
+    writer: &mut Writer,
     waker: &Waker,
 ) -> Result<(), GroupError> {
     let start = Instant::now();
@@ -151,10 +161,10 @@ fn turns<S: StateMachine>(
             }
         }
         if !turn.busy {
-            spin = rest(&turn, log, waker, start, spin)?;
-        } else if turn.unsynced.is_some() {
-            // This thread has more to step while the log's thread syncs.
-            log.wake();
+            spin = rest(&turn, log, writer, waker, start, spin)?;
+        } else if let Some(ticket) = turn.unsynced {
+            // This thread has more to step while the other one syncs.
+            writer.write(ticket);
         }
     }
 }
@@ -164,6 +174,7 @@ fn turns<S: StateMachine>(
 fn rest(
     turn: &Turn,
     log: &Log,
+    writer: &mut Writer,
     waker: &Waker,
     start: Instant,
     spin: bool,
@@ -182,7 +193,10 @@ fn rest(
             result => return result.map(|()| spin).map_err(Into::into),
         }
     }
-    log.wake();
+    match turn.unsynced {
+        Some(ticket) => writer.write(ticket),
+        None => log.wake(),
+    }
     let resting = Instant::now();
     while spin && resting.elapsed() < SPIN_MAX {
         if !waker.asleep.load(Ordering::SeqCst) {

@@ -46,6 +46,8 @@ use crate::forward::ForwardMessage;
 use crate::liveness::{Liveness, LivenessConfig};
 use crate::{HostHandle, TICK_MS};
 
+use stats::Counters;
+
 pub use hello::Me;
 pub use outbox::Links;
 pub use stats::PeerStatus;
@@ -146,6 +148,8 @@ struct Shared {
     gate: Arc<dyn StoreGate>,
     liveness: Mutex<Liveness>,
     started: Instant,
+    /// Who called and is no member; only the newest refusal counts.
+    strangers: Counters,
     /// A member was heard of: whoever waits to dial it need not wait longer.
     heard: BTreeMap<NodeId, Notify>,
 }
@@ -222,6 +226,7 @@ impl Transport {
             me: setup.me,
             heard: links.peers.keys().map(|id| (*id, Notify::new())).collect(),
             links,
+            strangers: Counters::default(),
             inbound: setup.inbound,
             gate: setup.gate,
             liveness: Mutex::new(liveness),

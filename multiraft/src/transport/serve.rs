@@ -97,8 +97,8 @@ impl Peer for Service {
             Err(reason) => {
                 let claimed = NodeId(claimed.map_or(0, |hello| hello.member));
                 let peer = shared.links.peers.get(&claimed);
-                if peer.is_none_or(|peer| peer.counters.refused(Begun::There, Some(reason.clone())))
-                {
+                let counters = peer.map_or(&shared.strangers, |peer| &peer.counters);
+                if counters.refused(Begun::There, Some(reason.clone())) {
                     tracing::warn!(from = %claimed, reason, "refused a member that called");
                 }
                 return Err(Status::failed_precondition(reason));

@@ -140,6 +140,13 @@ impl Node {
             .map_err(|error| NodeError::lock(dir, error))?;
         let (mut identity, peers) = identify(&vfs, config)?;
         let peers = Arc::new(peers);
+        if config.accept_suspect_tail && peers.ids().len() > 1 {
+            return Err(NodeError::Initial(
+                "--accept-suspect-tail is for a member alone: what this one has acknowledged counts for the others, and \
+                 must not be dropped; leave it out of the cluster until it can be removed and added again"
+                    .to_owned(),
+            ));
+        }
         let (log, recovery) = Log::open(Arc::clone(&vfs), log_options(config, identity.store))?;
         info!(%recovery, "log opened");
 

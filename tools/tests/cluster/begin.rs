@@ -208,6 +208,18 @@ fn member_that_lost_its_disk_is_refused_and_the_others_go_on() {
 }
 
 #[test]
+fn member_of_a_cluster_may_not_drop_what_it_acknowledged() {
+    let mut cluster = Cluster::new(FLOTILLA, 3, &QUICK);
+    cluster.setups[0]
+        .flags
+        .push("--accept-suspect-tail".to_owned());
+    cluster.spawn(0);
+    let mut server = cluster.take(0);
+    assert_eq!(server.wait_exit().code(), Some(2), "{server}");
+    assert!(server.log().contains("is for a member alone"), "{server}");
+}
+
+#[test]
 fn member_without_its_log_does_not_start() {
     let mut cluster = Cluster::start(FLOTILLA, 3, &QUICK);
     cluster.kill(1);

@@ -379,3 +379,34 @@ fn starts_on_a_full_disk_take_compactions_from_the_space_that_nobody_needs() {
         log.write(batch(last + 1)).unwrap();
     }
 }
+
+/// The block that was cut short stayed as it was, beside the one that was written later: damage to the next start.
+#[test]
+fn vote_slot_cut_short_by_a_full_disk_is_written_again_in_its_place() {
+    let fs = SimFs::new(1);
+    let log = open(&fs);
+    let mut first = WriteBatch::new();
+    first.push(GROUP, Record::Compact(Base::default()));
+    log.write(first).unwrap();
+    fs.set_capacity(Some(1 << 40));
+    let used = (1 << 40) - fs.available("/".as_ref()).unwrap();
+    fs.set_capacity(Some(used + 30));
+    let mut vote = WriteBatch::new();
+    let state = HardState {
+        term: Term(3),
+        ..HardState::default()
+    };
+    vote.push(GROUP, Record::HardState(state));
+    let ticket = log.enqueue(vote).unwrap();
+    assert!(!log.drive().unwrap() && !log.is_durable(ticket).unwrap());
+    fs.set_capacity(None);
+    log.drive().unwrap();
+    assert!(log.is_durable(ticket).unwrap());
+    drop(log);
+    fs.crash(CrashKind::Process);
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.io = IoMode::Inline;
+    let (log, report) = Log::open(fs.shared(), options).unwrap();
+    assert_eq!(report.vote_blocks_replaced, 0, "{report}");
+    assert_eq!(log.group(GROUP).unwrap().hard_state, state);
+}

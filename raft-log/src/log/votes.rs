@@ -91,6 +91,8 @@ pub(super) struct Votes {
     file: Box<dyn VfsFile>,
     /// Number of each group's pair of blocks, and how often it was written.
     places: BTreeMap<GroupId, (u64, u64)>,
+    /// Pairs in the file; the next new one lies behind them.
+    pairs: u64,
 }
 
 pub(super) fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] {
@@ -218,6 +220,7 @@ impl Votes {
             store,
             file: prepared.file,
             places,
+            pairs: slots.len() as u64,
         })
     }
 
@@ -279,6 +282,7 @@ impl Votes {
             store,
             file,
             places,
+            pairs: end,
         })
     }
 
@@ -308,12 +312,13 @@ impl Votes {
     /// Writes and syncs the slots of groups whose term or vote changed.
     pub(super) fn write(&mut self, slots: &[Slot]) -> Result<(), LogError> {
         for slot in slots {
-            let free = self.places.len() as u64;
-            let place = self.places.entry(slot.group).or_insert((free, 0));
+            let place = self.places.entry(slot.group).or_insert_with(|| {
+                self.pairs += 1;
+                (self.pairs - 1, 0)
+            });
             let block = place.0 * 2 + place.1 % 2;
             let fresh = place.1 == 0;
-            place.1 += 1;
-            let mut bytes = encode(self.store, slot, place.1).to_vec();
+            let mut bytes = encode(self.store, slot, place.1 + 1).to_vec();
             if fresh {
                 // Both at once, so that a full disk does not get in the way of the second vote.
                 bytes.extend_from_slice(&EMPTY);
@@ -322,8 +327,51 @@ impl Votes {
                 .write_all_at(&bytes, block * BLOCK as u64)
                 .map_err(|error| LogError::io("cannot write a vote slot", &self.path, error))?;
         }
-        self.file
-            .sync_data()
-            .map_err(|error| LogError::io("cannot sync a vote slot", &self.path, error).latched())
+        self.file.sync_data().map_err(|error| {
+            LogError::io("cannot sync a vote slot", &self.path, error).latched()
+        })?;
+        // Only now: what a full disk has cut short is written again in the same place, and not beside it.
+        for slot in slots {
+            if let Some(place) = self.places.get_mut(&slot.group) {
+                place.1 += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::vfs::SimFs;
+
+    fn slot(group: u64, term: u64) -> Slot {
+        Slot {
+            group: GroupId(group),
+            creation: 0,
+            term: Term(term),
+            vote: None,
+        }
+    }
+
+    #[test]
+    fn slots_written_anew_in_place_keep_those_that_live_and_drop_the_others() {
+        let vfs: SharedVfs = Arc::new(SimFs::new(1));
+        let (dir, store) = (Path::new("/"), StoreId(1));
+        let all = [slot(1, 1), slot(2, 1), slot(3, 1)];
+        drop(Votes::create(&vfs, dir, store, &all).unwrap());
+        let mut votes = Votes::refresh(&vfs, dir, store, &[slot(1, 5), slot(3, 6)]).unwrap();
+        votes.write(&[slot(4, 7), slot(3, 8)]).unwrap();
+        let found = read(&vfs, dir, store).unwrap();
+        assert!(found.damaged.is_empty());
+        let terms = |group| {
+            let mine = found.of(GroupId(group), 0).iter();
+            mine.map(|slot| slot.term.0).collect::<Vec<_>>()
+        };
+        assert_eq!([terms(1), terms(2)], [vec![5, 5], vec![]]);
+        assert_eq!([terms(3), terms(4)], [vec![8, 6], vec![7]]);
     }
 }

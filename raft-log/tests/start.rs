@@ -1,7 +1,9 @@
 //! What a start makes of what it finds: footers, marks, the manifest, and damage to each of them.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+use raft_log::log::check::check;
 use raft_log::log::inspect;
+use raft_log::log::salvage::salvage;
 use raft_log::vfs::sim::{CrashKind, Fault, SimFs};
 use raft_log::vfs::{OpenMode, Vfs};
 use raft_log::{
@@ -795,4 +797,86 @@ fn segment_that_was_taken_over_and_comes_back_is_left_out_and_removed() {
         assert_eq!(state(&log), expected);
         assert_eq!(segments(&fs), ["0000000000000003.seg"]);
     }
+}
+
+/// What a start, a check and a salvage say about damage to one batch.
+fn told(fs: &SimFs) -> [String; 3] {
+    let fs = fs.fork(1);
+    fs.crash(CrashKind::Process);
+    let found = check(&fs.shared(), &options(), &mut || ()).unwrap();
+    let checked = found.findings.iter().map(ToString::to_string).collect();
+    let to = std::path::Path::new("/copy");
+    let report = salvage(&fs.shared(), &options(), to, &|_, _| true, &|_| None).unwrap();
+    let salvaged = report.damage.iter().map(ToString::to_string).collect();
+    let started = match try_open(&fs) {
+        Ok((_, report)) => report.to_string(),
+        Err(error) => error.to_string(),
+    };
+    [started, checked, salvaged]
+}
+
+fn offset_of(fs: &SimFs, batch: u64) -> u64 {
+    let mut at = None;
+    let mut visit = |found: inspect::BatchInfo| {
+        if found.seq == batch && found.offset > 4096 {
+            at = Some(found.offset);
+        }
+    };
+    inspect::segment(fs, "/log".as_ref(), 1, &mut visit).unwrap();
+    at.unwrap()
+}
+
+#[test]
+fn damaged_batch_with_good_ones_behind_it_is_told_with_their_number() {
+    let path = "/log/0000000000000001.seg";
+    let fs = SimFs::new(1);
+    let log = written(&fs, 5);
+    let expected = "3 further batches verify behind it, up to sequence 6";
+    let damaged = fs.fork(1);
+    damaged.corrupt(path, offset_of(&fs, 3) + 90, 1).unwrap();
+    assert_eq!(refusal(&damaged).kind(), ErrorKind::Corruption);
+    for text in told(&damaged) {
+        assert!(text.contains(expected), "{text}");
+    }
+    // A header that is lost hides nothing that comes later.
+    let damaged = fs.fork(1);
+    damaged.corrupt(path, offset_of(&fs, 3), 1).unwrap();
+    for text in told(&damaged) {
+        assert!(text.contains(expected), "{text}");
+    }
+    // Three batches of one write: nothing says that the first of them was synced.
+    for index in 6..=8 {
+        let mut batch = WriteBatch::new();
+        let mut payload = vec![1; 1_600];
+        payload[600..].fill(index as u8);
+        let entry = Entry {
+            index: Index(index),
+            term: Term(1),
+            kind: EntryKind::Normal,
+            payload: payload.into(),
+        };
+        batch.push(FIRST, Record::Entries(vec![entry]));
+        log.enqueue(batch).unwrap();
+    }
+    log.drive().unwrap();
+    let expected = "2 further batches verify behind it, up to sequence 9";
+    let at = offset_of(&fs, 7);
+    let damaged = fs.fork(1);
+    damaged.corrupt(path, at + 90, 1).unwrap();
+    assert_eq!(refusal(&damaged).kind(), ErrorKind::SuspectTail);
+    for text in told(&damaged) {
+        assert!(text.contains(expected), "{text}");
+    }
+    // With a sector that was never written it is a torn write, which nobody was told about.
+    let sector = (at + 64).next_multiple_of(512);
+    let mut content = fs.read_file(path).unwrap();
+    content[sector as usize..sector as usize + 512].fill(0);
+    fs.write_file(path, &content).unwrap();
+    let [started, checked, _] = told(&fs);
+    for text in [started, checked] {
+        assert!(text.contains(expected), "{text}");
+    }
+    drop(log);
+    let last = open(&fs).0.group(FIRST).unwrap().last_index;
+    assert_eq!(last, Index(5));
 }

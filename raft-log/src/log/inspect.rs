@@ -3,6 +3,7 @@
 //! It takes no lock, writes nothing, and judges nothing: where bytes stop verifying it says so and goes no further.
 //! What that means, and what to do about it, is said by [`check`](super::check).
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -219,6 +220,52 @@ pub(super) fn batch_at(
         || bug(Bug::RewriteUnverified);
     let good = header.seq == seq && header.chain == chain && verifies;
     good.then_some((header, body))
+}
+
+/// Batches behind one that does not verify, which do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Behind {
+    count: u64,
+    last: u64,
+}
+
+impl fmt::Display for Behind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, last } = self;
+        match count {
+            1 => write!(f, "1 further batch verifies behind it, of sequence {last}"),
+            _ => write!(
+                f,
+                "{count} further batches verify behind it, up to sequence {last}"
+            ),
+        }
+    }
+}
+
+/// What verifies behind `at`, of batches later than `seq`: each by its header, at any multiple of 8, and its body.
+pub(super) fn behind(data: &[u8], at: usize, salt: u64, seq: u64) -> Option<Behind> {
+    let mut found: Option<Behind> = None;
+    let mut step = at.next_multiple_of(8) + 8;
+    while let Some(rest) = data.get(step..).filter(|rest| rest.len() >= BATCH_HEADER) {
+        let header = match rest[0] {
+            0 => None,
+            _ => BatchHeader::decode(rest, step as u64, salt).filter(|header| header.seq > seq),
+        };
+        let body = header.and_then(|header| {
+            let body = rest[BATCH_HEADER..].get(..header.body_len as usize)?;
+            (crc32fast::hash(body) == header.body_crc).then_some((header.seq, body.len()))
+        });
+        step += 8;
+        if let Some((seq, len)) = body {
+            let so_far = found.unwrap_or(Behind { count: 0, last: 0 });
+            found = Some(Behind {
+                count: so_far.count + 1,
+                last: so_far.last.max(seq),
+            });
+            step += (BATCH_HEADER - 8 + len).next_multiple_of(8);
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -279,7 +279,10 @@ fn torn(dir: &Path, cut: &recovery::Cut) -> Finding {
         offset: Some(cut.offset),
         difference: Difference {
             expected: "the end of the log".into(),
-            found: format!("{} bytes of a torn write", cut.bytes.len()),
+            found: match &cut.behind {
+                None => format!("{} bytes of a torn write", cut.bytes.len()),
+                Some(behind) => format!("{} bytes of a torn write ({behind})", cut.bytes.len()),
+            },
             advice: "the next start leaves them behind and keeps a copy".into(),
         },
         meaning: "it was never acknowledged".into(),

@@ -7,7 +7,7 @@ use super::super::format::{
     self, BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, u32_at, u64_at,
 };
 use super::super::index::Groups;
-use super::super::inspect::batch_at;
+use super::super::inspect::{batch_at, behind};
 use super::super::read::entry_in;
 use super::super::recovery::load;
 use super::super::segment::segment_path;
@@ -251,7 +251,11 @@ fn walk(data: &[u8], top: &SegmentHeader, stop: Option<u64>, last: Option<u64>) 
         {
             break;
         }
-        let (expected, found) = describe(data, at, top.salt(), seq, chain, next - 1);
+        let (expected, mut found) = describe(data, at, top.salt(), seq, chain, next - 1);
+        // In a segment with a footer that goes without saying.
+        if let Some(behind) = behind(data, at, top.salt(), seq).filter(|_| last.is_none()) {
+            found = format!("{found} ({behind})");
+        }
         walked.gaps.push(Gap {
             from: at,
             to,

@@ -290,16 +290,20 @@ fn keep_evidence(vfs: &SharedVfs, options: &LogOptions, cut: &Cut) -> Result<Str
         segment,
         offset,
         bytes,
+        behind,
     } = cut;
     let dir = &options.dir;
     let names = vfs
         .list(dir)
         .map_err(|error| LogError::io("cannot list the log's directory", dir, error))?;
     let kept = names.iter().filter(|name| name.contains(".torn-")).count();
-    let what = format!(
+    let mut what = format!(
         "left {} bytes of an un-synced tail of segment {segment:016x} at offset {offset}",
         bytes.len()
     );
+    if let Some(behind) = behind {
+        what = format!("{what} ({behind})");
+    }
     if kept >= EVIDENCE_FILES_MAX {
         return Ok(format!(
             "{what}; no evidence kept, {kept} files are there already"

@@ -9,7 +9,7 @@ use super::super::format::{
     SEGMENT_BYTES_MAX, SEGMENT_DATA, SegmentHeader,
 };
 use super::super::index::{Groups, Position};
-use super::super::inspect::batch_at;
+use super::super::inspect::{Behind, batch_at, behind};
 use super::super::segment::segment_path;
 use super::RecoveryReport;
 use super::room::Idle;
@@ -43,6 +43,8 @@ pub(in super::super) struct Cut {
     pub(in super::super) segment: u64,
     pub(in super::super) offset: u64,
     pub(in super::super) bytes: Vec<u8>,
+    /// What verifies in it: later batches of the same write.
+    pub(in super::super) behind: Option<Behind>,
 }
 
 pub(super) struct Scan<'a> {
@@ -345,6 +347,11 @@ impl Scan<'_> {
         let rest = segment.data.get(at..end).unwrap_or_default();
         let finding = look(rest, at, top.salt(), expected, known, segment.io_error);
         let path = segment_path(&self.options.dir, top.id);
+        let behind = behind(&segment.data[..end], at, top.salt(), expected);
+        let found = |what: &str| match behind {
+            None => what.to_owned(),
+            Some(behind) => format!("{what} ({behind})"),
+        };
         let refusal = match table::judge(finding) {
             Verdict::CleanEnd => return Ok(()),
             Verdict::Cut => None,
@@ -354,15 +361,18 @@ impl Scan<'_> {
                 &path,
                 at as u64,
                 format!("batch {expected}, which was synced"),
-                "bytes that do not verify",
+                found("bytes that do not verify"),
                 "restore the file or rebuild this member",
             )),
             Verdict::Suspect => Some(LogError::differs(
                 ErrorKind::SuspectTail,
                 &path,
                 at as u64,
-                format!("batch {expected}, the last one"),
-                "bytes that do not verify and may have been acknowledged",
+                match behind {
+                    None => format!("batch {expected}, the last one"),
+                    Some(_) => format!("batch {expected}, among the last ones"),
+                },
+                found("bytes that do not verify and may have been acknowledged"),
                 "read the file, then accept the suspect tail or rebuild this member",
             )),
         };
@@ -376,6 +386,7 @@ impl Scan<'_> {
             segment: top.id,
             offset: at as u64,
             bytes: used(rest).to_vec(),
+            behind,
         });
         Ok(())
     }

@@ -347,14 +347,18 @@ impl Scan<'_> {
         let rest = segment.data.get(at..end).unwrap_or_default();
         let finding = look(rest, at, top.salt(), expected, known, segment.io_error);
         let path = segment_path(&self.options.dir, top.id);
-        let behind = behind(&segment.data[..end], at, top.salt(), expected);
+        let verdict = table::judge(finding);
+        if verdict == Verdict::CleanEnd {
+            return Ok(());
+        }
+        let batches = segment.data.get(..end).unwrap_or_default();
+        let behind = behind(batches, at, top.salt(), expected);
         let found = |what: &str| match behind {
             None => what.to_owned(),
             Some(behind) => format!("{what} ({behind})"),
         };
-        let refusal = match table::judge(finding) {
-            Verdict::CleanEnd => return Ok(()),
-            Verdict::Cut => None,
+        let refusal = match verdict {
+            Verdict::CleanEnd | Verdict::Cut => None,
             Verdict::Suspect if self.options.accept_suspect_tail && !self.lenient => None,
             Verdict::Corruption => Some(LogError::differs(
                 ErrorKind::Corruption,

@@ -139,7 +139,11 @@ fn append(index: u64, bytes: usize) -> Message {
         commit: Index(0),
     };
     let term = Term(3);
-    Message { term, body }
+    Message {
+        term,
+        incarnation: 0,
+        body,
+    }
 }
 
 fn propose(sequence: u64) -> ForwardMessage {

@@ -49,7 +49,11 @@ impl Leader {
     }
 
     fn receive(&mut self, from: NodeId, body: Body) {
-        let message = Message { term: TERM, body };
+        let message = Message {
+            term: TERM,
+            incarnation: 0,
+            body,
+        };
         let input = Input::Message { from, message };
         self.core.step(input, &mut self.out);
     }

@@ -2,10 +2,12 @@
 //! `UPDATE=1 cargo test -p raft-node --test golden` rewrites the outputs; review the difference.
 //!
 //! Commands: `nodes N [learner=ID..] [out=ID..] [KEY=VALUE..]`, `tick ID N`, `campaign ID`, `propose ID TEXT`, `read ID`, `ask ID` (a read that may go through the leader), `transfer ID TO`,
-//! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps), `stabilize`,
+//! `ready ID`, `persist ID`, `deliver [FROM->TO]`, `drop [FROM->TO]`, `repeat FROM->TO` (delivers and keeps),
+//! `drop1 FROM->TO` and `delay FROM->TO` (the oldest message is lost, or comes last), `stabilize`,
 //! `compact ID TO`, `snapshot FROM->TO` (of what FROM has applied arrives at TO), `install ID` (the state machine takes it up),
 //! `late FROM->TO` (the last snapshot that arrived does so again), `report ID TO moving|failed|INDEX` (of a transfer),
-//! `isolate ID`, `heal`, `restart ID`, `apply ID`, `log ID`, `state ID`, `unreachable ID TO`, `allow ID sleep|no`, `asleep`, `status`, `join ID` (a member that nobody knows yet),
+//! `isolate ID`, `heal`, `restart ID`, `lose ID N` (a restart that finds the last N entries damaged), `apply ID`, `log ID`,
+//! `state ID`, `unreachable ID TO`, `allow ID sleep|no`, `asleep`, `status`, `join ID` (a member that nobody knows yet),
 //! `lead ID` (campaigns and stabilizes, without an output), `change ID STEP..` (`+4` adds a voter, `~4` a learner, `^4` promotes, `-4` removes), `members`. Lines that begin with `#` are comments.
 
 mod cluster;
@@ -58,7 +60,10 @@ fn show(message: &Message) -> String {
         }
         other => format!("{other:?}"),
     };
-    format!("t{} {body}", message.term)
+    match message.incarnation {
+        0 => format!("t{} {body}", message.term),
+        other => format!("t{} i{other} {body}", message.term),
+    }
 }
 
 fn step(word: &str) -> ChangeStep {
@@ -130,9 +135,15 @@ impl Runner {
     /// Ends the steps of a member and writes down what came of it.
     fn ready(&mut self, id: NodeId) {
         let sent = self.cluster.network.len();
-        let (waiting, writing, commit) = {
+        let (waiting, writing, commit, guarded) = {
             let member = &self.cluster.members[&id];
-            (member.waiting.len(), member.writing.len(), member.commit)
+            let guarded = member.disk.incarnation.guarded;
+            (
+                member.waiting.len(),
+                member.writing.len(),
+                member.commit,
+                guarded,
+            )
         };
         self.cluster.ready(id);
         let member = self
@@ -172,6 +183,9 @@ impl Runner {
         }
         if member.commit > commit {
             let _ = writeln!(self.out, "{id} commit {}", member.commit);
+        }
+        if guarded && !member.disk.incarnation.guarded {
+            let _ = writeln!(self.out, "{id} is whole again");
         }
         for (token, index, term) in member.proposed.drain(..) {
             let _ = writeln!(self.out, "{id} proposed {token} at {index}/{term}");
@@ -218,6 +232,21 @@ impl Runner {
             self.ready(to);
         }
         any
+    }
+
+    /// Takes the oldest message of a link, and puts it behind all others unless it is lost.
+    fn oldest(&mut self, words: &[&str], lost: bool) {
+        let link = Self::link(words).expect("FROM->TO");
+        let network = &mut self.cluster.network;
+        let at = network
+            .iter()
+            .position(|(from, to, _)| (*from, *to) == link);
+        let message = network.remove(at.expect("there is one on its way"));
+        if lost {
+            let _ = writeln!(self.out, "lost {}->{} {}", link.0, link.1, show(&message.2));
+        } else {
+            network.push(message);
+        }
     }
 
     fn stabilize(&mut self) {
@@ -327,9 +356,12 @@ impl Runner {
             "deliver" => drop(self.transfer(Self::link(&words[1..]), false, false)),
             "repeat" => drop(self.transfer(Self::link(&words[1..]), false, true)),
             "drop" => drop(self.transfer(Self::link(&words[1..]), true, false)),
+            "drop1" => self.oldest(&words[1..], true),
+            "delay" => self.oldest(&words[1..], false),
             "stabilize" => self.stabilize(),
             "isolate" => self.isolated.push(id),
             "heal" => self.isolated.clear(),
+            "lose" => self.cluster.lose(id, number(words[2]) as usize),
             "restart" => self.cluster.restart(id),
             "apply" => self.cluster.apply(id),
             "ready" => {}
@@ -393,7 +425,12 @@ impl Runner {
             }
             other => panic!("{other} is no command"),
         }
-        if id != NodeId(0) && !matches!(words[0], "deliver" | "repeat" | "drop" | "isolate") {
+        if id != NodeId(0)
+            && !matches!(
+                words[0],
+                "deliver" | "repeat" | "drop" | "drop1" | "delay" | "isolate"
+            )
+        {
             self.ready(id);
         }
     }

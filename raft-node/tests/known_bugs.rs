@@ -104,7 +104,11 @@ fn three(id: u64) -> Core {
 fn tell(core: &mut Core, from: u64, term: u64, body: Body) -> Effects {
     let mut out = Effects::default();
     let term = Term(term);
-    let message = Message { term, body };
+    let message = Message {
+        term,
+        incarnation: 0,
+        body,
+    };
     core.step(
         Input::Message {
             from: NodeId(from),
@@ -204,6 +208,7 @@ fn etcd_7625_learner_votes() {
     let out = tell(&mut core, 1, 1, request);
     let reply = Message {
         term: Term(1),
+        incarnation: 0,
         body: Body::VoteReply { granted: true },
     };
     assert_eq!(out.send_after, [(PersistId(1), NodeId(1), reply)]);

@@ -33,6 +33,7 @@ fn tick(core: &mut Core, ticks: u64) {
 fn tell(core: &mut Core, from: u64, term: u64, body: Body) -> Effects {
     let mut out = Effects::default();
     let message = Message {
+        incarnation: 0,
         term: Term(term),
         body,
     };

@@ -171,6 +171,8 @@ fn encode_raft(message: Message) -> pb::Raft {
             last_index: last_index.0,
         }),
         Body::SleepReply { asleep } => Wire::SleepReply(pb::SleepReply { asleep }),
+        Body::Guarded => Wire::Guarded(pb::Guarded {}),
+        Body::GuardEnd { until } => Wire::GuardEnd(pb::GuardEnd { until: until.0 }),
         Body::TimeoutNow {
             last_index,
             last_term,
@@ -191,13 +193,14 @@ fn encode_raft(message: Message) -> pb::Raft {
     };
     pb::Raft {
         term: message.term.0,
+        incarnation: message.incarnation,
         body: Some(body),
     }
 }
 
 fn decode_raft(raft: pb::Raft) -> Result<Message, BadFrame> {
     use pb::raft::Body as Wire;
-    let term = Term(raft.term);
+    let (term, incarnation) = (Term(raft.term), raft.incarnation);
     let Some(body) = raft.body else {
         return bad("a message of a group is of an unknown kind");
     };
@@ -238,6 +241,10 @@ fn decode_raft(raft: pb::Raft) -> Result<Message, BadFrame> {
         Wire::SleepReply(reply) => Body::SleepReply {
             asleep: reply.asleep,
         },
+        Wire::Guarded(pb::Guarded {}) => Body::Guarded,
+        Wire::GuardEnd(end) => Body::GuardEnd {
+            until: Index(end.until),
+        },
         Wire::TimeoutNow(now) => Body::TimeoutNow {
             last_index: Index(now.last_index),
             last_term: Term(now.last_term),
@@ -252,7 +259,11 @@ fn decode_raft(raft: pb::Raft) -> Result<Message, BadFrame> {
             index: Index(reply.index),
         },
     };
-    Ok(Message { term, body })
+    Ok(Message {
+        term,
+        incarnation,
+        body,
+    })
 }
 
 fn encode_entry(entry: Entry) -> pb::Entry {
@@ -382,7 +393,12 @@ mod tests {
 
     fn raft(body: Body) -> Item {
         let term = Term(7);
-        Item::Raft(GROUP, Message { term, body })
+        let message = Message {
+            term,
+            incarnation: 3,
+            body,
+        };
+        Item::Raft(GROUP, message)
     }
 
     fn entry(index: u64, term: u64, kind: EntryKind) -> Entry {
@@ -436,6 +452,8 @@ mod tests {
                 last_index: Index(7),
             },
             Body::SleepReply { asleep: true },
+            Body::Guarded,
+            Body::GuardEnd { until: index },
             Body::TimeoutNow {
                 last_index,
                 last_term,

@@ -180,6 +180,7 @@ mod tests {
             GROUP,
             Message {
                 term: Term(1),
+                incarnation: 0,
                 body,
             },
         )

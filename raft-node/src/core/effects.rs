@@ -176,6 +176,8 @@ pub struct Effects {
     pub fetch: Vec<Fetch>,
     /// The membership entry at this index, which a leader sent, cannot be read: this member cannot go on.
     pub unreadable: Option<Index>,
+    /// The guard of this incarnation of the log has ended, which may be stored; see [`super::Incarnation`].
+    pub repaired: Option<u64>,
     /// Members that need entries which the log no longer holds: each is to get a snapshot of the log's base or above it.
     /// Say by [`Input::SnapshotReport`] what becomes of that. Who hears nothing for [`super::Config::snapshot_ticks_max`]
     /// asks again.

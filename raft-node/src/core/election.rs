@@ -62,13 +62,7 @@ impl Core {
         };
         // A request promises nothing, but a crash would let the member ask twice in one term: it waits for the disk.
         for to in self.others() {
-            self.attesting.push((
-                to,
-                Message {
-                    term,
-                    body: body.clone(),
-                },
-            ));
+            self.attest(to, body.clone());
         }
     }
 
@@ -103,7 +97,11 @@ impl Core {
     }
 
     pub(super) fn receive(&mut self, from: NodeId, message: Message, out: &mut Effects) {
-        let Message { term, body } = message;
+        let Message {
+            term,
+            incarnation,
+            body,
+        } = message;
         match &body {
             Body::PreVote {
                 last_index,
@@ -130,12 +128,24 @@ impl Core {
                 Body::Append { .. }
                     | Body::Heartbeat { .. }
                     | Body::Sleep { .. }
+                    | Body::GuardEnd { .. }
                     | Body::TimeoutNow { .. }
             );
             self.become_follower(term, leads.then_some(from), out);
         }
         if term < self.term {
             self.refuse_stale(from, &body);
+            return;
+        }
+        let about_log = matches!(
+            body,
+            Body::AppendReply { .. }
+                | Body::AppendReject { .. }
+                | Body::HeartbeatReply { .. }
+                | Body::SleepReply { .. }
+                | Body::Guarded
+        );
+        if about_log && !self.is_of_latest_log(from, incarnation) {
             return;
         }
         self.heard(from);
@@ -160,20 +170,17 @@ impl Core {
             }
             Body::Heartbeat { commit, round } => {
                 self.follow(from, out);
-                assert!(
-                    commit <= self.log.last_index(),
-                    "group {}: {from} says that {commit} is committed, but the log ends at {}: acknowledged entries \
-                     were lost",
-                    self.config.group,
-                    self.log.last_index()
-                );
-                self.commit_to(commit, out);
                 self.promise();
-                self.send(out, from, Body::HeartbeatReply { round });
+                self.answer_heartbeat(from, incarnation, commit, round, out);
+            }
+            Body::Guarded => self.tell_end_of_guard(from, out),
+            Body::GuardEnd { until } => {
+                self.follow(from, out);
+                self.guarded_until(incarnation, until, out);
             }
             Body::Sleep { last_index } => {
                 self.follow(from, out);
-                self.told_to_sleep(from, last_index, out);
+                self.told_to_sleep(from, incarnation, last_index, out);
             }
             Body::SleepReply { asleep } => self.sleeps(from, asleep),
             Body::AppendReply { matched } => self.acked(from, matched, out),
@@ -255,7 +262,8 @@ impl Core {
         let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index())
             || bug(Bug::VoteForOlderLog);
         let free = !self.hears_leader() && !self.is_promised();
-        let granted = term >= self.term && recent && free;
+        let whole = !self.incarnation.guarded;
+        let granted = term >= self.term && recent && whole && free;
         let asked = Term(term.0 + 1);
         self.send(out, from, Body::PreVoteReply { asked, granted });
     }
@@ -312,7 +320,7 @@ impl Core {
             || bug(Bug::VoteTwice);
         let recent = (last_term, last_index) >= (self.log.last_term(), self.log.last_index())
             || bug(Bug::VoteForOlderLog);
-        let granted = free && recent;
+        let granted = free && recent && !self.incarnation.guarded;
         if granted && self.vote.is_none() {
             self.vote = Some(from);
             self.hard_state_changed |= !bug(Bug::VoteNotPersisted);
@@ -370,24 +378,27 @@ impl Core {
 
     /// Sends what attests durable state, once that state is durable.
     pub(super) fn attest(&mut self, to: NodeId, body: Body) {
-        self.attesting.push((
-            to,
-            Message {
-                term: self.term,
-                body,
-            },
-        ));
+        let message = Message {
+            term: self.term,
+            incarnation: self.incarnation.number,
+            body,
+        };
+        self.attesting.push((to, message));
     }
 
     /// Sends what promises nothing.
     pub(super) fn send(&self, out: &mut Effects, to: NodeId, body: Body) {
-        out.send_now.push((
-            to,
-            Message {
-                term: self.term,
-                body,
-            },
-        ));
+        self.send_about(out, to, self.incarnation.number, body);
+    }
+
+    /// As [`Core::send`], about another log than this member's.
+    pub(super) fn send_about(&self, out: &mut Effects, to: NodeId, incarnation: u64, body: Body) {
+        let message = Message {
+            term: self.term,
+            incarnation,
+            body,
+        };
+        out.send_now.push((to, message));
     }
 
     pub(super) fn others(&self) -> Vec<NodeId> {

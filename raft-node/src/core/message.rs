@@ -7,6 +7,9 @@ use crate::{Entry, Index, Term};
 pub struct Message {
     /// The sender's term when it was sent.
     pub term: Term,
+    /// Which log it is about ([`super::Incarnation`]): the receiver's, as the leader knows it, in [`Body::Append`],
+    /// [`Body::Heartbeat`] and [`Body::GuardEnd`]; the sender's in all others.
+    pub incarnation: u64,
     /// What it says.
     pub body: Body,
 }
@@ -88,6 +91,13 @@ pub enum Body {
     SleepReply {
         /// The member sleeps. Else it has not applied everything, or must not sleep.
         asleep: bool,
+    },
+    /// A follower whose log lost something asks when it may vote again.
+    Guarded,
+    /// The answer.
+    GuardEnd {
+        /// Once its log agrees with the leader's up to here, durably.
+        until: Index,
     },
     /// The leader hands over: campaign at once, if this entry is held durably.
     TimeoutNow {

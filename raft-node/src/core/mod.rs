@@ -41,6 +41,7 @@
 //!   the core knows index, term and membership. The receiver's log begins anew with it in a persist batch, and what it
 //!   acknowledges leaves after that batch. Until the state machine has taken it up the member votes, but does not
 //!   campaign.
+//! - A member whose log lost something starts as guarded ([`Incarnation`]): it does not vote before it has caught up.
 //! - A membership change ([`Input::Change`]) is in force as soon as its entry is in the log, and ends with the entry if that
 //!   is cut; one at a time. Voters change by way of a joint configuration, which the leader leaves by itself.
 //!
@@ -55,6 +56,7 @@ mod change;
 mod config;
 mod effects;
 mod election;
+mod incarnation;
 mod lease;
 mod log_view;
 mod membership;
@@ -71,6 +73,7 @@ mod transfer;
 use std::collections::{BTreeMap, VecDeque};
 
 use change::History;
+use incarnation::Target;
 use lease::{Lease, Promise};
 use log_view::LogView;
 use progress::Progress;
@@ -85,6 +88,7 @@ use crate::testing::{Bug, bug};
 pub use change::{Change, ChangeError, ChangeStep, VOTERS_MAX};
 pub use config::{Config, ConfigError, Initial, ValidConfig};
 pub use effects::{DropReason, Effects, Fetch, Input, PersistBatch, PersistId};
+pub use incarnation::Incarnation;
 pub use membership::{Membership, MembershipError};
 pub use message::{Body, Message};
 pub use snapshot::{Snapshot, SnapshotReport, SnapshotVerdict};
@@ -124,6 +128,8 @@ pub struct Status {
     pub persisted: Index,
     /// The last index of the log.
     pub last_index: Index,
+    /// The log may lack what it acknowledged, and this member does not vote.
+    pub guarded: bool,
     /// This member is the only voter.
     pub is_sole_voter: bool,
     /// The member that leadership is being handed to.
@@ -205,6 +211,9 @@ pub struct Core {
     asking: Asking,
     sleep: Sleep,
     promise: Promise,
+    incarnation: Incarnation,
+    /// Means something while the member is guarded.
+    target: Target,
     clock: u64,
     ticks_since_contact: u64,
     election_timeout: u64,
@@ -261,6 +270,8 @@ impl Core {
             asking: Asking::default(),
             sleep: Sleep::default(),
             promise: Promise::None,
+            incarnation: config.incarnation,
+            target: Target::default(),
             clock: 0,
             ticks_since_contact: 0,
             election_timeout: 0,
@@ -412,6 +423,7 @@ impl Core {
             applied: self.applied,
             persisted: self.persisted,
             last_index: self.log.last_index(),
+            guarded: self.incarnation.guarded,
             is_sole_voter: self.membership.is_sole_voter(self.config.id),
             transferring: match &self.role {
                 RoleState::Leader(leader) => leader.transfer.map(|transfer| transfer.to),
@@ -519,6 +531,7 @@ impl Core {
             self.persisted <= self.log.last_index(),
             "more is durable than there is"
         );
+        self.check_guard(out);
         if done.own_vote == Some(self.term) {
             let me = self.config.id;
             self.record_vote(me, true, out);

@@ -21,7 +21,7 @@ pub(super) enum Mode {
     },
 }
 
-/// Invariant: `matched < next`; `matched` never decreases while the term lasts.
+/// Invariant: `matched < next`; `matched` never decreases while the term and the member's log last.
 #[derive(Clone, Debug)]
 pub(super) struct Progress {
     matched: Index,
@@ -38,6 +38,10 @@ pub(super) struct Progress {
     pub(super) heard_at: u64,
     /// Entries are being fetched for it.
     pub(super) fetching: bool,
+    /// The member's log that all of this is about.
+    incarnation: u64,
+    /// The leader's last index when it first saw that log.
+    first_seen_at: Index,
     /// All was sent and not all acknowledged: an empty append will tell whether something was lost.
     pub(super) verify: bool,
 }
@@ -55,8 +59,28 @@ impl Progress {
             acked_round: 0,
             heard_at: now,
             fetching: false,
+            incarnation: 0,
+            first_seen_at: next.prev(),
             verify: false,
         }
+    }
+
+    pub(super) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(super) fn first_seen_at(&self) -> Index {
+        self.first_seen_at
+    }
+
+    /// The member has another log than before, of which nothing is known. The leader's ends at `last`.
+    pub(super) fn begin_anew(&mut self, incarnation: u64, last: Index) {
+        assert!(incarnation > self.incarnation, "incarnations go forward");
+        *self = Self {
+            acked_round: self.acked_round,
+            incarnation,
+            ..Self::new(last.next(), self.heard_at)
+        };
     }
 
     pub(super) fn matched(&self) -> Index {

@@ -34,7 +34,12 @@ impl Core {
                 } else {
                     Body::Heartbeat { commit, round }
                 };
-                out.send_now.push((to, Message { term, body }));
+                let message = Message {
+                    term,
+                    incarnation: progress.incarnation(),
+                    body,
+                };
+                out.send_now.push((to, message));
             }
             let (messages_max, bytes_max) = (
                 self.config.inflight_messages_max,
@@ -75,8 +80,8 @@ impl Core {
                     break;
                 };
                 let empty = entries.is_empty();
-                let body = append_message(progress, prev_term, entries, commit);
-                out.send_now.push((to, Message { term, body }));
+                let message = append_message(progress, term, prev_term, entries, commit);
+                out.send_now.push((to, message));
                 if empty {
                     break;
                 }
@@ -106,8 +111,8 @@ impl Core {
                 .is_some_and(|last| self.log.term_at(last.index) == Some(last.term));
         let prev_term = self.log.term_at(progress.next().prev());
         if let (true, Some(prev_term)) = (fits, prev_term) {
-            let body = append_message(progress, prev_term, entries, commit);
-            out.send_now.push((to, Message { term, body }));
+            let message = append_message(progress, term, prev_term, entries, commit);
+            out.send_now.push((to, message));
         }
     }
 
@@ -139,6 +144,8 @@ impl Core {
         let base = self.log.base_index();
         if at <= base && prev_index < base {
             // All of it is committed and compacted here.
+            self.agreed(base);
+            self.check_guard(out);
             self.attest(from, Body::AppendReply { matched: base });
             return;
         }
@@ -179,6 +186,8 @@ impl Core {
             at
         };
         self.commit_to(commit.min(matched), out);
+        self.agreed(at);
+        self.check_guard(out);
         self.attest(from, Body::AppendReply { matched: at });
     }
 
@@ -328,10 +337,11 @@ impl Core {
 /// Builds an append of entries that follow `progress.next() - 1`, and notes that they left.
 fn append_message(
     progress: &mut Progress,
+    term: Term,
     prev_term: Term,
     entries: Vec<Entry>,
     commit: Index,
-) -> Body {
+) -> Message {
     let prev_index = progress.next().prev();
     let last = entries.last().map_or(prev_index, |entry| entry.index);
     debug_assert!(
@@ -341,10 +351,14 @@ fn append_message(
     );
     progress.sent(last, entries.iter().map(Entry::cost).sum());
     progress.sent_commit = progress.sent_commit.max(commit.min(last));
-    Body::Append {
-        prev_index,
-        prev_term,
-        entries,
-        commit,
+    Message {
+        term,
+        incarnation: progress.incarnation(),
+        body: Body::Append {
+            prev_index,
+            prev_term,
+            entries,
+            commit,
+        },
     }
 }

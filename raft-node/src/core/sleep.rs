@@ -87,7 +87,8 @@ impl Core {
         let settled = self.commit == last
             && self.applied == last
             && self.persisted == last
-            && self.inflight.is_empty();
+            && self.inflight.is_empty()
+            && !self.incarnation.guarded;
         let RoleState::Leader(leader) = &self.role else {
             return settled && self.asking.is_idle();
         };
@@ -107,8 +108,17 @@ impl Core {
     }
 
     /// The leader wants the group to sleep, and its log ends at `last`.
-    pub(super) fn told_to_sleep(&mut self, from: NodeId, last: Index, out: &mut Effects) {
-        let agrees = last == self.log.last_index() && self.sleep.allowed;
+    pub(super) fn told_to_sleep(
+        &mut self,
+        from: NodeId,
+        incarnation: u64,
+        last: Index,
+        out: &mut Effects,
+    ) {
+        // What the leader knows of another incarnation of the log says nothing about this one.
+        let agrees = last == self.log.last_index()
+            && self.sleep.allowed
+            && incarnation == self.incarnation.number;
         if agrees {
             // It has acknowledged all of it in this term, or the leader would not know that.
             self.commit_to(last, out);
@@ -122,6 +132,9 @@ impl Core {
         // The answer counts as a sign of life in any case.
         let asleep = self.sleep.asleep;
         self.send(out, from, Body::SleepReply { asleep });
+        if self.incarnation.guarded {
+            self.send(out, from, Body::Guarded);
+        }
     }
 
     /// A member sleeps, or cannot yet.

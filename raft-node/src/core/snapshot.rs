@@ -64,7 +64,13 @@ impl Core {
         } else if sent_in == self.term {
             self.follow(from, out);
         }
+        // The current leader has all that is committed.
+        let index = snapshot.index;
         let verdict = self.take_snapshot(snapshot, out);
+        if verdict != SnapshotVerdict::Refused && index <= self.commit {
+            self.agreed(index);
+            self.check_guard(out);
+        }
         out.snapshot = Some(verdict);
     }
 

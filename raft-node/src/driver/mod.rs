@@ -115,6 +115,7 @@ pub struct Group<S: StateMachine> {
     changes: Vec<(u64, S::Output)>,
     /// A membership entry of a leader's that cannot be read.
     unreadable: Option<Index>,
+    repaired: Option<u64>,
     events: Vec<Event<S::Output>>,
     outputs: Vec<S::Output>,
     commands: Vec<Bytes>,
@@ -428,6 +429,11 @@ impl<S: StateMachine> Group<S> {
         self.machine.request_persist();
     }
 
+    /// The incarnation of the log whose guard has ended ([`crate::core::Incarnation`]): a start with it need not be guarded.
+    pub fn take_repaired(&mut self) -> Option<u64> {
+        self.repaired.take()
+    }
+
     /// Messages for peers that may leave now.
     pub fn take_messages(&mut self) -> impl Iterator<Item = (NodeId, Message)> + '_ {
         self.messages.drain(..)
@@ -485,6 +491,7 @@ impl<S: StateMachine> Group<S> {
             self.events.push(Event::Dropped(token, reason));
         }
         self.unreadable = self.unreadable.or(self.effects.unreadable.take());
+        self.repaired = self.effects.repaired.take().or(self.repaired);
         if let Some(commit) = self.effects.commit.take() {
             assert!(commit >= self.commit, "the commit index went back");
             self.commit = commit;

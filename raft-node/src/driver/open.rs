@@ -193,6 +193,7 @@ impl<S: StateMachine> Group<S> {
             reads: Vec::new(),
             changes: Vec::new(),
             unreadable: None,
+            repaired: None,
             events: Vec::new(),
             outputs: Vec::new(),
             commands: Vec::new(),

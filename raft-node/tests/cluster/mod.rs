@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use raft_node::core::{
-    Config, Core, Effects, Initial, Input, Membership, Message, PersistBatch, PersistId, Snapshot,
-    SnapshotVerdict,
+    Config, Core, Effects, Incarnation, Initial, Input, Membership, Message, PersistBatch,
+    PersistId, Snapshot, SnapshotVerdict,
 };
 use raft_node::{Entry, EntryKind, HardState, Index, NodeId, Term};
 
@@ -20,6 +20,7 @@ pub(crate) struct Disk {
     pub(crate) hard_state: HardState,
     /// What the log begins after; its state is durable as well.
     pub(crate) base: Option<Shot>,
+    pub(crate) incarnation: Incarnation,
     pub(crate) entries: Vec<Entry>,
 }
 
@@ -140,6 +141,7 @@ impl Cluster {
             id,
             seed,
             boot: self.boots,
+            incarnation: disk.incarnation,
             ..self.template.clone()
         };
         let base = disk.base_index();
@@ -186,6 +188,16 @@ impl Cluster {
         self.members.insert(id, member);
     }
 
+    /// As [`Cluster::restart`], and the newest `count` entries on the disk turn out to be damaged.
+    pub(crate) fn lose(&mut self, id: NodeId, count: usize) {
+        let mut disk = self.members[&id].disk.clone();
+        disk.entries.truncate(disk.entries.len() - count);
+        disk.incarnation.number += 1;
+        disk.incarnation.guarded = true;
+        let member = self.boot(id, disk);
+        self.members.insert(id, member);
+    }
+
     pub(crate) fn step(&mut self, id: NodeId, input: Input) {
         let member = self.members.get_mut(&id).unwrap();
         member.core.step(input, &mut member.effects);
@@ -216,6 +228,13 @@ impl Cluster {
         );
         member.waiting.append(&mut effects.send_after);
         member.writing.extend(effects.persist.take());
+        if let Some(number) = effects.repaired.take() {
+            assert_eq!(
+                number, member.disk.incarnation.number,
+                "of the log that it has"
+            );
+            member.disk.incarnation.guarded = false;
+        }
         if let Some(commit) = effects.commit.take() {
             assert!(commit >= member.commit, "commit went back");
             member.commit = commit;

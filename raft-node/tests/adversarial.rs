@@ -258,9 +258,11 @@ impl Cluster {
             .partition(|(at, _, _)| *at <= batch.id);
         member.after = stay;
         let leave: Vec<(PersistId, NodeId, Message)> = leave;
-        self.network
-            .extend(leave.into_iter().map(|(_, to, message)| (id, to, message)));
         self.step(id, Input::Persisted(batch.id));
+        for (_, to, message) in leave {
+            self.members[&id].core.assert_attested(to, &message);
+            self.network.push((id, to, message));
+        }
     }
 
     /// Power loss: what was on the way to the disk is gone.

@@ -52,7 +52,7 @@ impl Core {
         }
         let term = Term(self.term.0 + 1);
         self.become_follower(term, None, out);
-        self.vote = Some(self.config.id);
+        self.set_vote(self.config.id);
         self.own_vote_pending = true;
         self.role = RoleState::Candidate(BTreeMap::new());
         let body = Body::Vote {
@@ -322,7 +322,7 @@ impl Core {
             || bug(Bug::VoteForOlderLog);
         let granted = free && recent && !self.incarnation.guarded;
         if granted && self.vote.is_none() {
-            self.vote = Some(from);
+            self.set_vote(from);
             self.hard_state_changed |= !bug(Bug::VoteNotPersisted);
             self.draw_election_timeout();
         }

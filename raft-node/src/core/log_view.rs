@@ -67,6 +67,11 @@ impl LogView {
         self.runs.back().map_or(self.base_term, |(_, term)| *term)
     }
 
+    #[cfg(debug_assertions)]
+    pub(super) fn window(&self) -> impl Iterator<Item = &Entry> {
+        self.window.iter()
+    }
+
     /// The term of an entry; none below the base and above the end.
     pub(super) fn term_at(&self, index: Index) -> Option<Term> {
         if index == self.base_index {
@@ -120,7 +125,9 @@ impl LogView {
             self.runs.pop_back();
         }
         while self.window.back().is_some_and(|entry| entry.index >= from) {
-            self.window_bytes -= self.window.pop_back().map_or(0, |entry| entry.cost());
+            let cost = self.window.pop_back().map_or(0, |entry| entry.cost());
+            assert!(cost <= self.window_bytes, "bytes in memory were counted");
+            self.window_bytes -= cost;
         }
     }
 
@@ -220,7 +227,9 @@ impl LogView {
     }
 
     fn forget_oldest(&mut self) {
-        self.window_bytes -= self.window.pop_front().map_or(0, |entry| entry.cost());
+        let cost = self.window.pop_front().map_or(0, |entry| entry.cost());
+        assert!(cost <= self.window_bytes, "bytes in memory were counted");
+        self.window_bytes -= cost;
     }
 }
 

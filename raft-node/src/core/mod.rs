@@ -57,6 +57,7 @@ mod config;
 mod effects;
 mod election;
 mod incarnation;
+mod invariants;
 mod lease;
 mod log_view;
 mod membership;
@@ -341,6 +342,7 @@ impl Core {
             }
             Input::Transfer { to } => self.transfer(to),
         }
+        self.assert_cursors();
     }
 
     /// Ends a batch of steps: entries for members, heartbeats, and what must become durable.
@@ -383,7 +385,14 @@ impl Core {
             });
             self.unsent = self.log.last_index().next();
         }
+        for (to, message) in &self.attesting {
+            self.assert_attestable(*to, message);
+        }
         // Everything that these messages attest is in a batch by now, the newest one at the latest.
+        assert!(
+            !self.hard_state_changed && self.unsent > self.log.last_index(),
+            "a message leaves before the batch that makes it true"
+        );
         match self.inflight.back() {
             Some(last) if !bug(Bug::AttestBeforeSync) => {
                 let id = last.id;
@@ -397,6 +406,7 @@ impl Core {
         }
         let others = !self.membership.is_alone();
         self.log.trim(self.unsent, others);
+        self.assert_cursors();
     }
 
     /// Entries at or below `to`, all of them applied, left the log.

@@ -131,6 +131,7 @@ impl Progress {
             .is_some_and(|(index, _)| *index <= matched)
         {
             let (_, bytes) = self.inflight.pop_front().expect("the front was just seen");
+            assert!(bytes <= self.inflight_bytes, "bytes in flight were counted");
             self.inflight_bytes -= bytes;
         }
         let news = matched > self.matched;

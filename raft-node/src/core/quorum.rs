@@ -21,8 +21,14 @@ pub(super) enum VoteResult {
 /// The highest index that a majority of each voter list has acknowledged. `acked` gives zero for members that have
 /// acknowledged nothing.
 pub(super) fn committed(membership: &Membership, acked: impl Fn(NodeId) -> Index) -> Index {
-    majority_index(&membership.voters, &acked)
-        .min(majority_index(&membership.voters_outgoing, &acked))
+    let reached = majority_index(&membership.voters, &acked)
+        .min(majority_index(&membership.voters_outgoing, &acked));
+    debug_assert!(
+        has_majority(membership, |id| acked(id) >= reached)
+            && !has_majority(membership, |id| acked(id) > reached),
+        "{reached} is not the highest index that a majority has"
+    );
+    reached
 }
 
 /// True when a majority of each voter list fulfils `has`.

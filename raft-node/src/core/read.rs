@@ -211,6 +211,10 @@ impl Core {
                 return;
             }
             let (_, index, readers) = leader.rounds.pop_front().expect("the front was just seen");
+            assert!(
+                leader.first_of_term <= index && index <= self.commit,
+                "a read index was committed in the leader's own term when its round began"
+            );
             self.release(readers, index, out);
         }
     }

@@ -200,7 +200,12 @@ impl Core {
             self.term,
             self.commit
         );
+        assert!(
+            !matches!(self.role, RoleState::Leader(_)),
+            "a leader never cuts its log"
+        );
         self.log.truncate(from);
+        self.log.debug_assert_terms();
         self.cut_memberships(from);
         for batch in self
             .inflight
@@ -277,6 +282,10 @@ impl Core {
         {
             return;
         }
+        assert!(
+            self.log.term_at(reached) == Some(self.term) || bug(Bug::CommitOlderTerm),
+            "a leader commits by counting in its own term only"
+        );
         self.commit_to(reached, out);
         let commit = self.commit;
         let RoleState::Leader(leader) = &mut self.role else {
@@ -287,7 +296,12 @@ impl Core {
             .front()
             .is_some_and(|(index, _)| *index <= commit)
         {
-            leader.uncommitted_bytes -= leader.uncommitted.pop_front().map_or(0, |(_, len)| len);
+            let bytes = leader.uncommitted.pop_front().map_or(0, |(_, len)| len);
+            assert!(
+                bytes <= leader.uncommitted_bytes,
+                "uncommitted bytes were counted"
+            );
+            leader.uncommitted_bytes -= bytes;
         }
         if self.membership.is_sole_voter(me) {
             self.start_round(out);

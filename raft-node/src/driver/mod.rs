@@ -300,6 +300,7 @@ impl<S: StateMachine> Group<S> {
                 .after_persist
                 .pop_front()
                 .expect("the front was just seen");
+            self.core.assert_attested(to, &message);
             self.messages.push((to, message));
         }
     }
@@ -323,7 +324,13 @@ impl<S: StateMachine> Group<S> {
             !entries.is_empty(),
             "the log returns at least one entry of a range that it holds"
         );
-        assert_eq!(entries[0].index, from, "entries are applied in order");
+        for (entry, index) in entries.iter().zip(from.0..) {
+            assert_eq!(
+                entry.index,
+                Index(index),
+                "each entry is applied once, in order"
+            );
+        }
         // A membership change ends its slice, so that it is in force before the next entry.
         let mut membership = None;
         if let Some(at) = entries

@@ -273,6 +273,9 @@ impl Cluster {
             .partition(|(after, _, _)| *after <= batch.id);
         member.waiting = stay;
         let leave: Vec<_> = leave;
+        for (_, to, message) in &leave {
+            member.core.assert_attested(*to, message);
+        }
         self.network
             .extend(leave.into_iter().map(|(_, to, message)| (id, to, message)));
         true

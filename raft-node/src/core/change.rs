@@ -446,6 +446,7 @@ impl Core {
         let term = self.term;
         self.become_follower(term, None, out);
     }
+
     /// True when this member may lead: its log is whole, and it votes, or its removal is not known to be committed.
     pub(super) fn may_campaign(&self) -> bool {
         !self.incarnation.guarded && self.memberships.lets_vote(self.config.id)

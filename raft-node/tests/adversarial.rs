@@ -512,7 +512,7 @@ fn logs_that_lose_what_they_acknowledged_lose_nothing_for_the_group() {
         };
         let (committed, _, losses) = runs_of(plan, 200, 3_000);
         assert!(committed > 1_000, "{committed} entries show little");
-        assert!(losses > 500, "{losses} losses show little");
+        assert!(losses > 300, "{losses} losses show little");
     }
 }
 
@@ -526,7 +526,7 @@ fn logs_that_lose_while_members_change_lose_nothing_for_the_group() {
     let (committed, changes, losses) = runs_of(plan, 200, 3_000);
     assert!(committed > 1_000, "{committed} entries show little");
     assert!(changes > 100, "{changes} changes show little");
-    assert!(losses > 500, "{losses} losses show little");
+    assert!(losses > 300, "{losses} losses show little");
 }
 
 /// The tests above would notice: without guard and incarnation one of the first seeds loses an entry.

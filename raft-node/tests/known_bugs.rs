@@ -561,5 +561,45 @@ fn etcd_14140_power_loss_takes_nothing_that_was_acknowledged_or_read() {
             node.group.machine().values.first(),
             Some(&Bytes::from("synced"))
         );
+}
+
+/// A candidate takes up a snapshot of an earlier leader: it must not win with votes for the log that it had, before its
+/// state machine stands where the new one begins.
+#[test]
+fn candidate_that_takes_up_a_snapshot_does_not_win() {
+    for (pre_vote, role) in [(false, Role::Candidate), (true, Role::PreCandidate)] {
+        let mut core = three(3);
+        let leader = Body::Heartbeat {
+            commit: Index::ZERO,
+            round: 0,
+        };
+        tell(&mut core, 1, 1, leader);
+        if pre_vote {
+            core.step(Input::Tick { ticks: 20 }, &mut Effects::default());
+        } else {
+            campaign(&mut core);
+        }
+        assert_eq!(core.status().role, role);
+        let term = core.status().term;
+        let snapshot = Snapshot {
+            index: Index(9),
+            term: Term(1),
+            membership: core.membership().clone(),
+        };
+        let mut out = Effects::default();
+        let (from, sent_in) = (NodeId(1), Term(term.0 - u64::from(!pre_vote)));
+        let received = Input::SnapshotReceived {
+            from,
+            sent_in,
+            snapshot,
+        };
+        core.step(received, &mut out);
+        assert_eq!(out.snapshot, Some(SnapshotVerdict::Restart));
+        tell(&mut core, 2, term.0, Body::VoteReply { granted: true });
+        let asked = Term(term.0 + 1);
+        let granted = true;
+        tell(&mut core, 2, term.0, Body::PreVoteReply { asked, granted });
+        assert_eq!(core.status().role, Role::Follower);
+        assert_eq!(core.status().term, term);
     }
 }

@@ -91,6 +91,11 @@ impl Core {
         if self.is_restoring() {
             return SnapshotVerdict::Refused;
         }
+        if !matches!(self.role, RoleState::Follower) {
+            // Whatever it asks for votes with, it asks with a log that is over.
+            let (term, leader) = (self.term, self.leader);
+            self.become_follower(term, leader, out);
+        }
         // Batches under way wrote entries of a log that is over. Of them only what is committed counts still.
         let committed = self.commit;
         for batch in &mut self.inflight {

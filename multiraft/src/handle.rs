@@ -162,6 +162,15 @@ impl<S: StateMachine> HostHandle<S> {
         }
     }
 
+    /// Asks this member to hand a group's leadership over to another voter. Nothing happens when it does not lead, or is
+    /// handing over already; who leads then shows in [`Self::status`].
+    pub fn transfer(&self, group: GroupId, to: NodeId) {
+        if self.groups.contains_key(&group) {
+            // A stopped host hands over nothing any more, and a full inbox has its caller ask again.
+            drop(self.inbox.push(Request::HandOver { group, to }));
+        }
+    }
+
     /// The group's term as last published; cheaper than the whole status.
     #[must_use]
     pub fn term(&self, group: GroupId) -> Option<Term> {

@@ -260,6 +260,7 @@ impl<S: StateMachine> HostCore<S> {
                 | Request::Transfer { .. }
                 | Request::Beat { .. }
                 | Request::Hold { .. }
+                | Request::HandOver { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
                 | Request::Called { .. } => {}
@@ -354,6 +355,7 @@ impl<S: StateMachine> HostCore<S> {
                     id,
                     answer,
                 } => self.take_called(now, group, from, (boot, id), answer),
+                Request::HandOver { group, to } => self.slot(group).group.transfer(to),
                 Request::Make { group, reply } => self.make_snapshot(group, reply),
                 Request::Made { group, result } => self.snapshot_made(now, group, &result),
                 Request::Beat { from, beat } => {

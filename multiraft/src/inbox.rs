@@ -97,6 +97,11 @@ pub(crate) enum Request<O> {
         from: NodeId,
         beat: Beat,
     },
+    /// Leadership is to move.
+    HandOver {
+        group: GroupId,
+        to: NodeId,
+    },
     /// A call is done. Who makes calls bounds their number.
     Called {
         group: GroupId,
@@ -166,7 +171,8 @@ impl<O> Inbox<O> {
             }
             Request::Read { group, .. }
             | Request::Make { group, .. }
-            | Request::Hold { group, .. } => {
+            | Request::Hold { group, .. }
+            | Request::HandOver { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.entries >= limits.entries_max {
                     return Err((request, HostError::Busy));

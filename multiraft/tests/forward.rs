@@ -334,6 +334,28 @@ fn command_at_a_follower_is_answered_when_the_follower_has_applied_it() {
 }
 
 #[test]
+fn leader_that_is_told_to_hand_over_does_and_commands_go_on() {
+    let mut world = World::new(3);
+    let leader = world.leader();
+    let next = world.other(leader);
+    world.at(next).handle.transfer(GROUP, leader);
+    world.run(1);
+    assert_eq!(
+        world.leader(),
+        leader,
+        "who does not lead hands nothing over"
+    );
+    world.at(leader).handle.transfer(GROUP, next);
+    world.propose(leader, "a");
+    world.run(1);
+    assert_eq!(world.leader(), next);
+    world.propose(leader, "b");
+    world.run(20);
+    let heard = world.heard();
+    assert!(heard.contains(&("b".to_owned(), Ok(world.list(next).len()))));
+}
+
+#[test]
 fn command_whose_message_is_doubled_is_applied_once() {
     let mut world = World::new(3);
     let leader = world.leader();

@@ -561,6 +561,7 @@ fn etcd_14140_power_loss_takes_nothing_that_was_acknowledged_or_read() {
             node.group.machine().values.first(),
             Some(&Bytes::from("synced"))
         );
+    }
 }
 
 /// A candidate takes up a snapshot of an earlier leader: it must not win with votes for the log that it had, before its

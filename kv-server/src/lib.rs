@@ -7,6 +7,11 @@ pub mod mvcc;
 pub mod node;
 pub mod pb;
 pub mod server;
+#[cfg(feature = "seeded-bugs")]
+#[doc(hidden)]
+pub mod testing;
+#[cfg(not(feature = "seeded-bugs"))]
+mod testing;
 pub mod watch;
 
 pub use error::ApiError;

@@ -18,6 +18,11 @@ pub mod liveness;
 mod snapshots;
 mod status;
 mod tasks;
+#[cfg(feature = "seeded-bugs")]
+#[doc(hidden)]
+pub mod testing;
+#[cfg(not(feature = "seeded-bugs"))]
+mod testing;
 mod thread;
 mod transfer;
 pub mod transport;

@@ -28,7 +28,7 @@ pub enum Bug {
     ReadBeforeOwnTerm,
     /// Any answer of a heartbeat confirms all rounds.
     StaleReadContext,
-    /// A truncation is not written.
+    /// Entries that contradict what the log has are taken for known: it is not cut.
     SkipTruncation,
     /// The own batches count after the log was cut.
     CountOverwritten,

@@ -14,6 +14,7 @@ use crate::mvcc::LeaseInfo;
 use crate::pb::command::{
     Command, LeaseCheckpoint, LeaseExpire, command::Op, lease_checkpoint, lease_expire,
 };
+use crate::testing::{Bug, bug};
 
 pub(super) const SECOND: u64 = 1_000 / TICK_MS;
 /// Ticks between two calls that the table asks for while it has leases.
@@ -118,6 +119,9 @@ impl Lease {
         self.deadline = clock
             .saturating_add(MARGIN)
             .saturating_add(ticks(rest.min(self.info.ttl)));
+        if bug(Bug::ExpireEarly) {
+            self.deadline -= (self.deadline - clock) / 4;
+        }
         self.retry_at = None;
         self.plan_checkpoint(clock);
     }
@@ -176,7 +180,8 @@ impl Deadlines {
         if self.leading.is_none() {
             return Renewal::NotLeading;
         }
-        if lease.proposed > settled || lease.info.remaining_ttl.is_some() {
+        let unsettled = lease.proposed > settled || lease.info.remaining_ttl.is_some();
+        if unsettled && !bug(Bug::RenewOverCheckpoint) {
             return Renewal::Unsettled {
                 granted: lease.info.granted,
                 seen: self.rounds,
@@ -242,7 +247,9 @@ impl Deadlines {
         for lease in self.leases.values_mut() {
             let rest = lease.info.remaining_ttl.unwrap_or(lease.info.ttl);
             lease.proposed = 0;
-            lease.run(self.clock, rest);
+            if !bug(Bug::KeepDeadlines) || lease.deadline == 0 {
+                lease.run(self.clock, rest);
+            }
         }
         if leading.is_some() {
             let leases = self.leases.iter();

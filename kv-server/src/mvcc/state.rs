@@ -26,6 +26,7 @@ use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink
 use super::write::{LeaseNews, Writer};
 use crate::engine::{Change, Engine, EngineBatch, EngineError, Snapshot};
 use crate::pb::command::Command;
+use crate::testing::{Bug, bug};
 
 /// Bytes of a snapshot that one step of an install writes, about: a few milliseconds.
 const INSTALL_STEP_BYTES: usize = 1 << 20;
@@ -387,10 +388,10 @@ fn apply_entry(
     let origin = duplicates::origin(&entry.payload).map_err(|error| damage(error.to_string()))?;
     if let Some(origin) = origin {
         let members = writer.meta.membership.as_ref();
-        if !writer
+        let admitted = writer
             .duplicates
-            .admit(&origin, members.map(|(_, members)| members))
-        {
+            .admit(&origin, members.map(|(_, members)| members));
+        if !admitted && !bug(Bug::ForgetDuplicates) {
             return Ok(nothing);
         }
     }
@@ -399,6 +400,9 @@ fn apply_entry(
     let op = command
         .op
         .ok_or_else(|| damage("it has no operation".to_owned()))?;
+    if bug(Bug::ApplyTwice) {
+        drop(writer.execute(op.clone(), entry.index));
+    }
     match writer.execute(op, entry.index) {
         Ok(result) => Ok((Ok(result), origin)),
         Err(Fail::Api(error)) => Ok((Err(error), origin)),

@@ -20,6 +20,7 @@ use crate::pb::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_request::RequestUnion,
 };
 use crate::pb::mvccpb::KeyValue;
+use crate::testing::{Bug, bug};
 
 /// Names no watcher: failures, and progress of the whole stream.
 const NO_WATCH: i64 = -1;
@@ -516,6 +517,9 @@ impl Feed {
         };
         let lost: Vec<Token> = self.ids.values().filter(lost).copied().collect();
         for token in lost {
+            if bug(Bug::SkipCompacted) {
+                continue;
+            }
             let id = self.watchers[&token].id;
             self.remove(token);
             self.control.push_back(compacted(id, floor));

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use raft_log::{Index, NodeId};
 
 use super::{Answer, ForwardLimits, Question, RETRY_TICKS};
+use crate::testing::{Bug, bug};
 use crate::{HostError, Reply};
 
 /// Ticks until a question without an answer is sent again: the message, or the answer, may be lost.
@@ -85,6 +86,12 @@ impl Asks {
                 continue;
             }
             self.waiting += 1;
+            if bug(Bug::ReadJoinsQuestion)
+                && let Some(Waiter::Reads(reads)) = self.read_out.and_then(|id| self.waiter(id))
+            {
+                reads.push(done);
+                continue;
+            }
             self.reads.push_back((expires, done));
         }
     }
@@ -157,7 +164,7 @@ impl Asks {
             return;
         }
         for (index, reads) in std::mem::take(&mut self.ready) {
-            if index > applied {
+            if index > applied && !bug(Bug::ReadBeforeApplied) {
                 self.ready.push((index, reads));
                 continue;
             }
@@ -234,6 +241,10 @@ impl Asks {
         };
         self.open.insert(self.next_id, open);
         self.next_id
+    }
+
+    fn waiter(&mut self, id: u64) -> Option<&mut Waiter> {
+        self.open.get_mut(&id).map(|open| &mut open.waiter)
     }
 
     fn close(&mut self, id: u64) -> Option<Open> {

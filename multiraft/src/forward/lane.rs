@@ -9,6 +9,7 @@ use bytes::Bytes;
 use raft_log::NodeId;
 
 use super::{ForwardLimits, OPEN_SEQUENCES_MAX, Origin, RETRY_TICKS, Stamp};
+use crate::testing::{Bug, bug};
 use crate::{HostError, Reply};
 
 /// A command to send.
@@ -188,7 +189,7 @@ impl<O> Lane<O> {
 
     fn give_up(&mut self, sequence: u64) {
         if let Some(open) = self.close(sequence) {
-            (open.reply)(Err(if open.attempt > 0 {
+            (open.reply)(Err(if open.attempt > 0 && !bug(Bug::TimeoutAsRefusal) {
                 HostError::OutcomeUnknown
             } else {
                 HostError::Timeout

@@ -11,6 +11,7 @@ use raft_node::StateMachine;
 use super::HostCore;
 use crate::forward::{Answer, Asks, ForwardMessage, Forwarding, Lane, Outcome, Outgoing, Question};
 use crate::inbox::{Inbox, Request};
+use crate::testing::{Bug, bug};
 use crate::{HostError, Reply};
 
 /// Why a group is there.
@@ -248,7 +249,9 @@ impl<S: StateMachine> HostCore<S> {
                 let lane = &mut forwarder.away(group).lane;
                 lane.refused(now, from, sequence, attempt);
             }
-            ForwardMessage::Answer { boot, id, answer } if boot == my_boot => {
+            ForwardMessage::Answer { boot, id, answer }
+                if boot == my_boot || bug(Bug::AnswerOfEarlierBoot) =>
+            {
                 forwarder.away(group).asks.answered(now, id, answer);
             }
             ForwardMessage::NotProposed { .. } | ForwardMessage::Answer { .. } => {}

@@ -377,10 +377,7 @@ impl Core {
                 id,
                 hard_state: std::mem::take(&mut self.hard_state_changed).then_some(hard_state),
                 restart: self.restart.take(),
-                truncate_from: self
-                    .truncate_from
-                    .take()
-                    .filter(|_| !bug(Bug::SkipTruncation)),
+                truncate_from: self.truncate_from.take(),
                 entries,
             });
             self.unsent = self.log.last_index().next();

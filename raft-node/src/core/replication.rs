@@ -166,7 +166,9 @@ impl Core {
         let known = entries
             .iter()
             .take_while(|entry| {
-                entry.index <= base || self.log.term_at(entry.index) == Some(entry.term)
+                entry.index <= base
+                    || self.log.term_at(entry.index) == Some(entry.term)
+                    || (entry.index <= self.log.last_index() && bug(Bug::SkipTruncation))
             })
             .count();
         if let Some(first) = entries.get(known)

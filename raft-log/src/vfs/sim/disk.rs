@@ -116,6 +116,8 @@ pub(super) struct Disk {
     pub(super) capacity: Option<u64>,
     /// Faults to come, each with the number of operations of its kind that it lets pass first.
     pub(super) faults: Vec<(Fault, u64)>,
+    /// Faults that came since somebody asked.
+    pub(super) struck: Vec<Fault>,
     dirs: BTreeMap<Id, Dir>,
     files: BTreeMap<Id, File>,
     /// The states between operations, while they are kept.
@@ -134,6 +136,7 @@ impl Disk {
             down: false,
             capacity: None,
             faults: Vec::new(),
+            struck: Vec::new(),
             images: None,
             dirs: BTreeMap::from([(ROOT, Dir::default())]),
             files: BTreeMap::new(),
@@ -217,7 +220,12 @@ impl Disk {
                 _ => *pass -= 1,
             }
         }
-        due.map(|at| self.faults.remove(at)).is_some()
+        let Some(at) = due else {
+            return false;
+        };
+        self.faults.remove(at);
+        self.struck.push(kind);
+        true
     }
 
     /// Forgets files and directories that no name, no handle and no crash can lead to.

@@ -223,6 +223,11 @@ impl SimFs {
         self.disk().faults.push((fault, pass));
     }
 
+    /// The faults of [`SimFs::fail_nth`] that came since the last call, in order.
+    pub fn take_struck(&self) -> Vec<Fault> {
+        std::mem::take(&mut self.disk().struck)
+    }
+
     /// Bounds the bytes in all files; `None` lifts the bound. A write that does not fit writes what
     /// does.
     pub fn set_capacity(&self, bytes: Option<u64>) {

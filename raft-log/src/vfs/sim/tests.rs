@@ -296,6 +296,8 @@ fn faults_hit_their_operation_once() {
     );
     assert_eq!(fs.read_file(path()).unwrap(), b"y");
     file.set_len(0).unwrap();
+    assert_eq!(fs.take_struck(), [Fault::Read, Fault::Write]);
+    assert_eq!(fs.take_struck(), []);
 }
 
 #[test]

@@ -3,71 +3,39 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use flotilla_tests::sim::bugs;
 use flotilla_tests::sim::world::Plan;
-use flotilla_tests::sim::world::run::run;
-use raft_log::testing::{Bug as LogBug, with_bug as with_log_bug};
-use raft_node::testing::{Bug, with_bug};
+use flotilla_tests::sim::world::fault::SECOND;
+use flotilla_tests::sim::world::run::{Failure, minimize, run};
 
 const SECONDS: u64 = 60;
 /// Workers: as many as CI has cores.
 const WORKERS: usize = 2;
 
-#[derive(Clone, Copy, Debug)]
-enum Seeded {
-    Log(LogBug),
-    Node(Bug),
-}
-
-/// Each bug, and the seeds within which it must be found.
-const BUGS: &[(Seeded, u64)] = &[
-    (Seeded::Log(LogBug::GoOnAfterFailedSync), 40),
-    (Seeded::Log(LogBug::ForgetCheckpoint), 40),
-    (Seeded::Log(LogBug::TrustUnsyncedTail), 40),
-    (Seeded::Log(LogBug::IgnoreBatchCrc), 40),
-    (Seeded::Node(Bug::VoteNotPersisted), 120),
-    (Seeded::Node(Bug::AttestBeforeSync), 40),
-    (Seeded::Node(Bug::VoteTwice), 40),
-    (Seeded::Node(Bug::VoteForOlderLog), 120),
-    (Seeded::Node(Bug::CommitOlderTerm), 80),
-    (Seeded::Node(Bug::CommitWithoutQuorum), 40),
-    (Seeded::Node(Bug::ReadBeforeOwnTerm), 40),
-    (Seeded::Node(Bug::ApplyBeforeSync), 40),
-    (Seeded::Node(Bug::TermNotPersisted), 40),
-    (Seeded::Node(Bug::HeartbeatCommitUnbounded), 40),
-    (Seeded::Log(LogBug::RewriteUnverified), 40),
-];
-
-/// The first seed that finds a bug, and what it says.
-fn find(bug: Seeded, seeds: u64) -> Option<(u64, String)> {
-    (1..=seeds).find_map(|seed| {
-        let plan = Plan::new(seed, 3, SECONDS);
-        let outcome = match bug {
-            Seeded::Log(bug) => with_log_bug(bug, || run(&plan, false)),
-            Seeded::Node(bug) => with_bug(bug, || run(&plan, false)),
-        };
-        outcome.err().map(|failure| (seed, failure.message))
-    })
+/// The first of the seeds that finds a bug.
+fn find(bug: &str, seeds: u64) -> Option<Box<Failure>> {
+    (1..=seeds).find_map(|seed| run(&Plan::new(seed, 3, SECONDS).with_bug(bug), false).err())
 }
 
 #[test]
 fn each_seeded_bug_is_found_within_its_seeds() {
     // Hundreds of panics are what is looked for here.
     std::panic::set_hook(Box::new(|_| {}));
-    let next = AtomicUsize::new(0);
+    let (next, all) = (AtomicUsize::new(0), bugs::all());
     let work = || {
         let mut missed = Vec::new();
-        while let Some(&(bug, seeds)) = BUGS.get(next.fetch_add(1, Ordering::Relaxed)) {
-            match find(bug, seeds) {
-                Some((seed, text)) => {
-                    let text: String = text.chars().take(100).collect();
-                    eprintln!("{bug:?}: seed {seed}: {text}");
+        while let Some((bug, seeds)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match find(bug, *seeds) {
+                Some(failure) => {
+                    let text: String = failure.message.chars().take(120).collect();
+                    eprintln!("{bug}: seed {}: {text}", failure.plan.seed);
                 }
-                None => missed.push(bug),
+                None => missed.push(bug.as_str()),
             }
         }
         missed
     };
-    let missed: Vec<Seeded> = std::thread::scope(|scope| {
+    let missed: Vec<&str> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
         let results = workers.into_iter().map(|worker| worker.join());
         results
@@ -76,4 +44,35 @@ fn each_seeded_bug_is_found_within_its_seeds() {
     });
     drop(std::panic::take_hook());
     assert!(missed.is_empty(), "not found: {missed:?}");
+}
+
+#[test]
+fn failing_run_shortens_to_one_that_still_fails_and_prints_how_to_repeat_it() {
+    std::panic::set_hook(Box::new(|_| {}));
+    let failure = find("AckBeforeSync", 40).expect("the other test has found it");
+    let before = failure.plan.clone();
+    let small = minimize(*failure);
+    // As the printed options say: the seed's own list of that many seconds, less what was left out.
+    let seconds = small.plan.ticks / SECOND;
+    let same = Plan::new(before.seed, before.nodes, seconds).with_bug("AckBeforeSync");
+    let again = run(&same.only(&numbers(&small)), false);
+    drop(std::panic::take_hook());
+    assert!(
+        small.plan.faults.len() * 4 <= before.faults.len(),
+        "{small}"
+    );
+    assert!(small.plan.ticks <= before.ticks);
+    let again = again.expect_err("the printed options fail as well");
+    assert_eq!(again.message, small.message);
+    let line = small.to_string();
+    let line = line.lines().last().expect("two lines");
+    let numbers: Vec<String> = numbers(&small).iter().map(usize::to_string).collect();
+    let options = format!("--faults {} --bug AckBeforeSync", numbers.join(","));
+    assert!(line.starts_with("reproduce: cargo run --release"), "{line}");
+    assert!(line.ends_with(&options), "{line}");
+}
+
+fn numbers(failure: &Failure) -> Vec<usize> {
+    let faults = failure.plan.faults.iter();
+    faults.map(|scheduled| scheduled.number).collect()
 }

@@ -108,7 +108,7 @@ fn history(store: &Store, model: &Model, applied: Index) {
 }
 
 fn replayed_hash(oracle: &Shared<Oracle>, entries: &[Entry]) -> u64 {
-    let hub = Arc::new(Hub::new(NodeId::ZERO, oracle.clone()));
+    let hub = Arc::new(Hub::new(NodeId::ZERO, oracle.clone(), 0));
     let sinks = Sinks {
         events: hub.clone(),
         leases: Arc::new(Lessor::default()),

@@ -9,6 +9,7 @@
 //!
 //! Everything random is drawn from the seed; nothing reads a clock or starts a thread.
 
+pub mod bugs;
 mod check;
 pub mod checkers;
 pub mod cluster;

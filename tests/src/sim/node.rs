@@ -43,6 +43,12 @@ pub struct Settings {
     pub log_cache_bytes: usize,
     /// Bytes of recent entries that the core keeps in memory.
     pub window_bytes: usize,
+    /// Bytes of entries in one message, plus an entry.
+    pub message_bytes: usize,
+    /// Messages with entries on their way to one member.
+    pub inflight_messages: usize,
+    /// Revisions that the watch hub keeps in memory.
+    pub watch_revisions: usize,
     /// Keys whose metadata the state machine keeps in memory.
     pub key_cache_entries: usize,
     /// Changes that one step of history compaction looks at.
@@ -196,7 +202,11 @@ impl Node {
         let membership = Membership::of_voters(self.settings.voters.iter().copied());
         bootstrap(&log, GROUP, 1, &membership)?;
         let (hub, lessor) = (
-            Arc::new(Hub::new(self.id, self.oracle.clone())),
+            Arc::new(Hub::new(
+                self.id,
+                self.oracle.clone(),
+                self.settings.watch_revisions,
+            )),
             if self.settings.expires {
                 Lessor::with_product(self.id, self.oracle.clone())
             } else {
@@ -229,6 +239,8 @@ impl Node {
             election_ticks: self.settings.election_ticks,
             heartbeat_ticks: self.settings.heartbeat_ticks,
             window_bytes_max: self.settings.window_bytes,
+            message_bytes_max: self.settings.message_bytes,
+            inflight_messages_max: self.settings.inflight_messages,
             boot: if self.settings.forwards { boot } else { 0 },
             seed: self.settings.seed ^ now,
             ..Config::default()

@@ -17,6 +17,9 @@ use raft_node::{Applied, ApplyError, StateMachine, TickContext};
 use super::oracle::{Oracle, Shared};
 use super::workload;
 
+/// Bytes that the watch hub keeps in memory.
+const WATCH_BYTES: usize = 1 << 20;
+
 /// Hears of revisions: each once, in order, as the model has them.
 pub struct Hub {
     node: NodeId,
@@ -35,15 +38,16 @@ pub struct Heard {
 }
 
 impl Hub {
-    /// A hub of a state machine that is opened later; [`Hub::begin`] says where it stands.
+    /// A hub of a state machine that is opened later, with so many revisions in memory; [`Hub::begin`] says where it
+    /// stands.
     #[must_use]
-    pub fn new(node: NodeId, oracle: Shared<Oracle>) -> Self {
+    pub fn new(node: NodeId, oracle: Shared<Oracle>, revisions: usize) -> Self {
         let heard = Shared::new(Heard::default());
         Self {
             node,
             oracle,
             heard,
-            watch: Arc::new(WatchHub::new()),
+            watch: Arc::new(WatchHub::with_bounds(WATCH_BYTES, revisions)),
         }
     }
 

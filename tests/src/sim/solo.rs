@@ -459,6 +459,9 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         heartbeat_ticks: 2,
         expires: false,
         forwards: false,
+        message_bytes: 1 << 20,
+        inflight_messages: 512,
+        watch_revisions: 65_536,
         seed: pick(&[1, 2, 3]),
     }
 }

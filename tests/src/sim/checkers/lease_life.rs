@@ -11,11 +11,24 @@ use super::Verdict;
 /// What the fastest clock of a run gains, in percent.
 pub const CLOCK_PERCENT_MAX: u64 = 105;
 
+/// What a lessor takes for time of a clock that jumps, in ticks: it cannot tell less from a late call.
+const JUMP_TICKS_MAX: u64 = 25;
+
 /// When each lease last had its full time, and how long that is in ticks; by the index that granted it.
 #[derive(Debug, Default)]
 pub struct LeaseLife {
-    leases: BTreeMap<u64, (u64, u64)>,
+    leases: BTreeMap<u64, Life>,
     newest: u64,
+    /// Clocks that have jumped so far.
+    jumps: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    full_at: u64,
+    ttl: u64,
+    /// Jumps before that.
+    jumps: u64,
 }
 
 impl LeaseLife {
@@ -32,8 +45,20 @@ impl LeaseLife {
 
     /// A lease was granted by the entry at this index, or renewed, at this tick.
     pub fn full(&mut self, granted: u64, now: u64, ttl_ticks: u64) {
-        let (at, ttl) = self.leases.entry(granted).or_insert((now, ttl_ticks));
-        (*at, *ttl) = ((*at).max(now), ttl_ticks);
+        let life = Life {
+            full_at: now,
+            ttl: ttl_ticks,
+            jumps: self.jumps,
+        };
+        let known = self.leases.entry(granted).or_insert(life);
+        if now > known.full_at {
+            *known = life;
+        }
+    }
+
+    /// The clock of a member jumps forward.
+    pub fn clock_jumped(&mut self) {
+        self.jumps += 1;
     }
 
     /// It was ended for its time, at this tick.
@@ -41,10 +66,14 @@ impl LeaseLife {
     /// # Errors
     /// When that time has not passed on any clock.
     pub fn expired(&mut self, granted: u64, now: u64) -> Verdict {
-        let Some((at, ttl)) = self.leases.remove(&granted) else {
+        let Some(life) = self.leases.remove(&granted) else {
             return Ok(());
         };
-        if (now - at) * CLOCK_PERCENT_MAX < ttl * 100 {
+        let Life {
+            full_at: at, ttl, ..
+        } = life;
+        let jumped = (self.jumps - life.jumps) * JUMP_TICKS_MAX;
+        if (now - at + jumped) * CLOCK_PERCENT_MAX < ttl * 100 {
             return Err(format!(
                 "the lease of entry {granted} has {ttl} ticks from tick {at} on, and ended at {now}"
             ));

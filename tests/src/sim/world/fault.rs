@@ -9,6 +9,9 @@ use raft_log::vfs::sim::{Fault as DiskFault, Rng};
 /// Ticks of 10 ms in one simulated second.
 pub const SECOND: u64 = 100;
 
+/// Watchers of a run.
+pub const WATCHERS: u64 = 2;
+
 /// One thing that goes wrong. Members are named by their place, from 0; times are ticks.
 #[expect(
     missing_docs,
@@ -43,8 +46,14 @@ pub enum Fault {
     DiskFull { node: usize, room: u64, ticks: u64 },
     /// A byte of the log changes. At most a minority of the members is hit.
     BitRot { node: usize, place: u64, mask: u8 },
-    /// The clock of a member goes at so many percent.
-    ClockRate { node: usize, percent: u64 },
+    /// The clock of a member goes at so many percent for a while.
+    ClockRate {
+        node: usize,
+        percent: u64,
+        ticks: u64,
+    },
+    /// The clock of a member jumps forward.
+    ClockJump { node: usize, ticks: u64 },
     /// A member does nothing for a while; what arrives waits.
     Pause { node: usize, ticks: u64 },
     /// Applying takes so long, for a while.
@@ -62,6 +71,86 @@ pub enum Fault {
     Network { net: Net, ticks: u64 },
     /// The engine makes durable what it has.
     Persist { node: usize },
+    /// Whoever leads hands over to a member.
+    Transfer { to: usize },
+    /// Whoever leads hands over to a member, if one is named, and is cut off for a while in this way; so long its disk
+    /// takes so many ticks for each sync, and what it is sent is late by up to `late`.
+    Depose {
+        to: Option<usize>,
+        how: CutOff,
+        ticks: u64,
+        sync_ticks: u64,
+        late: u64,
+    },
+    /// A client of a member compacts history up to so many revisions below the newest; the member's process then ends
+    /// within so many operations of its disk, if a number is given.
+    Compact {
+        node: usize,
+        back: u64,
+        crash: Option<u64>,
+    },
+    /// A watcher takes nothing for a while, then from the same stream or, with `again`, from a new one.
+    SlowWatcher {
+        watcher: usize,
+        ticks: u64,
+        again: bool,
+    },
+}
+
+/// In which directions a leader is cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CutOff {
+    /// Nobody hears it.
+    Mute,
+    /// It hears nobody.
+    Deaf,
+    /// Both.
+    Alone,
+    /// It is alone with one other member.
+    With(usize),
+}
+
+impl CutOff {
+    /// The directions that carry nothing when `leader` of so many members is cut off.
+    #[must_use]
+    pub fn links(self, leader: usize, nodes: usize) -> Vec<(usize, usize)> {
+        let inside = |at: usize| at == leader || matches!(self, Self::With(with) if with == at);
+        let cut = |from: usize, to: usize| match self {
+            Self::Mute => from == leader,
+            Self::Deaf => to == leader,
+            Self::Alone | Self::With(_) => inside(from) != inside(to),
+        };
+        let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
+        links
+            .filter(|(from, to)| from != to && cut(*from, *to))
+            .collect()
+    }
+}
+
+impl Fault {
+    /// Ticks until it ends; none for one that is over at once.
+    #[must_use]
+    pub fn lasts(&self) -> Option<u64> {
+        match *self {
+            Self::SlowDisk { ticks, .. }
+            | Self::DiskFull { ticks, .. }
+            | Self::ClockRate { ticks, .. }
+            | Self::SlowApply { ticks, .. }
+            | Self::Partition { ticks, .. }
+            | Self::Network { ticks, .. }
+            | Self::Depose { ticks, .. }
+            | Self::SlowWatcher { ticks, .. } => Some(ticks),
+            Self::Crash { .. }
+            | Self::PowerLossOfAll { .. }
+            | Self::DiskError { .. }
+            | Self::BitRot { .. }
+            | Self::ClockJump { .. }
+            | Self::Pause { .. }
+            | Self::Persist { .. }
+            | Self::Transfer { .. }
+            | Self::Compact { .. } => None,
+        }
+    }
 }
 
 /// Which operation of a disk fails.
@@ -103,9 +192,24 @@ pub struct Net {
     pub delay: u64,
 }
 
+impl Net {
+    /// As bad as both.
+    #[must_use]
+    pub fn worse(self, other: Self) -> Self {
+        Self {
+            loss: self.loss.max(other.loss),
+            duplicates: self.duplicates.max(other.duplicates),
+            strays: self.strays.max(other.strays),
+            delay: self.delay.max(other.delay),
+        }
+    }
+}
+
 /// A fault and its time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scheduled {
+    /// Its place in the list of its seed, from 0: what is left of a list keeps its numbers.
+    pub number: usize,
     /// When it happens.
     pub at: u64,
     /// What happens.
@@ -113,7 +217,7 @@ pub struct Scheduled {
 }
 
 /// The kinds that a seed has or has not.
-const KINDS: u64 = 12;
+const KINDS: u64 = 16;
 
 /// Draws the faults of a run of so many members and ticks.
 #[must_use]
@@ -139,7 +243,8 @@ pub fn draw(rng: &mut Rng, nodes: usize, ticks: u64) -> Vec<Scheduled> {
             _ => true,
         };
         if allowed {
-            schedule.push(Scheduled { at, fault });
+            let number = schedule.len();
+            schedule.push(Scheduled { number, at, fault });
         }
         at += 1 + rng.below(2 * pause);
     }
@@ -192,7 +297,10 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
                 Fault::ClockRate {
                     node,
                     percent: 95 + rng.below(11),
+                    ticks: 10 * ticks,
                 }
+            } else if rng.chance(1, 3) {
+                Fault::ClockJump { node, ticks }
             } else {
                 Fault::Pause { node, ticks }
             }
@@ -215,7 +323,30 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
             },
             ticks,
         },
-        _ => Fault::Persist { node },
+        11 => Fault::Persist { node },
+        12 => Fault::Transfer { to: node },
+        13 => Fault::Depose {
+            to: rng.chance(1, 2).then_some(node),
+            how: match rng.below(4) {
+                0 => CutOff::Mute,
+                1 => CutOff::Deaf,
+                2 => CutOff::Alone,
+                _ => CutOff::With(node),
+            },
+            ticks: ticks.min(2 * SECOND) + SECOND / 2,
+            sync_ticks: [0, 0, 20, 150][rng.below(4) as usize],
+            late: [0, 0, 40, 80][rng.below(4) as usize],
+        },
+        14 => Fault::Compact {
+            node,
+            back: [0, 1, 5, 40][rng.below(4) as usize],
+            crash: rng.chance(1, 2).then(|| rng.below(6)),
+        },
+        _ => Fault::SlowWatcher {
+            watcher: rng.below(WATCHERS) as usize,
+            ticks,
+            again: rng.chance(1, 2),
+        },
     }
 }
 
@@ -244,6 +375,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn leader_is_cut_off_in_the_directions_that_are_named() {
+        assert_eq!(CutOff::Mute.links(1, 3), [(1, 0), (1, 2)]);
+        assert_eq!(CutOff::Deaf.links(1, 3), [(0, 1), (2, 1)]);
+        assert_eq!(
+            CutOff::With(0).links(1, 3),
+            [(0, 2), (1, 2), (2, 0), (2, 1)]
+        );
+        assert_eq!(CutOff::With(1).links(1, 3), CutOff::Alone.links(1, 3));
+    }
+
+    #[test]
     fn drawn_schedules_leave_a_majority_without_bit_rot_and_hold_every_kind() {
         let mut kinds = std::collections::BTreeSet::new();
         for seed in 0..300 {
@@ -263,6 +405,6 @@ mod tests {
                 kinds.insert(text.split(' ').next().unwrap().to_owned());
             }
         }
-        assert_eq!(kinds.len(), 12, "{kinds:?}");
+        assert_eq!(kinds.len(), 17, "{kinds:?}");
     }
 }

@@ -1,34 +1,58 @@
 //! How faults begin and end.
+//!
+//! Several may be there at a time, also of one kind and on one member. What a member or the network is like is worked out
+//! from all that last, whenever one begins or ends: the end of one leaves the others as they are.
 
+use kv_server::pb::command::command::Op;
+use kv_server::pb::etcdserverpb::CompactionRequest;
 use raft_log::vfs::Vfs;
 
-use super::{Event, Fault, World};
-use crate::sim::node::LOG_DIR;
-use crate::sim::world::fault::DiskError;
+use super::fault::Net;
+use super::{Event, Fault, NodeId, World};
+use crate::sim::node::{GROUP, LOG_DIR};
+
+/// A fault that lasts, and what it met when it began.
+pub(super) struct Lasting {
+    fault: Fault,
+    /// The member that led, and the directions that were cut.
+    cut: Vec<(usize, usize)>,
+    leader: Option<usize>,
+    /// Bytes that the disk may hold.
+    capacity: u64,
+}
 
 impl World {
     /// A fault of the plan begins.
     pub(super) fn begin(&mut self, which: usize) {
-        let fault = self.plan.faults[which].fault.clone();
+        let scheduled = self.plan.faults[which].clone();
+        let (number, fault) = (scheduled.number, scheduled.fault);
         let now = self.now;
         self.trace
-            .event(now, &fault, || format!("fault {which}: {fault:?}"));
-        let kind = self.apply_fault(&fault);
-        self.count(kind);
-        let lasts = match fault {
-            Fault::SlowDisk { ticks, .. }
-            | Fault::DiskFull { ticks, .. }
-            | Fault::SlowApply { ticks, .. }
-            | Fault::Partition { ticks, .. }
-            | Fault::Network { ticks, .. } => ticks,
-            _ => return,
+            .event(now, &fault, || format!("fault {number}: {fault:?}"));
+        let lasting = Lasting {
+            cut: Vec::new(),
+            leader: None,
+            capacity: 0,
+            fault: fault.clone(),
         };
-        self.at(now + lasts, Event::End(which));
+        let (kind, lasting) = self.apply_fault(&fault, lasting);
+        self.count(kind);
+        if let (Some(ticks), Some(lasting)) = (fault.lasts(), lasting) {
+            self.network.cut(&lasting.cut);
+            self.lasting.insert(which, lasting);
+            self.at(now + ticks, Event::End(which));
+            self.settle_faults();
+        }
     }
 
-    fn apply_fault(&mut self, fault: &Fault) -> &'static str {
+    /// What a fault does at once, its name, and what lasts of it.
+    fn apply_fault(
+        &mut self,
+        fault: &Fault,
+        mut lasting: Lasting,
+    ) -> (&'static str, Option<Lasting>) {
         let now = self.now;
-        match *fault {
+        let kind = match *fault {
             Fault::Crash {
                 node,
                 power,
@@ -36,11 +60,7 @@ impl World {
                 keep,
                 down,
             } => {
-                let member = &mut self.members[node];
-                if member.node.is_up() && !member.node.fs.is_down() {
-                    member.next_crash = (power, keep, down);
-                    member.node.fs.fail_after(ops);
-                }
+                self.plan_crash(node, (power, keep, down), ops);
                 "crashes planned"
             }
             Fault::PowerLossOfAll { keep, down } => {
@@ -49,24 +69,16 @@ impl World {
                 }
                 "power losses of all"
             }
-            Fault::SlowDisk {
-                node, sync_ticks, ..
-            } => {
-                self.members[node].sync_ticks = sync_ticks;
-                "slow disks"
-            }
+            Fault::SlowDisk { .. } => "slow disks",
             Fault::DiskError { node, kind, pass } => {
                 let member = &mut self.members[node];
                 member.node.fs.fail_nth(kind.on_disk(), pass);
-                member.armed = true;
-                member.dirs_failed |= kind == DiskError::SyncDir;
                 "disk errors"
             }
             Fault::DiskFull { node, room, .. } => {
-                let member = &mut self.members[node];
-                if let Ok(used) = member.node.disk_bytes() {
-                    member.node.fs.set_capacity(Some(used + room));
-                    member.full = true;
+                match self.members[node].node.disk_bytes() {
+                    Ok(used) => lasting.capacity = used + room,
+                    Err(_) => return ("full disks", None),
                 }
                 "full disks"
             }
@@ -74,70 +86,175 @@ impl World {
                 self.rot(node, place, mask);
                 "rotten bits"
             }
-            Fault::ClockRate { node, percent } => {
+            Fault::ClockRate { .. } => "clock rates",
+            Fault::ClockJump { node, ticks } => {
                 let member = &mut self.members[node];
-                member.set_rate(now, percent);
+                member.jump_clock(now, ticks);
                 member.due = member.due.min(now);
-                "clock rates"
+                self.witness.leases.clock_jumped();
+                "clock jumps"
             }
             Fault::Pause { node, ticks } => {
-                self.members[node].paused_until = now + ticks;
+                let member = &mut self.members[node];
+                member.paused_until = member.paused_until.max(now + ticks);
                 "pauses"
             }
-            Fault::SlowApply {
-                node, apply_ticks, ..
-            } => {
-                self.members[node].apply_ticks = apply_ticks;
-                "slow appliers"
-            }
+            Fault::SlowApply { .. } => "slow appliers",
             Fault::Partition { ref cut, .. } => {
-                self.network.cut(cut);
+                lasting.cut.clone_from(cut);
                 "partitions"
             }
-            Fault::Network { net, .. } => {
-                self.network.set(net);
-                "bad networks"
-            }
+            Fault::Network { .. } => "bad networks",
             Fault::Persist { node } => {
                 let engine = &self.members[node].node.engine;
                 kv_server::engine::Engine::persist(engine).expect("an engine in memory persists");
                 "engines persisted"
             }
-        }
+            Fault::Transfer { to } => {
+                if let Some(leader) = self.leader() {
+                    self.transfer(leader, to);
+                }
+                "transfers"
+            }
+            Fault::Depose { to, how, .. } => {
+                let Some(leader) = self.leader() else {
+                    return ("leaders cut off in vain", None);
+                };
+                if let Some(to) = to {
+                    self.transfer(leader, to);
+                    // The order leaves before the links are cut; what follows does not.
+                    self.turns(leader);
+                    if !self.members[leader].node.is_up() {
+                        return ("leaders cut off in vain", None);
+                    }
+                }
+                lasting.cut = how.links(leader, self.members.len());
+                lasting.leader = Some(leader);
+                "leaders cut off"
+            }
+            Fault::Compact { node, back, crash } => {
+                let revision = self.oracle.get().model().revision();
+                let op = Op::Compact(CompactionRequest {
+                    revision: revision.saturating_sub_unsigned(back),
+                    physical: false,
+                });
+                self.ask(node, super::client::ClientOp::Command(op));
+                if let Some(ops) = crash {
+                    self.plan_crash(node, (true, 8, ops + 1), ops);
+                }
+                "compactions"
+            }
+            Fault::SlowWatcher { .. } => "slow watchers",
+        };
+        (kind, Some(lasting))
     }
 
-    /// A fault of the plan ends. Of two that overlap on one member, the end of the first ends both.
-    pub(super) fn end(&mut self, which: usize) {
-        let fault = self.plan.faults[which].fault.clone();
-        self.trace
-            .event(self.now, &("end", which), || format!("fault {which} ends"));
-        match fault {
-            Fault::SlowDisk { node, .. } => self.members[node].sync_ticks = 0,
-            Fault::DiskFull { node, .. } => self.free(node),
-            Fault::SlowApply { node, .. } => self.members[node].apply_ticks = 0,
-            Fault::Partition { cut, .. } => self.network.join(&cut),
-            Fault::Network { .. } => self.network.set(Default::default()),
-            _ => {}
-        }
-    }
-
-    fn free(&mut self, node: usize) {
+    fn plan_crash(&mut self, node: usize, crash: (bool, u64, u64), ops: u64) {
         let member = &mut self.members[node];
-        member.node.fs.set_capacity(None);
-        member.full = false;
+        if member.node.is_up() && !member.node.fs.is_down() {
+            member.next_crash = crash;
+            member.node.fs.fail_after(ops);
+        }
+    }
+
+    /// The member that leads in the newest term.
+    pub(super) fn leader(&self) -> Option<usize> {
+        let up = (0..self.members.len()).filter(|at| self.members[*at].node.is_up());
+        let leads = up.filter_map(|at| {
+            let status = self.members[at].node.core_status();
+            (status.leader == Some(status.id)).then_some((status.term, at))
+        });
+        leads.max().map(|(_, at)| at)
+    }
+
+    fn transfer(&mut self, leader: usize, to: usize) {
+        let member = &mut self.members[leader];
+        member
+            .node
+            .up()
+            .handle
+            .transfer(GROUP, NodeId(to as u64 + 1));
         member.due = member.due.min(self.now);
+    }
+
+    /// A fault of the plan ends.
+    pub(super) fn end(&mut self, which: usize) {
+        let Some(lasting) = self.lasting.remove(&which) else {
+            return;
+        };
+        let number = self.plan.faults[which].number;
+        self.trace
+            .event(self.now, &("end", which), || format!("fault {number} ends"));
+        self.network.join(&lasting.cut);
+        if let Fault::SlowWatcher {
+            watcher,
+            again: true,
+            ..
+        } = lasting.fault
+        {
+            self.watchers[watcher].cut_off();
+        }
+        self.settle_faults();
+    }
+
+    /// What members, watchers and network are like, from all faults that last.
+    fn settle_faults(&mut self) {
+        let now = self.now;
+        let mut net = Net::default();
+        let mut sick = vec![Sick::default(); self.members.len()];
+        let mut slow = vec![false; self.watchers.len()];
+        for lasting in self.lasting.values() {
+            match lasting.fault {
+                Fault::SlowDisk {
+                    node, sync_ticks, ..
+                } => sick[node].slow_disk(sync_ticks),
+                Fault::DiskFull { node, .. } => {
+                    let capacity = sick[node].capacity.unwrap_or(u64::MAX);
+                    sick[node].capacity = Some(capacity.min(lasting.capacity));
+                }
+                // The newest of several counts: their products would leave the bound that the checkers know.
+                Fault::ClockRate { node, percent, .. } => sick[node].percent = Some(percent),
+                Fault::SlowApply {
+                    node, apply_ticks, ..
+                } => sick[node].apply_ticks = sick[node].apply_ticks.max(apply_ticks),
+                Fault::Network { net: other, .. } => net = net.worse(other),
+                Fault::Depose {
+                    sync_ticks, late, ..
+                } => {
+                    if let Some(leader) = lasting.leader {
+                        sick[leader].slow_disk(sync_ticks);
+                        sick[leader].late = sick[leader].late.max(late);
+                    }
+                }
+                Fault::SlowWatcher { watcher, .. } => slow[watcher] = true,
+                _ => {}
+            }
+        }
+        self.network.set(net);
+        self.network
+            .set_late(sick.iter().map(|sick| sick.late).collect());
+        for (watcher, slow) in self.watchers.iter_mut().zip(slow) {
+            watcher.set_slow(slow);
+        }
+        for (member, sick) in self.members.iter_mut().zip(sick) {
+            (member.sync_ticks, member.apply_ticks) = (sick.sync_ticks, sick.apply_ticks);
+            member.set_rate(now, sick.percent.unwrap_or(100));
+            member.node.fs.set_capacity(sick.capacity);
+            member.full = sick.capacity.is_some();
+            member.due = member.due.min(now);
+        }
     }
 
     /// Everything is well again, but for bits that have rotted and errors that have not struck.
     pub(super) fn heal(&mut self) {
         self.network.heal();
-        for at in 0..self.members.len() {
-            self.free(at);
-            let now = self.now;
-            let member = &mut self.members[at];
-            (member.sync_ticks, member.apply_ticks, member.paused_until) = (0, 0, 0);
-            member.set_rate(now, 100);
-            member.due = member.due.min(now);
+        self.lasting.clear();
+        self.settle_faults();
+        for watcher in &mut self.watchers {
+            watcher.set_slow(false);
+        }
+        for member in &mut self.members {
+            member.paused_until = 0;
         }
         self.events
             .retain(|_, event| !matches!(event, Event::Fault(_) | Event::End(_)));
@@ -157,14 +274,30 @@ impl World {
         let Ok(len) = member.node.fs.file_len(&path) else {
             return;
         };
-        if len > 0
-            && member
-                .node
-                .fs
-                .corrupt(&path, (place >> 16) % len, mask)
-                .is_ok()
-        {
-            member.rotten = true;
+        if len == 0 {
+            return;
         }
+        let offset = (place >> 16) % len;
+        if member.node.fs.corrupt(&path, offset, mask).is_ok() {
+            self.trace
+                .say(self.now, &format!("{path} rots at {offset}"));
+            member.rotten.push((name.clone(), offset));
+        }
+    }
+}
+
+/// What is wrong with a member.
+#[derive(Clone, Debug, Default)]
+struct Sick {
+    sync_ticks: u64,
+    late: u64,
+    apply_ticks: u64,
+    percent: Option<u64>,
+    capacity: Option<u64>,
+}
+
+impl Sick {
+    fn slow_disk(&mut self, sync_ticks: u64) {
+        self.sync_ticks = self.sync_ticks.max(sync_ticks);
     }
 }

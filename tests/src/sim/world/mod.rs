@@ -11,6 +11,7 @@
 //! Whatever must not be ends in a panic; [`run`] catches it.
 
 pub mod client;
+mod excuses;
 pub mod fault;
 mod faults;
 pub mod network;
@@ -26,7 +27,7 @@ use std::mem::discriminant;
 
 use multiraft::Outbox;
 use multiraft::forward::ForwardMessage;
-use raft_log::vfs::sim::{CrashKind, Rng};
+use raft_log::vfs::sim::{CrashKind, Fault as DiskFault, Rng};
 use raft_log::{GroupId, NodeId};
 use raft_node::core::{Body, Message};
 
@@ -34,7 +35,9 @@ use super::node::{GROUP, Node, Settings, Stopped};
 use super::oracle::{Oracle, Shared};
 use super::solo::Coverage;
 use client::Histories;
-use fault::{Fault, SECOND, Scheduled};
+use excuses::Excuse;
+use fault::{Fault, SECOND, Scheduled, WATCHERS};
+use faults::Lasting;
 use network::Network;
 use serve::{Call, Done};
 use trace::Trace;
@@ -43,8 +46,6 @@ use witness::{Refusal, Witness};
 
 /// Turns of one member in one tick at most.
 const TURNS_MAX: u32 = 2_000;
-/// How an error of the disk reads, at the end of whatever it broke.
-const EIO: &str = "os error 5";
 /// Ticks until a start that failed is tried again.
 const RETRY_TICKS: u64 = 50;
 
@@ -59,6 +60,10 @@ pub struct Plan {
     pub ticks: u64,
     /// What goes wrong.
     pub faults: Vec<Scheduled>,
+    /// Faults of the seed were left out.
+    pub shortened: bool,
+    /// A bug that is put into the product, by its name: see [`super::bugs`].
+    pub bug: Option<String>,
 }
 
 impl Plan {
@@ -72,7 +77,46 @@ impl Plan {
             nodes,
             ticks,
             faults: fault::draw(&mut rng, nodes, ticks),
+            shortened: false,
+            bug: None,
         }
+    }
+
+    /// The same with a bug in the product.
+    #[must_use]
+    pub fn with_bug(self, name: impl Into<String>) -> Self {
+        let bug = Some(name.into());
+        Self { bug, ..self }
+    }
+
+    /// The same with those faults only, by their numbers in the seed's list.
+    #[must_use]
+    pub fn only(mut self, numbers: &[usize]) -> Self {
+        self.faults
+            .retain(|scheduled| numbers.contains(&scheduled.number));
+        self.shortened = true;
+        self
+    }
+
+    /// The options of `flotilla sim` that run this.
+    #[must_use]
+    pub fn options(&self) -> String {
+        let Self {
+            seed, nodes, ticks, ..
+        } = self;
+        let mut options = format!("--seed {seed} --nodes {nodes} --seconds {}", ticks / SECOND);
+        if self.shortened {
+            let numbers: Vec<String> = self
+                .faults
+                .iter()
+                .map(|scheduled| scheduled.number.to_string())
+                .collect();
+            options += &format!(" --faults {}", numbers.join(","));
+        }
+        if let Some(bug) = &self.bug {
+            options += &format!(" --bug {bug}");
+        }
+        options
     }
 }
 
@@ -114,12 +158,11 @@ struct Member {
     paused_until: u64,
     /// Its clock: local ticks, what they were at a tick of the world, and how fast they go from there.
     clock: (u64, u64, u64),
-    /// Errors of the disk may strike: they were planned.
-    armed: bool,
-    /// Only a power loss gets its file system going again.
-    dirs_failed: bool,
+    /// Planned errors that its disk has returned to this process.
+    struck: Vec<DiskFault>,
     full: bool,
-    rotten: bool,
+    /// Files of its log with bytes that changed, and where.
+    rotten: Vec<(String, u64)>,
     /// It does not come back: its log is damaged.
     lost: bool,
     /// How much its engine keeps, of 16, and how long it is down, when it stops next.
@@ -132,6 +175,11 @@ impl Member {
     fn local(&self, now: u64) -> u64 {
         let (local, at, percent) = self.clock;
         local + (now - at) * percent / 100
+    }
+
+    fn jump_clock(&mut self, now: u64, ticks: u64) {
+        self.clock.0 += ticks;
+        self.due = self.due.min(now);
     }
 
     fn set_rate(&mut self, now: u64, percent: u64) {
@@ -164,6 +212,8 @@ pub struct World {
     done: Shared<Vec<Done>>,
     histories: Histories,
     watchers: Vec<Watcher>,
+    /// Faults that last, by their place in the plan.
+    lasting: BTreeMap<usize, Lasting>,
     witness: Witness,
     trace: Trace,
     coverage: Coverage,
@@ -226,10 +276,9 @@ impl World {
                 apply_ticks: 0,
                 paused_until: 0,
                 clock: (0, 0, 100),
-                armed: false,
-                dirs_failed: false,
+                struck: Vec::new(),
                 full: false,
-                rotten: false,
+                rotten: Vec::new(),
                 lost: false,
                 next_crash: (false, 16, RETRY_TICKS),
                 was_applied: 0,
@@ -252,7 +301,8 @@ impl World {
             next_call: 0,
             done: Shared::default(),
             histories: Histories::default(),
-            watchers: vec![Watcher::new(), Watcher::new()],
+            watchers: (0..WATCHERS).map(|_| Watcher::new()).collect(),
+            lasting: BTreeMap::new(),
             trace: Trace::new(tell),
             coverage: Coverage::new(),
             plan,
@@ -335,7 +385,12 @@ impl World {
                 if member.life == life && member.node.is_up() {
                     member.syncing = false;
                     match member.node.drive() {
-                        Ok(_) => member.due = member.due.min(self.now),
+                        Ok(wrote) => {
+                            member.due = member.due.min(self.now);
+                            if wrote {
+                                self.wrote(node);
+                            }
+                        }
                         Err(error) => self.stopped(node, &error),
                     }
                 }
@@ -406,6 +461,7 @@ impl World {
         }
         if member.node.drive()? {
             member.due = self.now;
+            self.wrote(at);
         }
         Ok(())
     }
@@ -488,30 +544,25 @@ impl World {
 
     /// A member stopped by itself, or did not start: there must be a reason.
     fn stopped(&mut self, at: usize, error: &Stopped) {
+        let excuse = self.excuse(at, error);
+        self.count(match excuse {
+            Excuse::CutOff => "stops of cut-off disks",
+            Excuse::DiskError => "stops for disk errors",
+            Excuse::Damage => "members lost to bit rot",
+            Excuse::NoSpace => "starts refused by full disks",
+        });
         let member = &mut self.members[at];
-        let cut = member.node.fs.is_down();
         let (mut power, keep, down) = member.next_crash;
-        if !cut {
-            if error.0.contains(EIO) {
-                assert!(member.armed, "member {} stops: {}", at + 1, error.0);
-            } else if member.rotten {
-                // What is damaged stays so: in this version it takes an operator to replace the member.
-                member.lost = true;
-                self.coverage
-                    .entry("members lost to bit rot")
-                    .and_modify(|n| *n += 1)
-                    .or_insert(1);
-            } else {
-                assert!(member.full, "member {} stops: {}", at + 1, error.0);
-                assert!(!member.node.is_up(), "a full disk stops member {}", at + 1);
-            }
+        if excuse != Excuse::CutOff {
+            // What is damaged stays so: in this version it takes an operator to replace the member.
+            member.lost = excuse == Excuse::Damage;
             if member.node.is_up() {
                 // It has the time to answer.
                 member.node.fail(false);
             }
-            power = member.dirs_failed;
+            // A kernel that cannot sync a directory stops the file system.
+            power = member.struck.contains(&DiskFault::SyncDir);
         }
-        member.dirs_failed = false;
         let story = format!("m{}: stops: {}", at + 1, error.0);
         self.trace.say(self.now, &story);
         self.serve_done();
@@ -532,6 +583,8 @@ impl World {
         member.node.crash(kind, (unpersisted * keep / 16) as usize);
         member.due = u64::MAX;
         member.paused_until = 0;
+        member.struck.clear();
+        drop(member.node.fs.take_struck());
         member.next_crash = (false, 16, RETRY_TICKS);
         let id = member.node.id.0;
         self.witness.ended(at, id);
@@ -604,6 +657,9 @@ fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
         election_ticks: 10 * heartbeat_ticks,
         heartbeat_ticks,
         expires: true,
+        message_bytes: pick(&[1, 2_000, 1 << 20]) as usize,
+        inflight_messages: pick(&[1, 4, 512]) as usize,
+        watch_revisions: pick(&[0, 8, 65_536]) as usize,
         forwards: pick(&[0, 1, 1, 1]) == 1,
         seed,
     }

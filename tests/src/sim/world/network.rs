@@ -14,6 +14,8 @@ const STRAY_TICKS_MAX: u64 = 300;
 pub struct Network {
     rng: Rng,
     net: Net,
+    /// Ticks that messages to each member take at most besides.
+    late: Vec<u64>,
     /// How many partitions cut each direction.
     cut: BTreeMap<(usize, usize), u32>,
 }
@@ -25,6 +27,7 @@ impl Network {
         Self {
             rng,
             net: Net::default(),
+            late: Vec::new(),
             cut: BTreeMap::new(),
         }
     }
@@ -32,6 +35,11 @@ impl Network {
     /// Behaves in this way from now on.
     pub fn set(&mut self, net: Net) {
         self.net = net;
+    }
+
+    /// What each member is sent comes later by up to so many ticks.
+    pub fn set_late(&mut self, late: Vec<u64>) {
+        self.late = late;
     }
 
     /// A partition begins.
@@ -53,6 +61,7 @@ impl Network {
     /// Everything is well again.
     pub fn heal(&mut self) {
         self.net = Net::default();
+        self.late.clear();
         self.cut.clear();
     }
 
@@ -71,6 +80,7 @@ impl Network {
             delay,
         } = self.net;
         let lost = !self.carries(from, to) || (loss > 0 && self.rng.chance(loss, 100));
+        let delay = delay + self.late.get(to).copied().unwrap_or(0);
         let late = |rng: &mut Rng| {
             let stray = strays > 0 && rng.chance(strays, 100);
             1 + rng.below(1 + if stray { STRAY_TICKS_MAX } else { delay })

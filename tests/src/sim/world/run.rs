@@ -3,6 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use super::super::bugs;
 use super::super::checkers::linearizable::{Outcome, check};
 use super::super::solo::Coverage;
 use super::{Plan, World};
@@ -34,16 +35,18 @@ impl fmt::Display for Failure {
         let Plan {
             seed,
             nodes,
-            ticks,
             ref faults,
+            ref bug,
+            ..
         } = self.plan;
+        let features = if bug.is_some() { "seeded-bugs" } else { "sim" };
         write!(
             f,
-            "seed {seed}, {nodes} members, {} faults: {}\nreproduce: flotilla sim --seed {seed} --nodes {nodes} \
-             --seconds {}",
+            "seed {seed}, {nodes} members, {} faults: {}\nreproduce: cargo run --release -p flotilla --features \
+             {features} -- sim {}",
             faults.len(),
             self.message,
-            ticks / SECOND
+            self.plan.options()
         )
     }
 }
@@ -63,7 +66,11 @@ pub fn run(plan: &Plan, tell: bool) -> Result<Report, Box<Failure>> {
             coverage: world.coverage().clone(),
         }
     };
-    catch_unwind(AssertUnwindSafe(whole)).map_err(|panic| {
+    let bugged = || match &plan.bug {
+        Some(bug) => bugs::with(bug, whole),
+        None => whole(),
+    };
+    catch_unwind(AssertUnwindSafe(bugged)).map_err(|panic| {
         let text = panic
             .downcast_ref::<String>()
             .cloned()
@@ -75,10 +82,23 @@ pub fn run(plan: &Plan, tell: bool) -> Result<Report, Box<Failure>> {
     })
 }
 
-/// Leaves out whatever a failing run fails without: halves of the faults first, single ones last, then time.
+/// Leaves out whatever a failing run fails without: time first, then halves of the faults, single ones last.
 #[must_use]
 pub fn minimize(failure: Failure) -> Failure {
     let mut best = failure;
+    let mut step = best.plan.ticks / SECOND / 2;
+    while step > 0 {
+        let mut plan = best.plan.clone();
+        plan.ticks = plan.ticks.saturating_sub(step * SECOND).max(SECOND);
+        if plan.ticks == best.plan.ticks {
+            break;
+        }
+        plan.faults.retain(|scheduled| scheduled.at < plan.ticks);
+        match run(&plan, false) {
+            Err(smaller) => best = *smaller,
+            Ok(_) => step /= 2,
+        }
+    }
     let mut size = best.plan.faults.len().div_ceil(2);
     while size > 0 {
         let mut at = 0;
@@ -86,6 +106,7 @@ pub fn minimize(failure: Failure) -> Failure {
             let mut plan = best.plan.clone();
             let end = (at + size).min(plan.faults.len());
             plan.faults.drain(at..end);
+            plan.shortened = true;
             match run(&plan, false) {
                 Err(smaller) => best = *smaller,
                 Ok(_) => at += size,
@@ -93,17 +114,7 @@ pub fn minimize(failure: Failure) -> Failure {
         }
         size /= 2;
     }
-    loop {
-        let mut plan = best.plan.clone();
-        plan.ticks = plan.ticks / SECOND / 2 * SECOND;
-        if plan.ticks == 0 {
-            return best;
-        }
-        match run(&plan, false) {
-            Err(smaller) => best = *smaller,
-            Ok(_) => return best,
-        }
-    }
+    best
 }
 
 impl World {

@@ -68,6 +68,23 @@ impl World {
         if self.clients.chance(1, 40) {
             self.ask_progress();
         }
+        // Clients talk to any member, mostly to the nearest.
+        let node = if self.clients.chance(1, 4) {
+            self.clients.below(self.members.len() as u64) as usize
+        } else {
+            node
+        };
+        self.ask_as(id, node, op);
+    }
+
+    /// Somebody asks a member for something, once.
+    pub(super) fn ask(&mut self, node: usize, op: ClientOp) {
+        let id = self.next_call;
+        self.next_call += 1;
+        self.ask_as(id, node, op);
+    }
+
+    fn ask_as(&mut self, id: u64, node: usize, op: ClientOp) {
         let place = match op {
             ClientOp::Register(key, action) => Some(self.histories.sent(key, action)),
             _ => None,
@@ -80,12 +97,6 @@ impl World {
         };
         self.calls.insert(id, call);
         self.count("operations");
-        // Clients talk to any member, mostly to the nearest.
-        let node = if self.clients.chance(1, 4) {
-            self.clients.below(self.members.len() as u64) as usize
-        } else {
-            node
-        };
         self.send(id, node);
     }
 
@@ -323,13 +334,19 @@ impl World {
     pub(super) fn watch(&mut self, at: usize) {
         let member = &mut self.members[at];
         let revision = member.node.up().store.revision();
-        for watcher in &mut self.watchers {
+        for watcher in self
+            .watchers
+            .iter_mut()
+            .filter(|watcher| !watcher.is_slow())
+        {
             let connected = watcher.member();
             let new = connected.is_none();
             if new {
                 watcher.connect(at, &member.node);
             }
-            if new || (connected == Some(at) && revision != member.was_revision) {
+            let here = connected == Some(at);
+            let more = here && (watcher.was_behind() || revision != member.was_revision);
+            if new || more {
                 let oracle = self.oracle.get();
                 if let Err(text) = watcher.take(&member.node, oracle.model()) {
                     drop(oracle);

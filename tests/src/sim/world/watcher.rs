@@ -20,6 +20,10 @@ pub struct Watcher {
     guarantees: WatchGuarantees,
     /// The member, and the stream.
     stream: Option<(usize, Feed)>,
+    /// It takes nothing.
+    slow: bool,
+    /// Something may wait for it.
+    behind: bool,
 }
 
 impl Watcher {
@@ -29,6 +33,8 @@ impl Watcher {
         Self {
             guarantees: WatchGuarantees::from(2),
             stream: None,
+            slow: false,
+            behind: false,
         }
     }
 
@@ -42,6 +48,23 @@ impl Watcher {
     #[must_use]
     pub fn next(&self) -> i64 {
         self.guarantees.next()
+    }
+
+    /// From now on it takes nothing, or all there is.
+    pub fn set_slow(&mut self, slow: bool) {
+        self.behind |= self.slow && !slow;
+        self.slow = slow;
+    }
+
+    /// True while it takes nothing.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.slow
+    }
+
+    /// True once after a time in which it took nothing.
+    pub fn was_behind(&mut self) -> bool {
+        std::mem::take(&mut self.behind)
     }
 
     /// The member is gone.

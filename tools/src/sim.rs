@@ -1,10 +1,15 @@
 //! `flotilla sim`: simulated clusters under faults, from seeds. Built with the feature `sim` only.
 
 use std::panic;
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use flotilla_tests::sim::bugs;
 use flotilla_tests::sim::world::Plan;
+use flotilla_tests::sim::world::fault::SECOND;
 use flotilla_tests::sim::world::run::{self, Failure as Failed, Report};
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 
 use crate::failure::{Failure, print};
 
@@ -32,24 +37,68 @@ pub(crate) struct SimArgs {
     /// Look for a shorter schedule of faults with which a failing seed fails, and print it.
     #[arg(long)]
     minimize: bool,
+    /// Only these faults of the seed, by their numbers, as a minimized failure names them.
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    faults: Option<Vec<usize>>,
+    /// Put a bug into the product, to see it found. Builds with the feature `seeded-bugs` have some; `list` names them.
+    #[arg(long, value_name = "NAME")]
+    bug: Option<String>,
+    /// Run seeds from a random one on, for so many seconds of wall time, and stop at the first that fails.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["seed", "seeds", "faults"])]
+    random_for: Option<u64>,
 }
 
 pub(crate) fn run(args: &SimArgs) -> Result<(), Failure> {
     if args.nodes == 4 {
         return Err(Failure::Usage("--nodes is 3 or 5".to_owned()));
     }
+    let bugs: Vec<String> = bugs::all().into_iter().map(|(name, _)| name).collect();
+    if args.bug.as_deref() == Some("list") {
+        return print(
+            &bugs
+                .iter()
+                .map(|name| format!("{name}\n"))
+                .collect::<String>(),
+        );
+    }
+    if args.bug.as_ref().is_some_and(|bug| !bugs.contains(bug)) {
+        return Err(Failure::Usage(
+            "this build has no bug of that name; --bug list names those it has".to_owned(),
+        ));
+    }
     // What a run fails with is printed with its seed.
     panic::set_hook(Box::new(|_| {}));
     let mut total = std::collections::BTreeMap::new();
     let mut failed = 0;
-    for seed in args.seed..args.seed.saturating_add(args.seeds) {
-        let plan = Plan::new(seed, args.nodes.into(), args.seconds);
+    let (first, count) = match args.random_for {
+        Some(seconds) => {
+            let first = random_seed()?;
+            print(&format!("seeds from {first} on, for {seconds} s\n"))?;
+            (first, u64::MAX)
+        }
+        None => (args.seed, args.seeds),
+    };
+    let started = Instant::now();
+    let limit = args.random_for.map(Duration::from_secs);
+    let mut ran = 0;
+    for seed in first..first.saturating_add(count) {
+        if limit.is_some_and(|limit| failed > 0 || started.elapsed() >= limit) {
+            break;
+        }
+        ran += 1;
+        let mut plan = Plan::new(seed, args.nodes.into(), args.seconds);
+        if let Some(numbers) = &args.faults {
+            plan = plan.only(numbers);
+        }
+        if let Some(bug) = &args.bug {
+            plan = plan.with_bug(bug);
+        }
         match once(&plan, args.trace, seed % TWICE_EVERY == 0) {
             Ok(report) => {
                 for (what, count) in report.coverage {
                     *total.entry(what).or_insert(0_u64) += count;
                 }
-                if args.seeds == 1 {
+                if count == 1 {
                     print(&format!("trace {:016x}\n", report.trace_hash))?;
                 }
             }
@@ -66,13 +115,19 @@ pub(crate) fn run(args: &SimArgs) -> Result<(), Failure> {
     for (what, count) in total {
         print(&format!("{count:>10} {what}\n"))?;
     }
+    print(&format!("{ran:>10} seeds\n"))?;
     if failed > 0 {
-        return Err(Failure::Failed(format!(
-            "{failed} of {} seeds failed",
-            args.seeds
-        )));
+        return Err(Failure::Failed(format!("{failed} of {ran} seeds failed")));
     }
     Ok(())
+}
+
+/// Small enough to be typed.
+fn random_seed() -> Result<u64, Failure> {
+    let drawn = SysRng.try_next_u32();
+    drawn
+        .map(u64::from)
+        .map_err(|error| Failure::failed("cannot draw a seed", error))
 }
 
 fn once(plan: &Plan, tell: bool, twice: bool) -> Result<Report, Box<Failed>> {
@@ -88,7 +143,12 @@ fn once(plan: &Plan, tell: bool, twice: bool) -> Result<Report, Box<Failed>> {
 
 fn faults(plan: &Plan) -> String {
     let line = |scheduled: &flotilla_tests::sim::world::fault::Scheduled| {
-        format!("{:>10} {:?}\n", scheduled.at, scheduled.fault)
+        format!(
+            "{:>8.2}s  fault {}: {:?}\n",
+            scheduled.at as f64 / SECOND as f64,
+            scheduled.number,
+            scheduled.fault
+        )
     };
     plan.faults.iter().map(line).collect()
 }

@@ -26,7 +26,7 @@ mod table {
         (Bug::Log(log::Bug::IgnoreBatchCrc), 40),
         (Bug::Log(log::Bug::RewriteUnverified), 40),
         (Bug::Log(log::Bug::AckBeforeSync), 40),
-        (Bug::Node(node::Bug::VoteNotPersisted), 120),
+        (Bug::Node(node::Bug::VoteNotPersisted), 200),
         (Bug::Node(node::Bug::AttestBeforeSync), 40),
         (Bug::Node(node::Bug::VoteTwice), 40),
         (Bug::Node(node::Bug::VoteForOlderLog), 40),
@@ -34,7 +34,6 @@ mod table {
         (Bug::Node(node::Bug::CommitWithoutQuorum), 40),
         (Bug::Node(node::Bug::ReadWithoutRound), 40),
         (Bug::Node(node::Bug::ReadBeforeOwnTerm), 40),
-        (Bug::Node(node::Bug::StaleReadContext), 40),
         (Bug::Node(node::Bug::SkipTruncation), 40),
         (Bug::Node(node::Bug::CountOverwritten), 40),
         (Bug::Node(node::Bug::ApplyBeforeSync), 40),
@@ -47,7 +46,7 @@ mod table {
         (Bug::Kv(kv::Bug::ForgetDuplicates), 40),
         (Bug::Kv(kv::Bug::KeepDeadlines), 40),
         (Bug::Kv(kv::Bug::ExpireEarly), 40),
-        (Bug::Kv(kv::Bug::RenewOverCheckpoint), 40),
+        (Bug::Kv(kv::Bug::RenewOverCheckpoint), 200),
         (Bug::Kv(kv::Bug::SkipCompacted), 40),
     ];
 

@@ -108,6 +108,8 @@ pub enum CutOff {
     Alone,
     /// It is alone with one other member.
     With(usize),
+    /// It and one other member do not hear each other.
+    From(usize),
 }
 
 impl CutOff {
@@ -119,6 +121,7 @@ impl CutOff {
             Self::Mute => from == leader,
             Self::Deaf => to == leader,
             Self::Alone | Self::With(_) => inside(from) != inside(to),
+            Self::From(other) => (from, to) == (leader, other) || (from, to) == (other, leader),
         };
         let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
         links
@@ -327,10 +330,11 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
         12 => Fault::Transfer { to: node },
         13 => Fault::Depose {
             to: rng.chance(1, 2).then_some(node),
-            how: match rng.below(4) {
+            how: match rng.below(6) {
                 0 => CutOff::Mute,
                 1 => CutOff::Deaf,
                 2 => CutOff::Alone,
+                3 | 4 => CutOff::From(node),
                 _ => CutOff::With(node),
             },
             ticks: ticks.min(2 * SECOND) + SECOND / 2,

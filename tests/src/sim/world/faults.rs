@@ -11,6 +11,9 @@ use super::fault::Net;
 use super::{Event, Fault, NodeId, World};
 use crate::sim::node::{GROUP, LOG_DIR};
 
+/// Ticks between a transfer and the moment at which the old leader is cut off.
+const ORDER_TICKS: u64 = 2;
+
 /// A fault that lasts, and what it met when it began.
 pub(super) struct Lasting {
     fault: Fault,
@@ -38,8 +41,14 @@ impl World {
         let (kind, lasting) = self.apply_fault(&fault, lasting);
         self.count(kind);
         if let (Some(ticks), Some(lasting)) = (fault.lasts(), lasting) {
-            self.network.cut(&lasting.cut);
             self.lasting.insert(which, lasting);
+            match fault {
+                // The order to take over arrives before.
+                Fault::Depose { to: Some(_), .. } => {
+                    self.at(now + ORDER_TICKS, Event::Cut(which));
+                }
+                _ => self.cut(which),
+            }
             self.at(now + ticks, Event::End(which));
             self.settle_faults();
         }
@@ -122,11 +131,6 @@ impl World {
                 };
                 if let Some(to) = to {
                     self.transfer(leader, to);
-                    // The order leaves before the links are cut; what follows does not.
-                    self.turns(leader);
-                    if !self.members[leader].node.is_up() {
-                        return ("leaders cut off in vain", None);
-                    }
                 }
                 lasting.cut = how.links(leader, self.members.len());
                 lasting.leader = Some(leader);
@@ -175,6 +179,13 @@ impl World {
             .handle
             .transfer(GROUP, NodeId(to as u64 + 1));
         member.due = member.due.min(self.now);
+    }
+
+    /// The directions that a fault cuts carry nothing from now on.
+    pub(super) fn cut(&mut self, which: usize) {
+        if let Some(lasting) = self.lasting.get(&which) {
+            self.network.cut(&lasting.cut);
+        }
     }
 
     /// A fault of the plan ends.
@@ -257,7 +268,7 @@ impl World {
             member.paused_until = 0;
         }
         self.events
-            .retain(|_, event| !matches!(event, Event::Fault(_) | Event::End(_)));
+            .retain(|_, event| !matches!(event, Event::Fault(_) | Event::Cut(_) | Event::End(_)));
     }
 
     /// Changes a byte in one of the files of a member's log.

@@ -140,6 +140,8 @@ enum Event {
     },
     Start(usize),
     Fault(usize),
+    /// What a fault cuts is cut.
+    Cut(usize),
     /// A fault ends.
     End(usize),
 }
@@ -399,6 +401,7 @@ impl World {
             Event::Retry { call, node } => self.retry(call, node),
             Event::Start(node) => self.start(node),
             Event::Fault(at) => self.begin(at),
+            Event::Cut(at) => self.cut(at),
             Event::End(at) => self.end(at),
         }
     }

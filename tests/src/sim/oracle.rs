@@ -107,6 +107,7 @@ pub struct Oracle {
     refused_for_space: u64,
     leaders: BTreeMap<Term, NodeId>,
     applied_once: AppliedOnce,
+    second_copies: u64,
 }
 
 impl Oracle {
@@ -170,6 +171,12 @@ impl Oracle {
     #[must_use]
     pub fn acks(&self) -> u64 {
         self.acks
+    }
+
+    /// Forwarded commands in the log that must have no effect.
+    #[must_use]
+    pub fn second_copies(&self) -> u64 {
+        self.second_copies
     }
 
     /// Commands that were refused because a disk was full.
@@ -271,6 +278,7 @@ impl Oracle {
             );
             request.fate = Fate::Placed(entry.index);
         }
+        self.second_copies += u64::from(!self.model.admits(&entry.payload));
         self.outputs
             .push(self.model.apply(entry.index, &entry.payload));
         self.marks.push(Mark {

@@ -498,6 +498,9 @@ impl World {
             {
                 panic!("{text}");
             }
+            if matches!(message, Letter::Forward(ForwardMessage::Propose { .. })) {
+                self.count("commands forwarded");
+            }
             let (from, to) = (from.0 as usize - 1, to.0 as usize - 1);
             for late in self.network.send(from, to) {
                 let due = self.now + late;

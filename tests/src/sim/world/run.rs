@@ -186,6 +186,8 @@ impl World {
             }
         }
         let (terms, hashes) = (self.witness.terms_led(), self.witness.hashes_compared());
+        let copies = self.oracle.get().second_copies();
+        *self.coverage.entry("second copies dropped").or_default() += copies;
         *self.coverage.entry("elections won").or_default() += terms;
         *self.coverage.entry("state hashes compared").or_default() += hashes;
     }

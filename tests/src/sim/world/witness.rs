@@ -106,11 +106,17 @@ impl Witness {
             .expect("bootstrapped at the start");
         let (term, vote) = (info.hard_state.term.0, info.hard_state.vote.map(|v| v.0));
         self.votes.started(node.id.0, term, vote)?;
-        self.members[at] = Known {
+        let known = Known {
             applied: node.applied().0,
             ..Known::default()
         };
-        self.turned(at, node, 0)
+        let before = std::mem::replace(&mut self.members[at], known);
+        let outcome = self.turned(at, node, 0);
+        if matches!(outcome, Err(Refusal::Stopped(_))) {
+            // It acknowledged what it had; that it cannot be read any more does not undo that.
+            self.members[at] = before;
+        }
+        outcome
     }
 
     /// A member's process has ended.

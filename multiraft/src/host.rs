@@ -474,14 +474,6 @@ impl<S: StateMachine> HostCore<S> {
             for (to, message) in slot.group.take_messages() {
                 self.outbox.send(id, to, message);
             }
-            for member in slot.group.take_needs_snapshot() {
-                tracing::error!(
-                    group = %id,
-                    %member,
-                    "a member lacks entries that this one has compacted, and snapshots are not sent to members in this \
-                     version: it stays behind"
-                );
-            }
         }
     }
 

@@ -56,6 +56,12 @@ impl<S: StateMachine> HostCore<S> {
         }
         for (group, to, sent_in) in needed {
             let Some(keeper) = &mut self.keeper else {
+                tracing::error!(
+                    %group,
+                    member = %to,
+                    "a member lacks entries that this one has compacted, and snapshots are not sent to members in this \
+                     version: it stays behind"
+                );
                 let slot = self.slot(group);
                 slot.group.snapshot_report(to, SnapshotReport::Failed);
                 continue;

@@ -446,11 +446,6 @@ impl<S: StateMachine> Group<S> {
         self.messages.drain(..)
     }
 
-    /// Members that need entries which the log no longer holds, each once until it was helped.
-    pub fn take_needs_snapshot(&mut self) -> impl Iterator<Item = NodeId> + '_ {
-        self.effects.needs_snapshot.drain(..)
-    }
-
     /// Outcomes for waiting callers.
     pub fn take_events(&mut self) -> impl Iterator<Item = Event<S::Output>> + '_ {
         self.events.drain(..)

@@ -17,7 +17,7 @@ use crate::sim::node::{LOG_DIR, Stopped};
 /// How an error of the disk reads, at the end of whatever it broke.
 const EIO: &str = "os error 5";
 /// How errors of a full disk read.
-const NO_SPACE: [&str; 2] = ["os error 28", "no storage space"];
+const NO_SPACE: [&str; 3] = ["os error 28", "no storage space", "the disk is full"];
 /// How everything fails on a disk that was cut off.
 const CUT_OFF: &str = "simulated crash";
 

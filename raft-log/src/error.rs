@@ -1,4 +1,5 @@
-//! The one error of the log. Every layer of `log` makes these; callers match on [`LogError::kind`].
+//! What went wrong: one enum of kinds for the whole crate, and the error of the log. Every layer of `log` makes these;
+//! callers match on [`LogError::kind`], as on that of a snapshot's error.
 
 use std::fmt;
 use std::io;
@@ -35,6 +36,14 @@ pub enum ErrorKind {
     OutOfRange,
     /// The batch contradicts the state of a group; nothing of it was taken.
     InvalidBatch,
+    /// There is no such snapshot.
+    NotFound,
+    /// As much is under way as may be; the call can be repeated later.
+    Busy,
+    /// The snapshot is not newer than what the log has of the group.
+    Stale,
+    /// What a peer sent is not what was asked for, or does not verify; nothing changed.
+    Rejected,
 }
 
 /// An error of the log. It is cheap to clone, because the first failure is handed to every later caller.

@@ -50,7 +50,8 @@
 //! # Reading order
 //!
 //! [`WriteBatch`] and [`Record`] are what can be written. [`Log`] opens, writes, waits and reads; [`LogOptions`] is how,
-//! [`GroupInfo`] and [`LogStats`] what it tells. [`LogError`] has a [`kind`](LogError::kind) to match on.
+//! [`GroupInfo`] and [`LogStats`] what it tells. [`LogError`] has a [`kind`](LogError::kind) to match on, and so has
+//! [`SnapshotError`]: one [`ErrorKind`] for the whole crate, with file and offset where there is one.
 //! [`SnapshotStore`] keeps files with a whole group's state, complete or not there at all. [`log::inspect`] looks at the
 //! files of a log without opening it, [`log::check`] judges them as a start would, and [`log::salvage`] copies what can be
 //! trusted of a damaged one. [`vfs`] is the seam to the file system.

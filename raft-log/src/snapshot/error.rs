@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::chunk::ChunkFault;
-use crate::{GroupId, LogError, StoreId};
+use crate::{ErrorKind, GroupId, LogError, StoreId};
 
 /// Why a snapshot could not be written, found or read.
 #[derive(Debug)]
@@ -101,6 +101,56 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// What went wrong, in the same terms as an error of the log.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::NotFound => ErrorKind::NotFound,
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+                _ => ErrorKind::Io,
+            },
+            Self::Damaged { .. } => ErrorKind::Corruption,
+            Self::ForeignStore { .. } => ErrorKind::ForeignStore,
+            Self::NewerVersion { .. } => ErrorKind::NewerFormat,
+            Self::NumbersUnknown { source, .. } => source.kind(),
+            Self::Busy { .. } => ErrorKind::Busy,
+            Self::Stale { .. } => ErrorKind::Stale,
+            Self::BadChunk { .. } | Self::BadManifest { .. } => ErrorKind::Rejected,
+            Self::Failed { .. } => ErrorKind::Failed,
+            Self::Log(error) => error.kind(),
+        }
+    }
+
+    /// The file or directory concerned, if one is.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::ForeignStore { path, .. }
+            | Self::NewerVersion { path, .. }
+            | Self::NumbersUnknown { path, .. }
+            | Self::Failed { path, .. } => Some(path),
+            Self::Log(error) => error.path(),
+            Self::Busy { .. }
+            | Self::Stale { .. }
+            | Self::BadChunk { .. }
+            | Self::BadManifest { .. } => None,
+        }
+    }
+
+    /// The offset in the file, in bytes, if known.
+    #[must_use]
+    pub fn offset(&self) -> Option<u64> {
+        match self {
+            Self::Damaged { offset, .. } => Some(*offset),
+            Self::NumbersUnknown { source, .. } => source.offset(),
+            Self::Log(error) => error.offset(),
+            _ => None,
+        }
+    }
+
     /// True when there is no such snapshot.
     #[must_use]
     pub fn is_missing(&self) -> bool {
@@ -259,5 +309,72 @@ impl From<SnapshotError> for io::Error {
             _ => io::ErrorKind::InvalidData,
         };
         Self::new(kind, error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path() -> PathBuf {
+        PathBuf::from("snap/1")
+    }
+
+    fn io_error(kind: io::ErrorKind) -> SnapshotError {
+        SnapshotError::io(&path(), "write")(io::Error::from(kind))
+    }
+
+    #[test]
+    fn kind_path_and_offset_of_an_error_are_those_of_its_cause() {
+        let damaged = || SnapshotError::Damaged {
+            path: path(),
+            offset: 40,
+            what: "the checksum",
+            expected: "1".into(),
+            found: "2".into(),
+        };
+        let unknown = SnapshotError::NumbersUnknown {
+            path: PathBuf::from("snap/NUMBERS"),
+            source: Box::new(damaged()),
+        };
+        let log = LogError::at(ErrorKind::Corruption, Path::new("log/2"), 8, "torn");
+        let busy = SnapshotError::Busy {
+            group: GroupId(1),
+            what: "another one",
+        };
+        let table = [
+            (damaged(), ErrorKind::Corruption, Some("snap/1"), Some(40)),
+            (
+                unknown,
+                ErrorKind::Corruption,
+                Some("snap/NUMBERS"),
+                Some(40),
+            ),
+            (log.into(), ErrorKind::Corruption, Some("log/2"), Some(8)),
+            (
+                io_error(io::ErrorKind::NotFound),
+                ErrorKind::NotFound,
+                Some("snap/1"),
+                None,
+            ),
+            (
+                io_error(io::ErrorKind::StorageFull),
+                ErrorKind::Full,
+                Some("snap/1"),
+                None,
+            ),
+            (
+                io_error(io::ErrorKind::Other),
+                ErrorKind::Io,
+                Some("snap/1"),
+                None,
+            ),
+            (busy, ErrorKind::Busy, None, None),
+        ];
+        for (error, kind, path, offset) in table {
+            assert_eq!(error.kind(), kind, "{error}");
+            assert_eq!(error.path(), path.map(Path::new), "{error}");
+            assert_eq!(error.offset(), offset, "{error}");
+        }
     }
 }

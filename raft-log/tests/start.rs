@@ -551,6 +551,36 @@ fn group_destroyed_and_made_again_with_the_same_creation_has_no_vote_of_its_form
     }
 }
 
+/// A life that never voted found the slot of the next one, when the write that held both its end and the vote was lost.
+#[test]
+fn group_whose_end_is_lost_has_no_vote_of_its_next_life() {
+    let mut lost = 0;
+    for operations in 0..12 {
+        let fs = SimFs::new(1);
+        let (log, _) = open(&fs);
+        write(&log, vec![(FIRST, base(4, 1, 0))]);
+        for record in [Record::Destroy, base(0, 0, 0), vote(5)] {
+            let mut batch = WriteBatch::new();
+            batch.push(FIRST, record);
+            log.enqueue(batch).unwrap();
+        }
+        fs.fail_after(operations);
+        while log.drive().is_ok_and(|more| more) {}
+        let fs = fs.fork(operations);
+        fs.crash(CrashKind::Power);
+        let (again, _) = open(&fs);
+        // Nothing was acknowledged, so it may be in any of its lives, or in none.
+        if let Some(found) = again
+            .group(FIRST)
+            .filter(|info| info.base.index == Index(4))
+        {
+            assert_eq!(found.hard_state, HardState::default(), "{operations}");
+            lost += 1;
+        }
+    }
+    assert!(lost > 0, "the end was never lost");
+}
+
 #[test]
 fn group_destroyed_and_made_again_in_one_batch_needs_a_greater_creation() {
     let fs = SimFs::new(1);

@@ -592,12 +592,15 @@ impl Shared {
             self.plan_segment(&mut core, len + growth);
         }
         let (seq, offset, segment) = (core.next_seq, core.offset, core.segment);
-        let (mut votes, mut created) = (Vec::new(), Vec::new());
+        let (mut votes, mut created, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut places = places.into_iter();
         for (id, record) in batch.into_records() {
             let before = core.groups.map.get(&id).map(|group| group.hard_state);
             if before.is_none() {
                 created.push(id);
+            }
+            if matches!(record, Record::Destroy) {
+                ended.push(id);
             }
             let hard_state = if let Record::HardState(state) = &record {
                 Some(*state)
@@ -629,6 +632,7 @@ impl Shared {
             records: body.records,
             votes,
             created,
+            ended,
         });
         core.offset += len;
         core.next_seq += 1;

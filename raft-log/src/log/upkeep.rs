@@ -119,6 +119,7 @@ impl Shared {
             records: 0,
             votes: Vec::new(),
             created: Vec::new(),
+            ended: Vec::new(),
         };
         core.queue.push(mark);
         core.next_seq += 1;

@@ -26,6 +26,8 @@ pub(super) enum Item {
         votes: Vec<Slot>,
         /// Groups that begin here.
         created: Vec<GroupId>,
+        /// Groups that end here.
+        ended: Vec<GroupId>,
     },
     /// Go on in a new segment, whose checkpoint sums up everything up to `seq`.
     Rotate {
@@ -125,7 +127,7 @@ impl Writer {
             }
             Some(Item::Batch { .. }) => {}
         }
-        let mut slots: Vec<Slot> = Vec::new();
+        let (mut slots, mut over): (Vec<Slot>, Vec<GroupId>) = (Vec::new(), Vec::new());
         let (mut count, mut chain, mut first, mut last) = (0, self.chain, None, self.synced_seq);
         self.buffer.clear();
         let salt = salt(self.store, self.segment);
@@ -137,14 +139,18 @@ impl Writer {
                 records,
                 votes,
                 created,
+                ended,
             } = item
             else {
                 break;
             };
             // The end of a group's earlier life must be synced before its slots are emptied, and they must be empty before
-            // the new one begins: so that batch is the first of its write.
+            // the new one begins: so that batch is the first of its write. Also after a life that never voted, which would
+            // find the slot of the new one if the write is lost.
             let again = |id: &GroupId| {
-                self.votes.has(*id) || slots.iter().any(|slot: &Slot| slot.group == *id)
+                self.votes.has(*id)
+                    || over.contains(id)
+                    || slots.iter().any(|slot: &Slot| slot.group == *id)
             };
             if created.iter().any(again) && !bug(Bug::KeepDeadVotes) {
                 if count > 0 {
@@ -153,6 +159,7 @@ impl Writer {
                 self.votes.clear(created)?;
                 self.syncs += 1;
             }
+            over.extend_from_slice(ended);
             // One slot is written once per sync, or a crash could tear both of its blocks.
             if votes
                 .iter()

@@ -16,7 +16,8 @@ use multiraft::Outbox;
 use multiraft::forward::ForwardMessage;
 use multiraft::liveness::Health;
 use multiraft::transport::{
-    Inbound, Links, Me, PeerStatus, QueueLimits, StoreGate, Transport, TransportSetup,
+    Inbound, Links, Me, PeerStatus, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, StoreGate, Transport,
+    TransportSetup,
 };
 use raft_log::{Entry, EntryKind, GroupId, Index, NodeId, StoreId, Term};
 use raft_node::core::{Body, Message};
@@ -78,6 +79,8 @@ fn start(me: Me, listener: TcpListener, other: (NodeId, SocketAddr), disks: &Arc
         gate: Arc::<Disks>::clone(disks),
         urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
         timeout_ms: 1_000,
+        snapshots: None,
+        snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         seed: me.member.0,
     };
     let outbox = links.outbox();

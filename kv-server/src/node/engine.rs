@@ -28,7 +28,7 @@ const ASIDE_MAX: u32 = 8;
 pub(super) fn open(
     config: &NodeConfig,
     log: &Log,
-    snapshots: Option<&SnapshotStore>,
+    snapshots: &SnapshotStore,
 ) -> Result<Arc<dyn Engine>, NodeError> {
     let dir = config.data_dir.join("engine");
     let error = match LsmEngine::open(&dir, LsmOptions::default()) {
@@ -38,13 +38,11 @@ pub(super) fn open(
     let complete = log
         .group(DATA_GROUP)
         .is_none_or(|info| info.base.index == Index::ZERO);
-    let restorable = match snapshots.filter(|_| !complete) {
-        Some(snapshots) => matches!(
+    let restorable = !complete
+        && matches!(
             snapshots.restore(log, DATA_GROUP)?,
             RestorePoint::Snapshot { .. }
-        ),
-        None => false,
-    };
+        );
     let error = rebuildable(error, &dir, complete || restorable)?;
     let aside = move_aside(&config.data_dir, &dir)?;
     warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log, or from a snapshot and the log");

@@ -57,6 +57,11 @@ pub enum NodeError {
         /// What is wrong with it.
         cause: EngineError,
     },
+    /// The directory of snapshots is gone, though the log refers to one in it.
+    SnapshotsLost {
+        /// Where they were.
+        dir: PathBuf,
+    },
     /// The snapshots cannot be used.
     Snapshot(SnapshotError),
     /// The state of a snapshot cannot be taken up.
@@ -82,7 +87,7 @@ impl NodeError {
                 ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore
             ),
             Self::NoIdentity { .. } | Self::LogLost { .. } | Self::NoPeerUrl { .. } => true,
-            Self::EngineLost { .. } | Self::Open(_) => true,
+            Self::EngineLost { .. } | Self::SnapshotsLost { .. } | Self::Open(_) => true,
             Self::Snapshot(error) => {
                 error.is_damage() || matches!(error, SnapshotError::NumbersUnknown { .. })
             }
@@ -146,6 +151,11 @@ impl fmt::Display for NodeError {
                 f,
                 "{cause}; the log does not reach back to the first entry, and there is no snapshot that it follows, so {} \
                  cannot be rebuilt: restore the data directory from a backup",
+                dir.display()
+            ),
+            Self::SnapshotsLost { dir } => write!(
+                f,
+                "{} is gone or empty, but the log refers to a snapshot in it: restore it from a backup of this data directory",
                 dir.display()
             ),
             Self::Snapshot(error) => error.fmt(f),

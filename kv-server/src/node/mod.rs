@@ -28,9 +28,12 @@ use std::time::Duration;
 
 use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
 use multiraft::transport::{
-    Inbound, Links, Me, QueueLimits, StoreGate, Transport, TransportSetup, TransportWatcher,
+    Inbound, Links, Me, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbox, StoreGate,
+    Transport, TransportSetup, TransportWatcher,
 };
-use multiraft::{Host, HostError, HostHandle, HostOptions, TaskThread, restore};
+use multiraft::{
+    Host, HostError, HostHandle, HostOptions, SnapshotSetup, TaskThread, Tasks, restore,
+};
 use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, RecoveryReport, StoreId};
@@ -108,6 +111,8 @@ pub struct Node {
     pub engine: Arc<dyn Engine>,
     /// The log, for its statistics.
     pub log: Log,
+    /// The snapshots that members get and give.
+    pub snapshots: SnapshotStore,
     /// What was found when the log was opened.
     pub recovery: RecoveryReport,
     /// What is known of the other members.
@@ -151,7 +156,7 @@ impl Node {
         info!(%recovery, "log opened");
 
         let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
-        let engine = engine::open(config, &log, snapshots.as_ref())?;
+        let engine = engine::open(config, &log, &snapshots)?;
         let hub = Arc::new(WatchHub::new());
         let lessor = Arc::new(Lessor::new());
         let sinks = Sinks {
@@ -173,14 +178,12 @@ impl Node {
         // The same on every member, down to the id of its creation.
         let membership = Membership::of_voters(peers.ids());
         bootstrap(&log, DATA_GROUP, identity.cluster, &membership)?;
-        if let Some(snapshots) = &snapshots {
-            let tasks = TaskThread::start()
-                .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
-            machine.run_tasks_on(Arc::new(tasks));
-            let restored = restore(&mut machine, &log, snapshots, DATA_GROUP)?;
-            if let Some(snapshot) = restored {
-                info!(index = %snapshot.index, "the state was taken from a snapshot");
-            }
+        let tasks = TaskThread::start()
+            .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
+        let tasks: Arc<dyn Tasks> = Arc::new(tasks);
+        machine.run_tasks_on(Arc::clone(&tasks));
+        if let Some(snapshot) = restore(&mut machine, &log, &snapshots, DATA_GROUP)? {
+            info!(index = %snapshot.index, "the state was taken from a snapshot");
         }
         // The number of the run that begins.
         let boot = identity.boot + 1;
@@ -217,6 +220,8 @@ impl Node {
                     calls: Arc::new(calls),
                     limits: ForwardLimits::new(election_ticks(config)),
                 });
+                let store = snapshots.clone();
+                core.keep_snapshots(SnapshotSetup { store, tasks });
             },
             on_failure,
         )
@@ -229,6 +234,7 @@ impl Node {
             lessor,
             engine,
             log,
+            snapshots,
             recovery,
             peers,
             config: config.clone(),
@@ -266,6 +272,12 @@ impl Node {
             gate,
             urls: self.others.clone(),
             timeout_ms: self.config.election_ms,
+            snapshots: Some(Arc::new(SnapshotInbox {
+                handle: self.handle.clone(),
+                log: self.log.clone(),
+                store: self.snapshots.clone(),
+            })),
+            snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             seed: random_u64()?,
         };
         let transport = Transport::start(listeners, self.links.clone(), setup, on_failure);
@@ -436,21 +448,23 @@ fn others(
     Ok(others)
 }
 
-/// The snapshots of a directory that has some; their files agree with the log then.
+/// The snapshots of a directory; their files agree with the log then.
 fn open_snapshots(
     vfs: &SharedVfs,
     config: &NodeConfig,
     log: &Log,
     store: StoreId,
-) -> Result<Option<SnapshotStore>, NodeError> {
+) -> Result<SnapshotStore, NodeError> {
     let dir = config.data_dir.join("snap");
-    if !has_files(vfs, &dir)? {
-        return Ok(None);
+    let referred = log.group(DATA_GROUP).and_then(|info| info.snapshot);
+    if referred.is_some() && !has_files(vfs, &dir)? {
+        // A new directory would give numbers again that the log and the engine know already.
+        return Err(NodeError::SnapshotsLost { dir });
     }
     let snapshots = SnapshotStore::open(Arc::clone(vfs), dir, store)?;
     let report = snapshots.recover(log)?;
     info!(%report, "snapshots opened");
-    Ok(Some(snapshots))
+    Ok(snapshots)
 }
 
 fn has_files(vfs: &SharedVfs, dir: &Path) -> Result<bool, NodeError> {

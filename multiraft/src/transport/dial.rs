@@ -9,7 +9,7 @@ use std::time::Duration;
 use raft_log::NodeId;
 use tokio::time::{sleep, timeout};
 use tokio_stream::Stream;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::codec::encode_batch;
@@ -119,18 +119,13 @@ async fn open(
     url: &str,
     link: u64,
 ) -> Result<tonic::Streaming<pb::Frame>, String> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| chain(&error))?
-        .connect_timeout(HELLO_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
     let shake = async {
-        let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
-        let mut client = PeerClient::new(channel).max_encoding_message_size(FRAME_BYTES_MAX);
+        let mut client = connect(url).await?;
         let outgoing = Outgoing {
-            hello: Some(shared.me.hello(to)),
+            hello: Some(pb::Frame {
+                hello: Some(shared.me.hello(to)),
+                ..pb::Frame::default()
+            }),
             peer: Arc::clone(peer),
             link,
         };
@@ -140,15 +135,10 @@ async fn open(
             .message()
             .await
             .map_err(|status| describe(&status))?;
-        let from = shared
+        let hello = first.and_then(|frame| frame.hello);
+        shared
             .me
-            .judge(first, &shared.links, shared.gate.as_ref())?;
-        if from != to {
-            return Err(format!(
-                "member {:x} answers where member {:x} should: peer URLs are mixed up",
-                from.0, to.0
-            ));
-        }
+            .judge_answer(to, hello, &shared.links, shared.gate.as_ref())?;
         Ok(inbound)
     };
     timeout(HELLO_TIMEOUT, shake)
@@ -156,8 +146,21 @@ async fn open(
         .unwrap_or_else(|_| Err("no answer in time".to_owned()))
 }
 
+/// A connection of its own to one of a member's URLs.
+pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, String> {
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|error| chain(&error))?
+        .connect_timeout(HELLO_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    Ok(PeerClient::new(channel).max_encoding_message_size(FRAME_BYTES_MAX))
+}
+
 /// What the other side said, or what became of the connection.
-fn describe(status: &Status) -> String {
+pub(super) fn describe(status: &Status) -> String {
     match status.code() {
         Code::FailedPrecondition => format!("it refuses us: {}", status.message()),
         _ => match status.source() {

@@ -25,29 +25,25 @@ pub struct Me {
 }
 
 impl Me {
-    pub(super) fn hello(&self, to: NodeId) -> pb::Frame {
-        let hello = pb::Hello {
+    pub(super) fn hello(&self, to: NodeId) -> pb::Hello {
+        pb::Hello {
             format: FORMAT,
             cluster: self.cluster,
             member: self.member.0,
             to: to.0,
             store: self.store.0,
             boot: self.boot,
-        };
-        pb::Frame {
-            hello: Some(hello),
-            ..pb::Frame::default()
         }
     }
 
-    /// Who sent the frame, if that is a member of this cluster with the disk that it always had.
+    /// Who sent the hello, if that is a member of this cluster with the disk that it always had.
     pub(super) fn judge(
         &self,
-        frame: Option<pb::Frame>,
+        hello: Option<pb::Hello>,
         links: &Links,
         gate: &dyn StoreGate,
     ) -> Result<NodeId, String> {
-        let Some(hello) = frame.and_then(|frame| frame.hello) else {
+        let Some(hello) = hello else {
             return Err("the other side does not begin with a hello: it is no flotilla".to_owned());
         };
         let (member, store) = (NodeId(hello.member), StoreId(hello.store));
@@ -79,6 +75,24 @@ impl Me {
         gate.admit(member, store)?;
         Ok(member)
     }
+
+    /// Judges the hello of who answered when `to` was called.
+    pub(super) fn judge_answer(
+        &self,
+        to: NodeId,
+        hello: Option<pb::Hello>,
+        links: &Links,
+        gate: &dyn StoreGate,
+    ) -> Result<(), String> {
+        let from = self.judge(hello, links, gate)?;
+        if from != to {
+            return Err(format!(
+                "member {:x} answers where member {:x} should: peer URLs are mixed up",
+                from.0, to.0
+            ));
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -109,10 +123,10 @@ mod tests {
             store: StoreId(22),
             ..ME
         };
-        let mut frame = other.hello(NodeId(1));
-        change(frame.hello.as_mut().unwrap());
+        let mut hello = other.hello(NodeId(1));
+        change(&mut hello);
         let links = Links::new([NodeId(2)], QueueLimits::default());
-        ME.judge(Some(frame), &links, &Known)
+        ME.judge(Some(hello), &links, &Known)
     }
 
     #[test]

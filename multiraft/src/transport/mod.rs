@@ -14,16 +14,23 @@
 //!   proposed, so that it is sent to the next leader at once (`queue.rs`).
 //! - Who is not reached is dialled again after a pause that grows to a second, with jitter; a member that dials us is
 //!   dialled back without a pause.
+//! - A snapshot has a connection and a stream of its own, so that it keeps no message waiting: chunk by chunk, at a
+//!   bounded rate, one at a time to a member, and after a failure from the chunk on that is missing (`sending.rs`,
+//!   `receiving.rs`).
 //! - Beats of [`crate::liveness`] ride on the same streams.
 //!
-//! One thread does all of it. It knows nothing of Raft, keeps nothing on disk (whoever owns the data directory remembers
-//! disks, see [`StoreGate`]), and carries no snapshots.
+//! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft, keeps nothing on disk (whoever owns the data directory remembers
+//! disks, see [`StoreGate`]); snapshots come from and go to the stores of their owners.
 
+#[cfg(test)]
+mod carrying;
 mod codec;
 mod dial;
 mod hello;
 mod outbox;
 mod queue;
+mod receiving;
+mod sending;
 mod serve;
 mod stats;
 
@@ -50,6 +57,7 @@ use stats::Counters;
 
 pub use hello::Me;
 pub use outbox::Links;
+pub use receiving::{SnapshotInbound, SnapshotInbox};
 pub use stats::PeerStatus;
 
 #[allow(
@@ -136,9 +144,19 @@ pub struct TransportSetup {
     pub urls: BTreeMap<NodeId, Vec<String>>,
     /// Milliseconds without a sign of life after which a store counts as dead; the election timeout.
     pub timeout_ms: u64,
+    /// Takes the snapshots that others send; without it they are refused.
+    pub snapshots: Option<Arc<dyn SnapshotInbound>>,
+    /// Bytes of a snapshot that are sent to a member in a second, at most: what is left of the disks and of the network is
+    /// for clients. [`SNAPSHOT_BYTES_PER_SECOND`] is a good choice.
+    pub snapshot_bytes_per_second: u64,
     /// Where the jitter of pauses comes from.
     pub seed: u64,
 }
+
+/// What a disk and a network of today hardly notice.
+pub const SNAPSHOT_BYTES_PER_SECOND: u64 = 32 << 20;
+/// Threads that read and write snapshots for the transport: more snapshots wait.
+const BLOCKING_THREADS_MAX: usize = 8;
 
 /// What all tasks of a transport share.
 struct Shared {
@@ -146,6 +164,8 @@ struct Shared {
     links: Links,
     inbound: Arc<dyn Inbound>,
     gate: Arc<dyn StoreGate>,
+    snapshots: Option<Arc<dyn SnapshotInbound>>,
+    snapshot_bytes_per_second: u64,
     liveness: Mutex<Liveness>,
     started: Instant,
     /// Who called and is no member; only the newest refusal counts.
@@ -211,6 +231,8 @@ impl Transport {
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .thread_name("flotilla-carry")
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
             .build()?;
         // The host bounces by the same way in. A second transport over the same links would have the same one.
         let _ = links.inbound.set(Arc::clone(&setup.inbound));
@@ -229,6 +251,8 @@ impl Transport {
             strangers: Counters::default(),
             inbound: setup.inbound,
             gate: setup.gate,
+            snapshots: setup.snapshots,
+            snapshot_bytes_per_second: setup.snapshot_bytes_per_second.max(1),
             liveness: Mutex::new(liveness),
             started: {
                 let _inside = runtime.enter();
@@ -320,6 +344,8 @@ async fn run(
     }
     for id in shared.links.peers.keys().copied() {
         let urls = urls.remove(&id).unwrap_or_default();
+        let (for_snapshots, of_member) = (Arc::clone(&shared), urls.clone());
+        tasks.spawn(async move { sending::keep(for_snapshots, id, of_member).await });
         let shared = Arc::clone(&shared);
         tasks.spawn(async move { dial::keep(shared, id, urls, seed ^ id.0).await });
     }

@@ -1,22 +1,29 @@
 //! The host's way out: an [`Outbox`] over the queues.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use raft_log::{GroupId, NodeId};
 use raft_node::core::Message;
+use tokio::sync::mpsc;
 
 use super::codec::Item;
 use super::queue::Queue;
 use super::stats::Counters;
 use super::{Inbound, QueueLimits};
-use crate::Outbox;
 use crate::forward::ForwardMessage;
+use crate::{Outbox, SnapshotTransfer};
+
+/// Snapshots of groups that wait for the one that is on its way to the same member.
+const TRANSFERS_MAX: usize = 16;
 
 /// One member as seen from here.
 pub(super) struct Peer {
     pub(super) queue: Queue,
     pub(super) counters: Counters,
+    pub(super) transfers: mpsc::Sender<SnapshotTransfer>,
+    /// Until the transport takes it.
+    pub(super) carried: Mutex<Option<mpsc::Receiver<SnapshotTransfer>>>,
 }
 
 /// The queues to all other members. Made before the host, which gets [`Links::outbox`].
@@ -39,9 +46,12 @@ impl Links {
     #[must_use]
     pub fn new(peers: impl IntoIterator<Item = NodeId>, limits: QueueLimits) -> Self {
         let peer = |id| {
+            let (transfers, carried) = mpsc::channel(TRANSFERS_MAX);
             let peer = Peer {
                 queue: Queue::new(id, limits),
                 counters: Counters::default(),
+                transfers,
+                carried: Mutex::new(Some(carried)),
             };
             (id, Arc::new(peer))
         };
@@ -77,5 +87,12 @@ impl Outbox for Links {
 
     fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
         self.push(to, Item::Forward(group, message));
+    }
+
+    fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
+        if let Some(peer) = self.peers.get(&transfer.to()) {
+            // One that comes back here has failed when it is dropped.
+            drop(peer.transfers.try_send(transfer));
+        }
     }
 }

@@ -16,13 +16,15 @@ use raft_log::NodeId;
 
 use super::codec::{Item, decode_batch};
 use super::pb::peer_server::{Peer, PeerServer};
+use super::pb::snapshot_frame::Body;
+use super::receiving::take_in;
 use super::stats::Begun;
 use super::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT,
     STREAM_WINDOW_BYTES, Shared, pb,
 };
 
-/// A member opens one stream; this many are a mistake.
+/// A member opens one stream on a connection; this many are a mistake.
 const STREAMS_MAX: u32 = 16;
 const HTTP_FRAME_BYTES: u32 = 1 << 20;
 /// Sockets that wait to be served; the backlog holds more.
@@ -90,26 +92,16 @@ impl Peer for Service {
         let first = timeout(HELLO_TIMEOUT, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        // Named before it is judged, so that its owner is told whom we refuse.
-        let claimed = first.as_ref().and_then(|frame| frame.hello);
-        let from = match shared.me.judge(first, &shared.links, shared.gate.as_ref()) {
-            Ok(from) => from,
-            Err(reason) => {
-                let claimed = NodeId(claimed.map_or(0, |hello| hello.member));
-                let peer = shared.links.peers.get(&claimed);
-                let counters = peer.map_or(&shared.strangers, |peer| &peer.counters);
-                if counters.refused(Begun::There, Some(reason.clone())) {
-                    tracing::warn!(from = %claimed, reason, "refused a member that called");
-                }
-                return Err(Status::failed_precondition(reason));
-            }
-        };
+        let from = admit(shared, first.and_then(|frame| frame.hello))?;
         shared.links.peers[&from]
             .counters
             .refused(Begun::There, None);
         shared.heard[&from].notify_one();
         let (answers, answered) = mpsc::channel(2);
-        let hello = shared.me.hello(from);
+        let hello = pb::Frame {
+            hello: Some(shared.me.hello(from)),
+            ..pb::Frame::default()
+        };
         // The channel is new and has room.
         let _ = answers.try_send(Ok(hello));
         let shared = Arc::clone(shared);
@@ -122,6 +114,40 @@ impl Peer for Service {
         });
         Ok(Response::new(ReceiverStream::new(answered)))
     }
+
+    type SnapshotStream = ReceiverStream<Result<pb::SnapshotFrame, Status>>;
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<pb::SnapshotFrame>>,
+    ) -> Result<Response<Self::SnapshotStream>, Status> {
+        let shared = &self.0;
+        let mut inbound = request.into_inner();
+        let first = timeout(HELLO_TIMEOUT, inbound.message())
+            .await
+            .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
+        let hello = match first.and_then(|frame| frame.body) {
+            Some(Body::Hello(hello)) => Some(hello),
+            _ => None,
+        };
+        let from = admit(shared, hello)?;
+        Ok(Response::new(take_in(shared, from, inbound)))
+    }
+}
+
+/// Who called, if it may.
+fn admit(shared: &Shared, hello: Option<pb::Hello>) -> Result<NodeId, Status> {
+    let judged = shared.me.judge(hello, &shared.links, shared.gate.as_ref());
+    judged.map_err(|reason| {
+        // Named although it is not admitted, so that its owner is told whom we refuse.
+        let claimed = NodeId(hello.map_or(0, |hello| hello.member));
+        let peer = shared.links.peers.get(&claimed);
+        let counters = peer.map_or(&shared.strangers, |peer| &peer.counters);
+        if counters.refused(Begun::There, Some(reason.clone())) {
+            tracing::warn!(from = %claimed, reason, "refused a member that called");
+        }
+        Status::failed_precondition(reason)
+    })
 }
 
 /// Hands over what a member sends, until it ends the stream.

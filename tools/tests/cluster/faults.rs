@@ -164,21 +164,54 @@ fn write_on_its_way_to_a_leader_that_stops_is_not_called_failed() {
     assert_eq!(seen.as_deref(), Some("kept"), "nothing comes late");
 }
 
-#[test]
-fn member_that_missed_more_than_the_others_keep_is_named() {
-    let flags = [&QUICK[..4], &["--snapshot-count", "500"]].concat();
+/// Three members, one of which missed more than the others keep and does not run; and clients.
+fn one_behind() -> (Cluster, Load, usize) {
+    let flags = [&QUICK[..], &["--snapshot-count", "500"]].concat();
     let mut cluster = Cluster::start(FLOTILLA, 3, &flags);
     let load = Load::start(&cluster.urls(), CLIENTS);
     let [behind, _] = others(cluster.leader());
     cluster.kill(behind);
     // The margin is 5,000 entries; looking at what can go takes a second.
     load.wait_for_writes(8_000);
+    (cluster, load, behind)
+}
+
+const COMES: &str = "a snapshot comes from a member";
+const TAKEN: &str = "a member has taken a snapshot";
+
+#[test]
+fn member_that_missed_more_than_the_others_keep_catches_up_while_writes_go_on() {
+    let (mut cluster, load, behind) = one_behind();
     cluster.spawn(behind);
     let servers = others(behind).map(|member| cluster.server(member));
-    cluster.wait("line about the member", || {
-        let named = |server: &&Server| server.log().contains("snapshots are not sent to members");
-        servers.iter().any(named)
+    cluster.wait("snapshot taken", || {
+        let taken = |server: &&Server| server.log().contains(TAKEN);
+        servers.iter().any(taken)
     });
+    cluster.wait("member that serves", || {
+        cluster.client(behind).get("key-0", false).is_ok()
+    });
+    settle(&cluster, load);
+}
+
+#[test]
+fn member_killed_while_a_snapshot_comes_catches_up_after_all() {
+    let (mut cluster, load, behind) = one_behind();
+    for other in others(behind) {
+        cluster.net.set(other, behind, Some(Fault::Slow(500_000)));
+    }
+    for _ in 0..2 {
+        cluster.spawn(behind);
+        let receiver = cluster.server(behind);
+        cluster.wait("snapshot that comes", || receiver.log().contains(COMES));
+        load.wait_for_writes(20);
+        cluster.kill(behind);
+    }
+    for other in others(behind) {
+        cluster.net.set(other, behind, None);
+    }
+    cluster.start_all();
+    settle(&cluster, load);
 }
 
 #[test]

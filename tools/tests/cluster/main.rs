@@ -15,15 +15,7 @@ use flotilla_tests::cluster::{Cluster, Load};
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 /// etcd's defaults are 100 and 1,000; tests wait for many elections.
-const QUICK: [&str; 6] = [
-    "--heartbeat-interval",
-    "50",
-    "--election-timeout",
-    "400",
-    // Members that are away for a while miss thousands of writes, and snapshots are not sent to members yet.
-    "--snapshot-count",
-    "1000000",
-];
+const QUICK: [&str; 4] = ["--heartbeat-interval", "50", "--election-timeout", "400"];
 const ELECTION: Duration = Duration::from_millis(400);
 const CLIENTS: usize = 6;
 

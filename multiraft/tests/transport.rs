@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use multiraft::Outbox;
 use multiraft::forward::ForwardMessage;
-use multiraft::liveness::Health;
+use multiraft::liveness::Beat;
 use multiraft::transport::{
     Inbound, Links, Me, PeerStatus, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, StoreGate, Transport,
     TransportSetup,
@@ -31,6 +31,7 @@ const GROUP: GroupId = GroupId(1);
 enum Got {
     Raft(GroupId, NodeId, Message),
     Forward(GroupId, NodeId, ForwardMessage),
+    Beat(NodeId, Beat),
 }
 
 struct Host(Mutex<Sender<Got>>);
@@ -43,6 +44,10 @@ impl Inbound for Host {
 
     fn forward(&self, group: GroupId, from: NodeId, message: ForwardMessage) {
         let _ = (self.0.lock().unwrap()).send(Got::Forward(group, from, message));
+    }
+
+    fn beat(&self, from: NodeId, beat: Beat) {
+        let _ = (self.0.lock().unwrap()).send(Got::Beat(from, beat));
     }
 }
 
@@ -78,7 +83,6 @@ fn start(me: Me, listener: TcpListener, other: (NodeId, SocketAddr), disks: &Arc
         inbound: Arc::new(Host(Mutex::new(sender))),
         gate: Arc::<Disks>::clone(disks),
         urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
-        timeout_ms: 1_000,
         snapshots: None,
         snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         seed: me.member.0,
@@ -175,13 +179,31 @@ fn messages_of_many_groups_arrive_in_order_in_both_directions() {
         assert_eq!(a.next(), Got::Raft(group, B, append(number, 3_000)));
     }
     assert_eq!(b.next(), Got::Forward(GROUP, A, propose(4)));
-    let alive = |status: &PeerStatus| status.health == Health::Alive;
-    let sent = a.wait("alive", alive);
-    assert_eq!(b.wait("alive", alive).messages_dropped, 0);
+    let sent = a.wait("linked", |status| status.linked);
+    assert_eq!(b.wait("linked", |status| status.linked).messages_dropped, 0);
     assert!(sent.bytes_sent > 50_000, "{sent:?}");
     a.transport.stop();
     b.wait("down", |status| !status.linked);
     b.transport.stop();
+}
+
+#[test]
+fn beat_arrives_and_one_without_a_link_is_lost() {
+    let (mut a, b) = pair(me(A, 1), me(B, 2));
+    a.wait("linked", |status| status.linked);
+    let beat = |number| Beat {
+        store: StoreId(1),
+        epoch: 1,
+        number,
+        heard: 7,
+    };
+    a.outbox.beat(NodeId(0xd), beat(1));
+    a.outbox.beat(B, beat(2));
+    assert_eq!(b.next(), Got::Beat(A, beat(2)));
+    b.transport.stop();
+    a.wait("down", |status| !status.linked);
+    a.outbox.beat(B, beat(3));
+    assert_eq!(a.wait("down", |status| !status.linked).messages_waiting, 0);
 }
 
 #[test]

@@ -27,6 +27,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
+use multiraft::liveness::{Liveness, LivenessConfig};
 use multiraft::transport::{
     Inbound, Links, Me, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbox, StoreGate,
     Transport, TransportSetup, TransportWatcher,
@@ -220,6 +221,7 @@ impl Node {
                     calls: Arc::new(calls),
                     limits: ForwardLimits::new(election_ticks(config)),
                 });
+                core.watch_stores(liveness(config, &identity));
                 let store = snapshots.clone();
                 core.keep_snapshots(SnapshotSetup { store, tasks });
             },
@@ -271,7 +273,6 @@ impl Node {
             inbound,
             gate,
             urls: self.others.clone(),
-            timeout_ms: self.config.election_ms,
             snapshots: Some(Arc::new(SnapshotInbox {
                 handle: self.handle.clone(),
                 log: self.log.clone(),
@@ -410,6 +411,16 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook)
 
 fn election_ticks(config: &NodeConfig) -> u64 {
     config.election_ms.div_ceil(multiraft::TICK_MS)
+}
+
+/// A store that was silent for an election timeout is dead, as a leader is.
+fn liveness(config: &NodeConfig, identity: &Identity) -> Liveness {
+    let settings = LivenessConfig::default();
+    let settings = LivenessConfig {
+        timeout_ticks: election_ticks(config).max(3 * settings.interval_ticks),
+        ..settings
+    };
+    Liveness::new(identity.store, identity.boot, settings)
 }
 
 fn core_config(config: &NodeConfig, id: NodeId, boot: u64) -> Result<ValidConfig, NodeError> {

@@ -21,6 +21,7 @@ use super::{
     Transport, TransportSetup,
 };
 use crate::forward::ForwardMessage;
+use crate::liveness::Beat;
 use crate::transfer::{TransferNews, Transfers};
 use crate::{HostError, Outbox, Reply, SnapshotTransfer};
 
@@ -37,6 +38,7 @@ struct Deaf;
 impl Inbound for Deaf {
     fn deliver(&self, _: GroupId, _: NodeId, _: Message) {}
     fn forward(&self, _: GroupId, _: NodeId, _: ForwardMessage) {}
+    fn beat(&self, _: NodeId, _: Beat) {}
 }
 
 /// Knows two disks.
@@ -120,7 +122,6 @@ fn start(
         inbound: Arc::new(Deaf),
         gate: Arc::new(Disks),
         urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
-        timeout_ms: 1_000,
         snapshots,
         snapshot_bytes_per_second: bytes_per_second,
         seed: me.0,

@@ -17,7 +17,7 @@
 //! - A snapshot has a connection and a stream of its own, so that it keeps no message waiting: chunk by chunk, at a
 //!   bounded rate, one at a time to a member, and after a failure from the chunk on that is missing (`sending.rs`,
 //!   `receiving.rs`).
-//! - Beats of [`crate::liveness`] ride on the same streams.
+//! - Beats of [`crate::liveness`] ride on the same streams; of one that waits the next one takes the place.
 //!
 //! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft, keeps nothing on disk (whoever owns the data directory remembers
 //! disks, see [`StoreGate`]); snapshots come from and go to the stores of their owners.
@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -47,11 +47,10 @@ use raft_node::StateMachine;
 use raft_node::core::Message;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 
+use crate::HostHandle;
 use crate::forward::ForwardMessage;
-use crate::liveness::{Liveness, LivenessConfig};
-use crate::{HostHandle, TICK_MS};
+use crate::liveness::Beat;
 
 use stats::Counters;
 
@@ -89,6 +88,9 @@ pub trait Inbound: Send + Sync + 'static {
 
     /// A message about clients' work.
     fn forward(&self, group: GroupId, from: NodeId, message: ForwardMessage);
+
+    /// A beat of a member's store.
+    fn beat(&self, from: NodeId, beat: Beat);
 }
 
 impl<S: StateMachine> Inbound for HostHandle<S>
@@ -101,6 +103,10 @@ where
 
     fn forward(&self, group: GroupId, from: NodeId, message: ForwardMessage) {
         self.deliver_forward(group, from, message);
+    }
+
+    fn beat(&self, from: NodeId, beat: Beat) {
+        self.deliver_beat(from, beat);
     }
 }
 
@@ -142,8 +148,6 @@ pub struct TransportSetup {
     pub gate: Arc<dyn StoreGate>,
     /// The peer URLs of every other member.
     pub urls: BTreeMap<NodeId, Vec<String>>,
-    /// Milliseconds without a sign of life after which a store counts as dead; the election timeout.
-    pub timeout_ms: u64,
     /// Takes the snapshots that others send; without it they are refused.
     pub snapshots: Option<Arc<dyn SnapshotInbound>>,
     /// Bytes of a snapshot that are sent to a member in a second, at most: what is left of the disks and of the network is
@@ -166,37 +170,10 @@ struct Shared {
     gate: Arc<dyn StoreGate>,
     snapshots: Option<Arc<dyn SnapshotInbound>>,
     snapshot_bytes_per_second: u64,
-    liveness: Mutex<Liveness>,
-    started: Instant,
     /// Who called and is no member; only the newest refusal counts.
     strangers: Counters,
     /// A member was heard of: whoever waits to dial it need not wait longer.
     heard: BTreeMap<NodeId, Notify>,
-}
-
-impl Shared {
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX) / TICK_MS
-    }
-
-    /// Each call is complete when the lock is let go, whatever panicked.
-    fn liveness(&self) -> MutexGuard<'_, Liveness> {
-        self.liveness.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sends beats, as long as it is polled.
-    async fn beat(&self) {
-        loop {
-            let now = self.now();
-            let due = self.liveness().take_due(now);
-            for (to, beat) in due {
-                self.links.peers[&to].queue.beat(beat);
-            }
-            let next = self.liveness().next_deadline(now);
-            let ticks = next.map_or(100, |at| at.saturating_sub(now).max(1));
-            sleep(Duration::from_millis(ticks * TICK_MS)).await;
-        }
-    }
 }
 
 /// A transport that runs.
@@ -236,14 +213,6 @@ impl Transport {
             .build()?;
         // The host bounces by the same way in. A second transport over the same links would have the same one.
         let _ = links.inbound.set(Arc::clone(&setup.inbound));
-        let config = LivenessConfig::default();
-        let config = LivenessConfig {
-            timeout_ticks: (setup.timeout_ms / TICK_MS).max(3 * config.interval_ticks),
-            ..config
-        };
-        let mut liveness = Liveness::new(setup.me.store, setup.me.boot, config);
-        let peers = links.peers.keys().map(|id| (*id, None)).collect();
-        liveness.set_peers(0, &peers);
         let shared = Arc::new(Shared {
             me: setup.me,
             heard: links.peers.keys().map(|id| (*id, Notify::new())).collect(),
@@ -253,11 +222,6 @@ impl Transport {
             gate: setup.gate,
             snapshots: setup.snapshots,
             snapshot_bytes_per_second: setup.snapshot_bytes_per_second.max(1),
-            liveness: Mutex::new(liveness),
-            started: {
-                let _inside = runtime.enter();
-                Instant::now()
-            },
         });
         let (stop, stopped) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
@@ -321,11 +285,12 @@ impl TransportWatcher {
     /// One line per other member, by id.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
-        let now = self.0.now();
-        let peers = self.0.links.peers.iter().map(|(id, peer)| {
-            let health = self.0.liveness().health(now, *id);
-            peer.counters.status(*id, health, peer.queue.waiting())
-        });
+        let peers = self
+            .0
+            .links
+            .peers
+            .iter()
+            .map(|(id, peer)| peer.counters.status(*id, peer.queue.waiting()));
         peers.collect()
     }
 }
@@ -349,10 +314,6 @@ async fn run(
         let shared = Arc::clone(&shared);
         tasks.spawn(async move { dial::keep(shared, id, urls, seed ^ id.0).await });
     }
-    tasks.spawn(async move {
-        shared.beat().await;
-        String::new()
-    });
     match tasks.join_next().await {
         Some(Ok(error)) => error,
         Some(Err(error)) => format!("a task of the transport panicked: {error}"),

@@ -12,6 +12,7 @@ use super::queue::Queue;
 use super::stats::Counters;
 use super::{Inbound, QueueLimits};
 use crate::forward::ForwardMessage;
+use crate::liveness::Beat;
 use crate::{Outbox, SnapshotTransfer};
 
 /// Snapshots of groups that wait for the one that is on its way to the same member.
@@ -87,6 +88,12 @@ impl Outbox for Links {
 
     fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
         self.push(to, Item::Forward(group, message));
+    }
+
+    fn beat(&mut self, to: NodeId, beat: Beat) {
+        if let Some(peer) = self.peers.get(&to) {
+            peer.queue.beat(beat);
+        }
     }
 
     fn send_snapshot(&mut self, transfer: SnapshotTransfer) {

@@ -162,8 +162,7 @@ async fn receive(
         let (items, beat) =
             decode_batch(frame).map_err(|error| Status::data_loss(error.to_string()))?;
         if let Some(beat) = beat {
-            let now = shared.now();
-            shared.liveness().receive(now, from, beat);
+            shared.inbound.beat(from, beat);
         }
         for item in items {
             match item {

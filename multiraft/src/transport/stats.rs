@@ -5,8 +5,6 @@ use std::sync::{Mutex, PoisonError};
 
 use raft_log::NodeId;
 
-use crate::liveness::Health;
-
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     linked: AtomicBool,
@@ -58,11 +56,10 @@ impl Counters {
         is_news
     }
 
-    pub(super) fn status(&self, id: NodeId, health: Health, waiting: (usize, usize)) -> PeerStatus {
+    pub(super) fn status(&self, id: NodeId, waiting: (usize, usize)) -> PeerStatus {
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         PeerStatus {
             id,
-            health,
             linked: self.linked.load(Ordering::Relaxed),
             links: self.links.load(Ordering::Relaxed),
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
@@ -80,8 +77,6 @@ impl Counters {
 pub struct PeerStatus {
     /// The member.
     pub id: NodeId,
-    /// Whether its store is alive, as far as beats tell.
-    pub health: Health,
     /// Messages can be sent to it.
     pub linked: bool,
     /// How often a link to it came up.

@@ -80,6 +80,8 @@ api_errors! {
     LeaseExists => FailedPrecondition, "lease already exists";
     /// Only the leader can do it.
     NotLeader => FailedPrecondition, "not leader";
+    /// Who is to lead is no voter.
+    BadLeaderTransferee => FailedPrecondition, "bad leader transferee";
     /// There is no leader.
     NoLeader => Unavailable, "no leader";
     /// The leader moved while a read waited.
@@ -90,6 +92,8 @@ api_errors! {
     Timeout => Unavailable, "request timed out";
     /// No answer in time, and the outcome of the write is unknown.
     TimeoutDueToLeaderFail => Unavailable, "request timed out, possibly due to previous leader failure";
+    /// Who is to lead did not in time.
+    TimeoutLeaderTransfer => Unavailable, "request timed out, leader transfer took too long";
     /// The local state did not reach the index of a read in time.
     TimeoutWaitAppliedIndex => Unavailable, "request timed out, waiting for the applied index took too long";
     /// Damage was found.
@@ -140,6 +144,12 @@ mod tests {
             (E::MemberNotFound, 5, "member not found"),
             (E::LeaseExists, 9, "lease already exists"),
             (E::NotLeader, 9, "not leader"),
+            (E::BadLeaderTransferee, 9, "bad leader transferee"),
+            (
+                E::TimeoutLeaderTransfer,
+                14,
+                "request timed out, leader transfer took too long",
+            ),
             (
                 E::NotSupportedForLearner,
                 9,

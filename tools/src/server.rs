@@ -77,6 +77,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let outcome = match started {
         Ok(server) => {
             let outcome = signals.wait(&mut failure);
+            node.hand_over();
             // Watches end with a status of their own before connections are drained.
             node.hub.close();
             server.shutdown();

@@ -85,6 +85,9 @@ impl ApiOptions {
     }
 }
 
+/// How often it is looked whether leadership has moved.
+const HAND_OVER_POLL: Duration = Duration::from_millis(10);
+
 /// [`Api`] over one group.
 pub struct EtcdApi<R, V> {
     replica: R,
@@ -436,6 +439,33 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         let mut response = hash.await?;
         self.complete(&mut response.header);
         Ok(response)
+    }
+
+    async fn move_leader(
+        &self,
+        request: pb::MoveLeaderRequest,
+    ) -> Result<pb::MoveLeaderResponse, ApiError> {
+        let to = NodeId(request.target_id);
+        let group = self.replica.status();
+        if group.leader != Some(group.node) {
+            return Err(ApiError::NotLeader);
+        }
+        if !group.voters.contains(&to) {
+            return Err(ApiError::BadLeaderTransferee);
+        }
+        let moved = async {
+            while self.replica.status().leader != Some(to) {
+                // Again and again: one that has to wait for another, or finds no room in the inbox, is not kept.
+                self.replica.hand_over(to);
+                sleep(HAND_OVER_POLL).await;
+            }
+        };
+        timeout(self.options.request_timeout(), moved)
+            .await
+            .map_err(|_| ApiError::TimeoutLeaderTransfer)?;
+        Ok(pb::MoveLeaderResponse {
+            header: self.header(),
+        })
     }
 
     async fn defragment(

@@ -14,6 +14,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 use multiraft::{GroupStatus, HostError, Reply};
+use raft_log::NodeId;
 
 use crate::ApiError;
 use crate::lease::Renewal;
@@ -40,6 +41,12 @@ pub trait Replica: Send + Sync + 'static {
     fn call_leader(&self, payload: Bytes, reply: Reply<Bytes>) {
         drop(payload);
         reply(Err(HostError::NotLeader(None)));
+    }
+
+    /// Asks this member to hand its leadership over; [`Self::status`] shows what came of it. Without an implementation
+    /// nothing does.
+    fn hand_over(&self, to: NodeId) {
+        let _ = to;
     }
 
     /// The group as last published.
@@ -165,6 +172,8 @@ unary_calls! {
     defragment: DefragmentRequest -> DefragmentResponse;
     /// A hash of all keys with their history, as of a revision.
     hash_kv: HashKvRequest -> HashKvResponse;
+    /// Hands leadership over to a voter; answered once that one leads.
+    move_leader: MoveLeaderRequest -> MoveLeaderResponse;
 }
 
 /// Numbers about the group and the store at one moment.

@@ -64,7 +64,7 @@ const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Bytes proposed and not committed. With what an inbox holds it stays below what the engine takes in memory after its
 /// disk became full, so that what was accepted can always be applied.
 const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
-/// How long a start waits for a leader, in polls: five seconds.
+/// How long a start waits for a leader, and a stop for another one, in polls: five seconds.
 const LEADER_POLLS_MAX: u32 = 5_000;
 const LEADER_POLL: Duration = Duration::from_millis(1);
 
@@ -336,6 +336,33 @@ impl Node {
             }
         }
         Ok(false)
+    }
+
+    /// Hands leadership over to a voter that can be reached, if this member leads, so that nobody waits for an election when
+    /// it stops. Gives up on a voter after an election timeout, and after five seconds in any case.
+    pub fn hand_over(&self) {
+        let linked = self.link_watcher().map(|links| links.status());
+        let linked = linked.into_iter().flatten().filter(|link| link.linked);
+        let mut polls = u64::from(LEADER_POLLS_MAX);
+        for to in linked.map(|link| link.id) {
+            let status = self.handle.status(DATA_GROUP).unwrap_or_default();
+            if status.leader != Some(status.node) {
+                return;
+            }
+            if !status.voters.contains(&to) {
+                continue;
+            }
+            self.handle.transfer(DATA_GROUP, to);
+            for _ in 0..self.config.election_ms.min(polls) {
+                polls -= 1;
+                let leader = self.handle.status(DATA_GROUP).and_then(|now| now.leader);
+                if let Some(leader) = leader.filter(|leader| *leader != status.node) {
+                    info!(%leader, "handed leadership over");
+                    return;
+                }
+                std::thread::park_timeout(LEADER_POLL);
+            }
+        }
     }
 
     /// Finishes what is under way, makes the engine durable, closes the log.

@@ -40,6 +40,10 @@ impl Replica for GroupReplica {
         self.handle.call_leader(self.group, payload, reply);
     }
 
+    fn hand_over(&self, to: NodeId) {
+        self.handle.transfer(self.group, to);
+    }
+
     fn status(&self) -> GroupStatus {
         self.handle.status(self.group).unwrap_or_default()
     }

@@ -19,7 +19,7 @@ use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 /// Type, service and method of each counted call; [`Call`] is the index.
-const METHODS: [(&str, &str, &str); 22] = [
+const METHODS: [(&str, &str, &str); 23] = [
     ("unary", "etcdserverpb.KV", "Range"),
     ("unary", "etcdserverpb.KV", "Put"),
     ("unary", "etcdserverpb.KV", "DeleteRange"),
@@ -35,6 +35,7 @@ const METHODS: [(&str, &str, &str); 22] = [
     ("unary", "etcdserverpb.Maintenance", "Status"),
     ("unary", "etcdserverpb.Maintenance", "Defragment"),
     ("unary", "etcdserverpb.Maintenance", "HashKV"),
+    ("unary", "etcdserverpb.Maintenance", "MoveLeader"),
     ("unary", "v3lockpb.Lock", "Lock"),
     ("unary", "v3lockpb.Lock", "Unlock"),
     ("unary", "v3electionpb.Election", "Campaign"),
@@ -61,6 +62,7 @@ pub(super) enum Call {
     Status,
     Defragment,
     HashKv,
+    MoveLeader,
     Lock,
     Unlock,
     Campaign,
@@ -275,9 +277,12 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
 
     async fn move_leader(
         &self,
-        _request: Request<pb::MoveLeaderRequest>,
+        request: Request<pb::MoveLeaderRequest>,
     ) -> Answer<pb::MoveLeaderResponse> {
-        Err(ApiError::NotImplemented("MoveLeader").into())
+        self.calls.done(
+            Call::MoveLeader,
+            self.api.move_leader(request.into_inner()).await,
+        )
     }
 
     async fn downgrade(

@@ -152,6 +152,20 @@ impl Client {
         Ok(self.run(call)?.into_inner())
     }
 
+    /// Moves leadership from this member to the one with that id.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn move_leader(&self, target_id: u64) -> Result<(), Status> {
+        let call = async |channel| {
+            let mut client = MaintenanceClient::new(channel);
+            client
+                .move_leader(pb::MoveLeaderRequest { target_id })
+                .await
+        };
+        self.run(call).map(drop)
+    }
+
     /// The hash of all that is stored as of a revision.
     ///
     /// # Errors

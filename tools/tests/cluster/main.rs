@@ -8,6 +8,7 @@
 mod begin;
 mod fail_over;
 mod faults;
+mod hand_over;
 mod idle;
 
 use std::time::Duration;

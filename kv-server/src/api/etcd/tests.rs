@@ -348,3 +348,15 @@ fn without_space_what_grows_is_refused_and_what_shrinks_is_proposed() {
         Err(ApiError::FutureRevision)
     );
 }
+
+#[test]
+fn move_leader_is_refused_as_in_etcd_and_to_who_leads_is_done_already() {
+    let (api, state) = fake_api();
+    let to = |target_id| block(api.move_leader(pb::MoveLeaderRequest { target_id }));
+    assert!(to(7).is_ok());
+    assert_eq!(to(8).unwrap_err(), ApiError::BadLeaderTransferee);
+    state.follows.store(true, Ordering::SeqCst);
+    assert_eq!(to(7).unwrap_err(), ApiError::NotLeader);
+    state.no_leader.store(true, Ordering::SeqCst);
+    assert_eq!(to(7).unwrap_err(), ApiError::NotLeader);
+}

@@ -19,8 +19,8 @@
 //!   `receiving.rs`).
 //! - Beats of [`crate::liveness`] ride on the same streams; of one that waits the next one takes the place.
 //!
-//! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft, keeps nothing on disk (whoever owns the data directory remembers
-//! disks, see [`StoreGate`]); snapshots come from and go to the stores of their owners.
+//! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft and keeps
+//! nothing on disk: whoever owns the data directory remembers disks (see [`StoreGate`]) and has the store of snapshots.
 
 #[cfg(test)]
 mod carrying;

@@ -24,33 +24,4 @@ pub enum Bug {
     SkipCompacted,
 }
 
-#[cfg(feature = "seeded-bugs")]
-thread_local! {
-    static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
-}
-
-/// Runs `work` with a bug in everything of this crate that is used on this thread meanwhile.
-#[cfg(feature = "seeded-bugs")]
-pub fn with_bug<T>(bug: Bug, work: impl FnOnce() -> T) -> T {
-    /// Takes the bug out again also when `work` panics.
-    struct Guard(Option<Bug>);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            ACTIVE.set(self.0);
-        }
-    }
-    let _guard = Guard(ACTIVE.replace(Some(bug)));
-    work()
-}
-
-/// Whether the code that asks is to be wrong in this way.
-#[cfg(feature = "seeded-bugs")]
-pub(crate) fn bug(bug: Bug) -> bool {
-    ACTIVE.get() == Some(bug)
-}
-
-/// Never, in a build for use.
-#[cfg(not(feature = "seeded-bugs"))]
-pub(crate) const fn bug(_: Bug) -> bool {
-    false
-}
+raft_log::bug_switch!(Bug);

@@ -34,37 +34,46 @@ pub enum Bug {
     ForgetTruncation,
 }
 
-#[cfg(feature = "seeded-bugs")]
-thread_local! {
-    static ACTIVE: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
-}
-
-/// Runs `work` with a bug in every log that is used on this thread meanwhile. Only logs in
-/// [`IoMode::Inline`](crate::IoMode::Inline) do all their work on it.
-#[cfg(feature = "seeded-bugs")]
-pub fn with_bug<T>(bug: Bug, work: impl FnOnce() -> T) -> T {
-    /// Takes the bug out again also when `work` panics.
-    struct Guard(Option<Bug>);
-    impl Drop for Guard {
-        fn drop(&mut self) {
-            ACTIVE.set(self.0);
+/// The switch of a crate for its seeded bugs: `with_bug` puts one in, `bug` asks. The crate has a feature `seeded-bugs`.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! bug_switch {
+    ($Bug:ty) => {
+        #[cfg(feature = "seeded-bugs")]
+        thread_local! {
+            static ACTIVE: ::std::cell::Cell<Option<$Bug>> = const { ::std::cell::Cell::new(None) };
         }
-    }
-    let _guard = Guard(ACTIVE.replace(Some(bug)));
-    work()
+
+        /// Runs `work` with a bug in everything of this crate that is used on this thread meanwhile. Of logs, only those in
+        /// `IoMode::Inline` do all their work on it.
+        #[cfg(feature = "seeded-bugs")]
+        pub fn with_bug<T>(bug: $Bug, work: impl FnOnce() -> T) -> T {
+            /// Takes the bug out again also when `work` panics.
+            struct Guard(Option<$Bug>);
+            impl Drop for Guard {
+                fn drop(&mut self) {
+                    ACTIVE.set(self.0);
+                }
+            }
+            let _guard = Guard(ACTIVE.replace(Some(bug)));
+            work()
+        }
+
+        /// Whether the code that asks is to be wrong in this way.
+        #[cfg(feature = "seeded-bugs")]
+        pub(crate) fn bug(bug: $Bug) -> bool {
+            ACTIVE.get() == Some(bug)
+        }
+
+        /// Never, in a build for use.
+        #[cfg(not(feature = "seeded-bugs"))]
+        pub(crate) const fn bug(_: $Bug) -> bool {
+            false
+        }
+    };
 }
 
-/// Whether the code that asks is to be wrong in this way.
-#[cfg(feature = "seeded-bugs")]
-pub(crate) fn bug(bug: Bug) -> bool {
-    ACTIVE.get() == Some(bug)
-}
-
-/// Never, in a build for use.
-#[cfg(not(feature = "seeded-bugs"))]
-pub(crate) const fn bug(_: Bug) -> bool {
-    false
-}
+bug_switch!(Bug);
 
 #[cfg(all(test, feature = "seeded-bugs"))]
 mod tests {

@@ -4,7 +4,8 @@
 //! alive, as far as an exchange between stores tells. Then the leader of a group that has had nothing to do for
 //! [`super::Config::sleep_ticks`] sends [`Body::Sleep`] in the place of its heartbeats. A member that has everything,
 //! committed, and nothing to ask for answers and falls asleep; when all have answered the leader does. Any other message,
-//! any request and the end of the permission wake a member, with all of its timers at their beginning.
+//! any request and the end of the permission wake a member, with all of its timers at their beginning. What somebody asks
+//! who is no member wakes nobody: one who was removed and does not know it would keep the group awake for ever.
 //!
 //! So a store that dies, or starts again, wakes all who share a group with it, and an election goes its usual way. Sleep
 //! stands for no contact: a read takes its round, a lease is long over, and who asks for votes wakes whom it asks. A member

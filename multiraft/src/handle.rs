@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft_log::snapshot::PendingSnapshot;
-use raft_log::{GroupId, NodeId, SnapshotRef, Term};
+use raft_log::{GroupId, Index, NodeId, SnapshotRef, Term};
 use raft_node::StateMachine;
-use raft_node::core::Message;
+use raft_node::core::{Change, Message};
 
 use crate::forward::ForwardMessage;
 use crate::inbox::{Inbox, Request};
@@ -44,6 +44,26 @@ impl<S: StateMachine> HostHandle<S> {
             reply,
         });
         if let Err((Request::Propose { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
+    /// Proposes a change of a group's membership; several steps at once are one change, through a joint configuration.
+    ///
+    /// Only the leader takes it, and nobody passes it on: another member answers [`HostError::NotLeader`]. `reply` is called
+    /// once: with the state machine's output for the first entry of the change when all of it is in force and applied here;
+    /// with [`HostError::Change`] when it is not allowed, now or at all, and nothing was proposed; with
+    /// [`HostError::OutcomeUnknown`] when it may still take effect. A member that leaves may be cut off before it hears.
+    pub fn change(&self, group: GroupId, change: Change, reply: Reply<S::Output>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Change {
+            group,
+            change: Box::new(change),
+            reply,
+        });
+        if let Err((Request::Change { reply, .. }, error)) = refused {
             reply(Err(error));
         }
     }
@@ -160,6 +180,26 @@ impl<S: StateMachine> HostHandle<S> {
         if let Err((Request::Arrived { arrived, .. }, error)) = refused {
             (arrived.reply)(Err(error));
         }
+    }
+
+    /// Asks what a group's leader, if this member is that, knows each member's log to hold; empty where it does not lead.
+    /// `reply` is called once.
+    pub fn matched(&self, group: GroupId, reply: Reply<Vec<(NodeId, Index)>>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Matched { group, reply });
+        if let Err((Request::Matched { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
+    /// True when this member gets the group's log and does not vote; cheaper than the whole status.
+    #[must_use]
+    pub fn learns(&self, group: GroupId) -> bool {
+        self.groups
+            .get(&group)
+            .is_some_and(|published| published.learns())
     }
 
     /// Asks this member to hand a group's leadership over to another voter. Nothing happens when it does not lead, or is

@@ -250,10 +250,13 @@ impl<S: StateMachine> HostCore<S> {
         self.inbox.take(&mut self.taken);
         for request in self.taken.drain(..) {
             match request {
-                Request::Propose { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Propose { reply, .. } | Request::Change { reply, .. } => {
+                    reply(Err(HostError::Stopped));
+                }
                 Request::Read { done, .. } => done(Err(HostError::Stopped)),
                 Request::Call { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Make { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Matched { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Arrived { arrived, .. } => (arrived.reply)(Err(HostError::Stopped)),
                 Request::Deliver { .. }
                 | Request::Made { .. }
@@ -325,6 +328,16 @@ impl<S: StateMachine> HostCore<S> {
                     self.proposals.insert(token, proposal);
                     self.slot(group).group.propose(token, payload);
                 }
+                Request::Change {
+                    group,
+                    change,
+                    reply,
+                } => {
+                    let token = self.token();
+                    let payload = None;
+                    self.proposals.insert(token, Proposal { reply, payload });
+                    self.slot(group).group.propose_change(token, *change);
+                }
                 Request::Read { group, done } => self.slot(group).reads.push(done),
                 Request::Deliver {
                     group,
@@ -356,6 +369,11 @@ impl<S: StateMachine> HostCore<S> {
                     answer,
                 } => self.take_called(now, group, from, (boot, id), answer),
                 Request::HandOver { group, to } => self.slot(group).group.transfer(to),
+                Request::Matched { group, reply } => {
+                    // Nobody wakes for it: what is known does not change meanwhile.
+                    let matched = self.slots.get(group).map(|slot| slot.group.matched());
+                    reply(Ok(matched.unwrap_or_default()));
+                }
                 Request::Make { group, reply } => self.make_snapshot(group, reply),
                 Request::Made { group, result } => self.snapshot_made(now, group, &result),
                 Request::Beat { from, beat } => {

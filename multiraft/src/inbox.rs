@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use raft_log::{GroupId, NodeId, SnapshotRef};
-use raft_node::core::{Message, SnapshotReport};
+use raft_log::{GroupId, Index, NodeId, SnapshotRef};
+use raft_node::core::{Change, Message, SnapshotReport};
 
 use crate::forward::ForwardMessage;
 use crate::liveness::Beat;
@@ -42,6 +42,12 @@ pub(crate) enum Request<O> {
     Propose {
         group: GroupId,
         payload: Bytes,
+        reply: Reply<O>,
+    },
+    /// A change of the membership; boxed, for it is rare and large.
+    Change {
+        group: GroupId,
+        change: Box<Change>,
         reply: Reply<O>,
     },
     Read {
@@ -96,6 +102,11 @@ pub(crate) enum Request<O> {
     Beat {
         from: NodeId,
         beat: Beat,
+    },
+    /// How far the members' logs are known to reach.
+    Matched {
+        group: GroupId,
+        reply: Reply<Vec<(NodeId, Index)>>,
     },
     /// Leadership is to move.
     HandOver {
@@ -158,7 +169,7 @@ impl<O> Inbox<O> {
         }
         let limits = self.limits;
         match &request {
-            Request::Propose { group, payload, .. } => {
+            Request::Propose { group, .. } | Request::Change { group, .. } => {
                 if self.full.load(Ordering::Relaxed) {
                     return Err((request, HostError::NoSpace));
                 }
@@ -167,11 +178,16 @@ impl<O> Inbox<O> {
                     return Err((request, HostError::Busy));
                 }
                 load.entries += 1;
-                load.bytes += payload.len();
+                load.bytes += match &request {
+                    Request::Propose { payload, .. } => payload.len(),
+                    Request::Change { change, .. } => change.context.len(),
+                    _ => 0,
+                };
             }
             Request::Read { group, .. }
             | Request::Make { group, .. }
             | Request::Hold { group, .. }
+            | Request::Matched { group, .. }
             | Request::HandOver { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.entries >= limits.entries_max {

@@ -39,6 +39,7 @@ pub(crate) struct Published {
     commit: AtomicU64,
     applied: AtomicU64,
     term: AtomicU64,
+    learns: AtomicBool,
     waiting: AtomicUsize,
     waiters: Mutex<Vec<(Index, Reply<()>)>>,
     status: Mutex<GroupStatus>,
@@ -55,6 +56,8 @@ impl Published {
     pub(crate) fn set_status(&self, status: GroupStatus) {
         let applied = status.applied;
         self.term.store(status.term.0, Ordering::Relaxed);
+        let learns = status.learners.contains(&status.node);
+        self.learns.store(learns, Ordering::Relaxed);
         self.applied.store(applied.0, Ordering::SeqCst);
         *lock(&self.status) = status;
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -64,6 +67,10 @@ impl Published {
 
     pub(crate) fn term(&self) -> Term {
         Term(self.term.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn learns(&self) -> bool {
+        self.learns.load(Ordering::Relaxed)
     }
 
     pub(crate) fn status(&self) -> GroupStatus {

@@ -446,6 +446,19 @@ impl Core {
         &self.membership
     }
 
+    /// What the leader knows each member's log to hold, itself included, ascending by member; empty where this member does
+    /// not lead.
+    #[must_use]
+    pub fn matched(&self) -> Vec<(NodeId, Index)> {
+        match &self.role {
+            RoleState::Leader(leader) => {
+                let progress = leader.progress.iter();
+                progress.map(|(id, one)| (*id, one.matched())).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
     /// The group.
     #[must_use]
     pub fn group(&self) -> GroupId {

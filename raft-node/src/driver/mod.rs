@@ -154,6 +154,12 @@ impl<S: StateMachine> Group<S> {
         self.core.membership()
     }
 
+    /// What this member, if it leads, knows the log of each member to hold.
+    #[must_use]
+    pub fn matched(&self) -> Vec<(NodeId, Index)> {
+        self.core.matched()
+    }
+
     /// The last index that the state machine has applied.
     #[must_use]
     pub fn applied(&self) -> Index {

@@ -135,7 +135,7 @@ impl<S: StateMachine> HostHandle<S> {
     }
 
     /// Makes a snapshot of what a group has applied, unless the newest one is of that index. Its log is then held for
-    /// [`crate::HOLD_TICKS`]. `reply` is called once.
+    /// [`crate::HostOptions::hold_ticks`]. `reply` is called once.
     pub fn make_snapshot(&self, group: GroupId, reply: Reply<SnapshotRef>) {
         if !self.groups.contains_key(&group) {
             return reply(Err(HostError::NoGroup));
@@ -146,7 +146,7 @@ impl<S: StateMachine> HostHandle<S> {
         }
     }
 
-    /// Keeps a group's log from being compacted for [`crate::HOLD_TICKS`] from now on, or lets it go: for who sends a
+    /// Keeps a group's log from being compacted for [`crate::HostOptions::hold_ticks`] from now on, or lets it go: for who sends a
     /// snapshot, again and again until the member has it.
     pub fn hold_log(&self, group: GroupId, hold: bool) {
         if self.groups.contains_key(&group) {

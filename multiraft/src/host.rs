@@ -23,7 +23,7 @@ use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
 use crate::inbox::{Inbox, InboxLimits, Request};
 use crate::liveness::Beat;
-use crate::snapshots::Keeper;
+use crate::snapshots::{HOLD_TICKS, Keeper};
 use crate::status::GroupStatus;
 use crate::transfer::SnapshotTransfer;
 use crate::{HostError, Reply};
@@ -44,6 +44,9 @@ pub struct HostOptions {
     /// Applied entries after which a group's state machine is asked to become durable, so that the log can be purged.
     /// Default 10,000, as etcd's `--snapshot-count`.
     pub snapshot_entries: u64,
+    /// Ticks for which a log stays held after a snapshot was made, or after its holder last said so. Default
+    /// [`HOLD_TICKS`].
+    pub hold_ticks: u64,
 }
 
 impl Default for HostOptions {
@@ -51,6 +54,7 @@ impl Default for HostOptions {
         Self {
             inbox: InboxLimits::default(),
             snapshot_entries: 10_000,
+            hold_ticks: HOLD_TICKS,
         }
     }
 }
@@ -164,6 +168,11 @@ impl<S: StateMachine> HostCore<S> {
     /// One round at tick `now` (never less than before): inputs, persistence, applying, answers.
     pub fn turn(&mut self, now: u64) -> Result<Turn, GroupError> {
         self.complete()?;
+        if let Some(keeper) = &self.keeper {
+            // A leader that can make no snapshot would never bring a member that lags back.
+            let healthy = keeper.setup.store.healthy();
+            healthy.map_err(GroupError::Snapshots)?;
+        }
         self.full = self.log.space() == Space::Full;
         self.inbox.set_full(self.full);
         self.slots.tick(now);

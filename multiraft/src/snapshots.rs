@@ -153,10 +153,11 @@ pub(crate) struct Keeper<S: StateMachine> {
     pub(crate) taking: BTreeMap<GroupId, Taking>,
     making: BTreeMap<GroupId, Vec<Reply<SnapshotRef>>>,
     held_until: BTreeMap<GroupId, u64>,
+    hold_ticks: u64,
 }
 
 impl<S: SnapshotState> Keeper<S> {
-    pub(crate) fn new(setup: SnapshotSetup) -> Self {
+    pub(crate) fn new(setup: SnapshotSetup, hold_ticks: u64) -> Self {
         Self {
             setup,
             cut: S::cut,
@@ -167,6 +168,7 @@ impl<S: SnapshotState> Keeper<S> {
             taking: BTreeMap::new(),
             making: BTreeMap::new(),
             held_until: BTreeMap::new(),
+            hold_ticks,
         }
     }
 }
@@ -277,9 +279,9 @@ impl<S: StateMachine> Keeper<S> {
         true
     }
 
-    /// Keeps the log of a group from being compacted for [`HOLD_TICKS`] from now.
+    /// Keeps the log of a group from being compacted for a while from now.
     pub(crate) fn hold(&mut self, now: u64, group: GroupId) {
-        self.held_until.insert(group, now + HOLD_TICKS);
+        self.held_until.insert(group, now + self.hold_ticks);
     }
 
     /// Lets the log go.

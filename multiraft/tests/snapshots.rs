@@ -15,9 +15,10 @@ use std::sync::{Arc, Mutex};
 
 use lagging::{CATCH_UP, GROUP, MEMBERS, World};
 use multiraft::{HOLD_TICKS, HostError, InlineTasks, Task, Tasks};
-use raft_log::vfs::sim::CrashKind;
+use raft_log::vfs::sim::{CrashKind, Fault};
 use raft_log::{NodeId, SnapshotRef};
 use raft_node::Index;
+use raft_node::driver::GroupError;
 
 const LAGS: NodeId = NodeId(3);
 
@@ -297,4 +298,23 @@ fn entries_that_leave_the_log_while_they_are_fetched_stop_nobody() {
         world.away = None;
         world.until("it catches up", caught_up);
     }
+}
+
+#[test]
+fn failed_sync_of_a_snapshot_stops_the_host() {
+    let mut world = lagging(Arc::new(InlineTasks));
+    let leader = world.leader().unwrap();
+    world.members[&leader].fs.fail_next(Fault::SyncDir);
+    let made: Arc<Mutex<Option<Result<SnapshotRef, HostError>>>> = Arc::default();
+    let answer = Arc::clone(&made);
+    let reply = Box::new(move |result| *answer.lock().unwrap() = Some(result));
+    world.node(leader).handle.make_snapshot(GROUP, reply);
+    let stopped = (0..3).find_map(|_| world.step());
+    assert!(matches!(
+        made.lock().unwrap().take(),
+        Some(Err(HostError::Snapshot(_)))
+    ));
+    assert_eq!(stopped, Some(leader));
+    let error = world.node(leader).core.turn(10_000).unwrap_err();
+    assert!(matches!(error, GroupError::Snapshots(_)), "{error}");
 }

@@ -222,6 +222,6 @@ impl<S: StateMachine> HostCore<S> {
 impl<S: SnapshotState> HostCore<S> {
     /// Lets snapshots be made, sent and taken up. Until this is called they are refused.
     pub fn keep_snapshots(&mut self, setup: SnapshotSetup) {
-        self.keeper = Some(Keeper::new(setup));
+        self.keeper = Some(Keeper::new(setup, self.options.hold_ticks));
     }
 }

@@ -286,6 +286,14 @@ impl SnapshotStore {
         Ok(SnapshotSender::new(path, file, header, footer, pin))
     }
 
+    /// Whether the store can still make and take snapshots.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Failed`] once a sync has failed: nothing is changed any more until the process ends.
+    pub fn healthy(&self) -> Result<(), SnapshotError> {
+        self.0.latch.healthy()
+    }
+
     /// Keeps a snapshot from being removed while the pin lives. Whether it is there shows when it
     /// is opened.
     #[must_use]

@@ -25,6 +25,7 @@ use std::error::Error;
 use std::fmt;
 
 use bytes::Bytes;
+use raft_log::snapshot::SnapshotError;
 use raft_log::{Base, ErrorKind, Log, LogError, Record, WriteBatch};
 
 use crate::core::{
@@ -50,6 +51,8 @@ pub enum GroupError {
     Log(LogError),
     /// The state machine cannot go on.
     Apply(ApplyError),
+    /// A sync of the snapshot store has failed: it makes and takes no snapshot any more.
+    Snapshots(SnapshotError),
     /// A membership entry that cannot be read, at this index.
     Membership(Index),
 }
@@ -59,6 +62,7 @@ impl fmt::Display for GroupError {
         match self {
             Self::Log(error) => error.fmt(f),
             Self::Apply(error) => error.fmt(f),
+            Self::Snapshots(error) => error.fmt(f),
             Self::Membership(index) => write!(
                 f,
                 "the membership change at index {index} cannot be decoded; it was written by a newer version or the \
@@ -73,6 +77,7 @@ impl Error for GroupError {
         match self {
             Self::Log(error) => Some(error),
             Self::Apply(error) => Some(error),
+            Self::Snapshots(error) => Some(error),
             Self::Membership(_) => None,
         }
     }

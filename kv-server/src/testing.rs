@@ -22,6 +22,10 @@ pub enum Bug {
     RenewOverCheckpoint,
     /// A watch that fell behind the compaction goes on after it, and says nothing.
     SkipCompacted,
+    /// A snapshot leaves the table of duplicates as it was.
+    InstallKeepsDuplicates,
+    /// A snapshot leaves the cache of keys as it was.
+    InstallKeepsCache,
 }
 
 raft_log::bug_switch!(Bug);

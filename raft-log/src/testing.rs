@@ -32,6 +32,10 @@ pub enum Bug {
     GoOnAfterFailedSync,
     /// The records of a truncation are not written.
     ForgetTruncation,
+    /// A snapshot gets its name although its content is not synced.
+    SnapshotNotSynced,
+    /// The name of a snapshot is not synced.
+    SnapshotNameNotSynced,
 }
 
 /// The switch of a crate for its seeded bugs: `with_bug` puts one in, `bug` asks. The crate has a feature `seeded-bugs`.

@@ -40,6 +40,12 @@ pub enum Bug {
     TermNotPersisted,
     /// A heartbeat tells of all that is committed, also of what the member may not have.
     HeartbeatCommitUnbounded,
+    /// A log is compacted up to what is applied, durable or not.
+    PurgeApplied,
+    /// The state machine takes a snapshot up before the log says durably that it begins after it.
+    RestoreBeforeSync,
+    /// A log that begins anew does not name the snapshot that it begins after.
+    RestartWithoutReference,
 }
 
 raft_log::bug_switch!(Bug);

@@ -250,8 +250,13 @@ impl KvStateMachine {
         for lease in leases.values() {
             self.sinks.leases.granted(*lease);
         }
-        self.cache = Cache::new(self.options.cache_entries);
-        (self.keys, self.leases, self.duplicates) = (keys, leases, duplicates);
+        if !bug(Bug::InstallKeepsCache) {
+            self.cache = Cache::new(self.options.cache_entries);
+        }
+        (self.keys, self.leases) = (keys, leases);
+        if !bug(Bug::InstallKeepsDuplicates) {
+            self.duplicates = duplicates;
+        }
         self.meta = meta;
         self.compactor = None;
         self.schedule();

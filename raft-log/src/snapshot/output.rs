@@ -14,6 +14,7 @@ use super::latch::Latch;
 use super::options::SnapshotOptions;
 use super::syncer::Syncer;
 use crate::IoMode;
+use crate::testing::{Bug, bug};
 use crate::vfs::VfsFile;
 
 /// Bytes that are gathered for one write, if the syncs are not closer together.
@@ -136,13 +137,18 @@ impl Output {
         let Self {
             latch, file, path, ..
         } = self;
-        latch.sync_file(&*file, &path).map_err(not_named)?;
+        if !bug(Bug::SnapshotNotSynced) {
+            latch.sync_file(&*file, &path).map_err(not_named)?;
+        }
         drop(file);
         latch
             .vfs()
             .rename(&path, name)
             .map_err(SnapshotError::io(&path, "rename"))
             .map_err(not_named)?;
+        if bug(Bug::SnapshotNameNotSynced) {
+            return Ok(());
+        }
         latch
             .sync_dir(name.parent().unwrap_or(name))
             .map_err(|error| PublishError { error, named: true })

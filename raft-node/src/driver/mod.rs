@@ -404,7 +404,12 @@ impl<S: StateMachine> Group<S> {
             self.catch_up_entries
         };
         let behind = self.applied.0.saturating_sub(margin);
-        let to = Index(self.machine.durable_index().0.min(behind));
+        let durable = if bug(Bug::PurgeApplied) {
+            self.applied
+        } else {
+            self.machine.durable_index()
+        };
+        let to = Index(durable.0.min(behind));
         if to <= self.base.index || to < self.unknown_memberships_below {
             return;
         }

@@ -12,6 +12,7 @@ use super::Group;
 use crate::core::{
     Input, Membership, MembershipError, PersistId, Snapshot, SnapshotReport, SnapshotVerdict,
 };
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId, StateMachine, Term};
 
 /// A snapshot on its way into log and state machine.
@@ -63,7 +64,7 @@ impl<S: StateMachine> Group<S> {
                 snapshot: snapshot.clone(),
                 membership,
                 batch: None,
-                is_durable: false,
+                is_durable: bug(Bug::RestoreBeforeSync),
             });
         }
         Ok(verdict)
@@ -139,7 +140,9 @@ impl<S: StateMachine> Group<S> {
         self.memberships = VecDeque::from([(snapshot.index, membership)]);
         self.unknown_memberships_below = snapshot.index;
         batch.push(self.id, Record::Compact(self.base.clone()));
-        batch.push(self.id, Record::SnapshotRef(snapshot));
+        if !bug(Bug::RestartWithoutReference) {
+            batch.push(self.id, Record::SnapshotRef(snapshot));
+        }
         // What was proposed here is in the snapshot, or overwritten: nobody knows.
         self.forget_from(Index::ZERO);
     }

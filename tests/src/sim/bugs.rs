@@ -26,6 +26,8 @@ mod table {
         (Bug::Log(log::Bug::IgnoreBatchCrc), 40),
         (Bug::Log(log::Bug::RewriteUnverified), 40),
         (Bug::Log(log::Bug::AckBeforeSync), 40),
+        (Bug::Log(log::Bug::SnapshotNotSynced), 40),
+        (Bug::Log(log::Bug::SnapshotNameNotSynced), 40),
         (Bug::Node(node::Bug::VoteNotPersisted), 200),
         (Bug::Node(node::Bug::AttestBeforeSync), 40),
         (Bug::Node(node::Bug::VoteTwice), 40),
@@ -39,6 +41,9 @@ mod table {
         (Bug::Node(node::Bug::ApplyBeforeSync), 40),
         (Bug::Node(node::Bug::TermNotPersisted), 40),
         (Bug::Node(node::Bug::HeartbeatCommitUnbounded), 40),
+        (Bug::Node(node::Bug::PurgeApplied), 40),
+        (Bug::Node(node::Bug::RestoreBeforeSync), 40),
+        (Bug::Node(node::Bug::RestartWithoutReference), 40),
         (Bug::Host(host::Bug::ReadBeforeApplied), 40),
         (Bug::Host(host::Bug::ReadJoinsQuestion), 40),
         (Bug::Host(host::Bug::TimeoutAsRefusal), 40),
@@ -48,6 +53,8 @@ mod table {
         (Bug::Kv(kv::Bug::ExpireEarly), 40),
         (Bug::Kv(kv::Bug::RenewOverCheckpoint), 200),
         (Bug::Kv(kv::Bug::SkipCompacted), 40),
+        (Bug::Kv(kv::Bug::InstallKeepsDuplicates), 40),
+        (Bug::Kv(kv::Bug::InstallKeepsCache), 40),
     ];
 
     fn name(bug: Bug) -> String {

@@ -2,68 +2,36 @@
 //!
 //! It makes no choices: worlds decide when to step, to write and to crash.
 
+mod start;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kv_server::engine::Engine;
 use kv_server::engine::memory::MemoryEngine;
-use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
+use kv_server::mvcc::Store;
 use kv_server::pb::etcdserverpb::RangeRequest;
 use kv_server::watch::WatchHub;
-use multiraft::forward::Outcomes;
-use multiraft::{HostCore, HostHandle, HostOptions, Outbox};
+use multiraft::{HostCore, HostHandle, Outbox};
+use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{SimFs, Vfs, sim::CrashKind};
-use raft_log::{Entry, GroupId, Index, IoMode, Log, LogOptions, NodeId, StoreId, Term};
+use raft_log::{Entry, GroupId, Index, Log, NodeId, Term};
 use raft_node::StateMachine;
-use raft_node::core::{Config, Membership, Status};
-use raft_node::driver::{Group, GroupConfig, bootstrap};
+use raft_node::core::Status;
 
 use super::check;
-use super::forwarding::{self, Replica};
 use super::oracle::{Answer, Oracle, ReadAnswer, Shared};
+use super::settings::Settings;
 use super::sinks::{Heard, Hub, Lessor, Observed};
+use super::tasks::TaskQueue;
 
 /// The group of all simulations.
 pub const GROUP: GroupId = GroupId(1);
 /// Where the log of each member lies.
 pub const LOG_DIR: &str = "/log";
+/// Where its snapshots lie, in a directory for each group.
+pub const SNAP_DIR: &str = "/snap";
 /// Turns after which a member must have come to rest.
 const TURNS_MAX: usize = 1_000;
-
-/// How a member is set up; small, so that every mechanism has something to do.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// All voters.
-    pub voters: Vec<NodeId>,
-    /// Entries kept for members that lag.
-    pub catch_up_entries: u64,
-    /// Applied entries after which the engine is asked to persist.
-    pub snapshot_entries: u64,
-    /// Bytes of recent entries that the log keeps in memory.
-    pub log_cache_bytes: usize,
-    /// Bytes of recent entries that the core keeps in memory.
-    pub window_bytes: usize,
-    /// Bytes of entries in one message, plus an entry.
-    pub message_bytes: usize,
-    /// Messages with entries on their way to one member.
-    pub inflight_messages: usize,
-    /// Revisions that the watch hub keeps in memory.
-    pub watch_revisions: usize,
-    /// Keys whose metadata the state machine keeps in memory.
-    pub key_cache_entries: usize,
-    /// Changes that one step of history compaction looks at.
-    pub compaction_step: usize,
-    /// Ticks without a leader until a member campaigns, at least.
-    pub election_ticks: u64,
-    /// Ticks between heartbeats.
-    pub heartbeat_ticks: u64,
-    /// Leases end by themselves, as the product's lessor has it.
-    pub expires: bool,
-    /// Members serve clients while another one leads. Needs `expires`.
-    pub forwards: bool,
-    /// Where the jitter of elections comes from.
-    pub seed: u64,
-}
 
 /// Why a member does not run, or not any more.
 #[derive(Debug)]
@@ -109,12 +77,15 @@ pub struct Node {
 pub struct Up {
     /// The log.
     pub log: Log,
+    /// Its snapshots, if it keeps any.
+    pub snapshots: Option<SnapshotStore>,
     /// The way in.
     pub handle: HostHandle<Observed>,
     /// The read side.
     pub store: Arc<Store>,
     /// The lessor.
     pub lessor: Lessor,
+    tasks: TaskQueue,
     core: HostCore<Observed>,
     hub: Arc<Hub>,
     started: u64,
@@ -161,16 +132,44 @@ impl Node {
         self.up.is_some()
     }
 
-    /// Bytes of all files of the log.
-    ///
-    /// # Errors
-    /// When the disk is down.
-    pub fn disk_bytes(&self) -> Result<u64, Stopped> {
-        let names = self.fs.list(LOG_DIR.as_ref())?;
-        let sizes = names
-            .iter()
-            .map(|name| self.fs.file_len(format!("{LOG_DIR}/{name}")));
-        Ok(sizes.sum::<std::io::Result<u64>>()?)
+    /// All files of log and snapshots, by their paths.
+    #[must_use]
+    pub fn files(&self) -> Vec<String> {
+        let mut files = Vec::new();
+        let mut dirs = vec![LOG_DIR.to_owned(), SNAP_DIR.to_owned()];
+        while let Some(dir) = dirs.pop() {
+            for name in self.fs.list(dir.as_ref()).unwrap_or_default() {
+                let path = format!("{dir}/{name}");
+                if self.fs.file_len(&path).is_ok() {
+                    files.push(path);
+                } else {
+                    dirs.push(path);
+                }
+            }
+        }
+        files
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn disk_bytes(&self) -> u64 {
+        let files = self.files();
+        let sizes = files.iter().map(|path| self.fs.file_len(path));
+        sizes.map(|len| len.unwrap_or(0)).sum()
+    }
+
+    /// True when long work waits to be done.
+    #[must_use]
+    pub fn has_task(&self) -> bool {
+        self.up.as_ref().is_some_and(|up| !up.tasks.is_empty())
+    }
+
+    /// Does the oldest piece of long work.
+    pub fn run_task(&self) {
+        let task = self.up().tasks.take();
+        if let Some(task) = task {
+            task();
+        }
     }
 
     /// The number of the oldest segment of the log on the disk; zero when there is none.
@@ -182,119 +181,6 @@ impl Node {
             .filter_map(|name| name.strip_suffix(".seg"))
             .filter_map(|id| u64::from_str_radix(id, 16).ok());
         segments.next().unwrap_or(0)
-    }
-
-    /// Starts the process on what the disk and the engine hold, at tick `now` of the world.
-    ///
-    /// # Errors
-    /// Whatever keeps the product from starting.
-    ///
-    /// # Panics
-    /// When what it starts with is not what the oracle knows.
-    pub fn start(&mut self, now: u64) -> Result<(), Stopped> {
-        assert!(self.up.is_none(), "the member runs already");
-        let mut options = LogOptions::new(LOG_DIR, StoreId(self.id.0));
-        options.io = IoMode::Inline;
-        options.segment_bytes_min = 16 << 10;
-        options.segment_bytes_max = 16 << 10;
-        options.cache_bytes = self.settings.log_cache_bytes;
-        let (log, _) = Log::open(self.fs.shared(), options)?;
-        let membership = Membership::of_voters(self.settings.voters.iter().copied());
-        bootstrap(&log, GROUP, 1, &membership)?;
-        let (hub, lessor) = (
-            Arc::new(Hub::new(
-                self.id,
-                self.oracle.clone(),
-                self.settings.watch_revisions,
-            )),
-            if self.settings.expires {
-                Lessor::with_product(self.id, self.oracle.clone())
-            } else {
-                Lessor::default()
-            },
-        );
-        let sinks = Sinks {
-            events: hub.clone(),
-            leases: Arc::new(lessor.clone()),
-        };
-        let kv = KvOptions {
-            group: GROUP,
-            cache_entries: self.settings.key_cache_entries,
-            compaction_step: self.settings.compaction_step,
-        };
-        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
-        let (mut machine, store) = KvStateMachine::open(engine, kv, sinks)?;
-        let boot = self.boot + 1;
-        let outcomes = Arc::new(Outcomes::new(self.id, boot));
-        if self.settings.forwards {
-            machine.report_forwarded(Arc::clone(&outcomes));
-        }
-        hub.begin(Heard {
-            revision: store.revision(),
-            floor: store.compact_revision(),
-        });
-        let config = Config {
-            id: self.id,
-            group: GROUP,
-            election_ticks: self.settings.election_ticks,
-            heartbeat_ticks: self.settings.heartbeat_ticks,
-            window_bytes_max: self.settings.window_bytes,
-            message_bytes_max: self.settings.message_bytes,
-            inflight_messages_max: self.settings.inflight_messages,
-            boot: if self.settings.forwards { boot } else { 0 },
-            seed: self.settings.seed ^ now,
-            ..Config::default()
-        };
-        let config = GroupConfig {
-            core: config.validate()?,
-            catch_up_entries: self.settings.catch_up_entries,
-        };
-        let machine = Observed::new(machine, self.id, self.oracle.clone());
-        let group = Group::open(GROUP, config, log.clone(), machine)?;
-        // As in the product: a start that is refused uses no number up.
-        self.boot = boot;
-        self.oracle.get().process_started(self.id, group.applied());
-        let options = HostOptions {
-            snapshot_entries: self.settings.snapshot_entries,
-            ..HostOptions::default()
-        };
-        let (mut core, handle) = HostCore::new(
-            log.clone(),
-            vec![group],
-            options,
-            (self.outbox)(),
-            Box::new(|| {}),
-        );
-        if let Some(lessor) = lessor.product().filter(|_| self.settings.forwards) {
-            let replica = Replica::new(self.id, handle.clone(), self.oracle.clone());
-            let election_ticks = self.settings.election_ticks;
-            core.forward(forwarding::setup(outcomes, replica, lessor, election_ticks));
-        }
-        let up = Up {
-            log,
-            handle,
-            store,
-            lessor,
-            core,
-            hub,
-            started: now,
-            answers: Shared::new(Vec::new()),
-            reads: Shared::new(Vec::new()),
-        };
-        let term = up
-            .log
-            .group(GROUP)
-            .expect("just bootstrapped")
-            .hard_state
-            .term;
-        assert!(
-            term >= self.term_seen,
-            "member {} was in term {} and comes back in term {term}",
-            self.id,
-            self.term_seen
-        );
-        self.up = Some(up);
-        Ok(())
     }
 
     /// The whole log as it can be read, and its last index.

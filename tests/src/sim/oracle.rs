@@ -13,7 +13,7 @@ use kv_server::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use multiraft::{GroupStatus, HostError};
 use raft_log::{Entry, Index, NodeId, Term};
 
-use super::checkers::AppliedOnce;
+use super::checkers::{AppliedOnce, StateHash};
 use super::model::Model;
 use super::workload::tag_of;
 
@@ -107,6 +107,8 @@ pub struct Oracle {
     refused_for_space: u64,
     leaders: BTreeMap<Term, NodeId>,
     applied_once: AppliedOnce,
+    snapshots: StateHash,
+    cuts: u64,
     second_copies: u64,
 }
 
@@ -200,6 +202,41 @@ impl Oracle {
     /// The process of a member starts, with this in its engine.
     pub fn process_started(&mut self, node: NodeId, applied: Index) {
         self.applied_once.started(node.0, applied.0);
+    }
+
+    /// A member takes a cut of its state, which has this hash.
+    ///
+    /// # Panics
+    /// When that of another one had another hash at this index.
+    pub fn cut(&mut self, node: NodeId, index: Index, hash: u64) {
+        self.cuts += 1;
+        self.snapshot(node, index, hash);
+    }
+
+    /// A member has replaced its state by a snapshot of this index. What the state is like at that index.
+    ///
+    /// # Panics
+    /// When the hash is not that of the cut, or nothing led to this index.
+    pub fn installed(&mut self, node: NodeId, index: Index, hash: u64) -> Mark {
+        assert!(
+            index <= self.last(),
+            "nobody has applied {index}, of which member {node} has a snapshot"
+        );
+        self.snapshot(node, index, hash);
+        self.applied_once.started(node.0, index.0);
+        self.mark(index)
+    }
+
+    fn snapshot(&mut self, node: NodeId, index: Index, hash: u64) {
+        if let Err(text) = self.snapshots.at(node.0, index.0, hash) {
+            panic!("{text}");
+        }
+    }
+
+    /// Cuts that were taken, and states that were compared with one.
+    #[must_use]
+    pub fn snapshots(&self) -> (u64, u64) {
+        (self.cuts, self.snapshots.compared())
     }
 
     /// The process of a member is gone, and nobody waits for its answers any more.

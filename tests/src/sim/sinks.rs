@@ -2,15 +2,17 @@
 //! oracle what is applied.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use kv_server::lease;
 use kv_server::mvcc::{
-    CommandOutput, EventSink, KvStateMachine, LeaseInfo, LeaseSink, RevisionEvents,
+    CommandOutput, EventSink, KvStateMachine, LeaseInfo, LeaseSink, RevisionEvents, Store,
 };
 use kv_server::watch::WatchHub;
-use raft_log::{Entry, Index, NodeId};
+use multiraft::{Cut, SnapshotState};
+use raft_log::{Entry, Index, NodeId, SnapshotRef};
 use raft_node::core::Membership;
 use raft_node::{Applied, ApplyError, StateMachine, TickContext};
 
@@ -63,6 +65,11 @@ impl Hub {
         &self.watch
     }
 
+    /// A snapshot has brought another floor.
+    pub fn installed(&self, floor: i64) {
+        self.heard.get().floor = floor;
+    }
+
     /// What was heard so far.
     #[must_use]
     pub fn heard(&self) -> Heard {
@@ -95,6 +102,11 @@ impl EventSink for Hub {
             heard.floor
         );
         heard.floor = revision;
+    }
+
+    fn jumped(&self, revision: i64) {
+        self.heard.get().revision = revision;
+        self.watch.jumped(revision);
     }
 }
 
@@ -200,17 +212,55 @@ pub struct Observed {
     inner: KvStateMachine,
     node: NodeId,
     oracle: Shared<Oracle>,
+    hub: Arc<Hub>,
+    store: Arc<Store>,
 }
 
 impl Observed {
     /// Wraps a state machine.
     #[must_use]
-    pub fn new(inner: KvStateMachine, node: NodeId, oracle: Shared<Oracle>) -> Self {
+    pub fn new(
+        inner: KvStateMachine,
+        node: NodeId,
+        oracle: Shared<Oracle>,
+        hub: Arc<Hub>,
+        store: Arc<Store>,
+    ) -> Self {
         Self {
             inner,
             node,
             oracle,
+            hub,
+            store,
         }
+    }
+}
+
+impl SnapshotState for Observed {
+    fn cut(&self) -> Box<dyn Cut> {
+        let (index, hash) = (self.inner.applied().index, self.store.state_hash());
+        let hash = hash.expect("an engine in memory can be read");
+        self.oracle.get().cut(self.node, index, hash);
+        self.inner.cut()
+    }
+
+    fn begin_install(
+        &mut self,
+        snapshot: &SnapshotRef,
+        content: Box<dyn io::Read + Send>,
+    ) -> Result<(), ApplyError> {
+        self.inner.begin_install(snapshot, content)
+    }
+
+    fn install_step(&mut self) -> Result<bool, ApplyError> {
+        let done = self.inner.install_step()?;
+        if done {
+            let (index, hash) = (self.inner.applied().index, self.store.state_hash());
+            let hash = hash.expect("an engine in memory can be read");
+            let mark = self.oracle.get().installed(self.node, index, hash);
+            self.hub.installed(mark.floor);
+        }
+        Ok(done)
     }
 }
 

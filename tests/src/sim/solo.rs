@@ -11,8 +11,9 @@ use kv_server::pb::etcdserverpb::RangeRequest;
 use raft_log::vfs::sim::{CrashKind, Fault, Rng};
 use raft_log::{Index, NodeId};
 
-use super::node::{Node, Settings, Stopped};
+use super::node::{Node, Stopped};
 use super::oracle::{Oracle, Shared, everything};
+use super::settings::Settings;
 use super::workload;
 
 /// Crashes that hit one after the other, before the store is started again.
@@ -174,7 +175,8 @@ impl Solo {
 
     /// Leaves little room on the disk.
     pub fn fill_disk(&mut self) {
-        if let Ok(used) = self.node.disk_bytes() {
+        if !self.node.fs.is_down() {
+            let used = self.node.disk_bytes();
             let room = self.chaos.below(40_000);
             self.node.fs.set_capacity(Some(used + room));
             self.full = true;
@@ -462,6 +464,7 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         message_bytes: 1 << 20,
         inflight_messages: 512,
         watch_revisions: 65_536,
+        snapshots: None,
         seed: pick(&[1, 2, 3]),
     }
 }

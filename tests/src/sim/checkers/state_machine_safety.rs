@@ -10,6 +10,12 @@ use super::{Seen, Verdict};
 pub struct StateMachineSafety(Vec<(u64, u64)>);
 
 impl StateMachineSafety {
+    /// The first index that nobody has applied.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.0.len() as u64 + 1
+    }
+
     /// A member has applied an entry.
     ///
     /// # Errors

@@ -12,7 +12,7 @@
 use raft_log::vfs::sim::Fault as DiskFault;
 
 use super::{Member, World};
-use crate::sim::node::{LOG_DIR, Stopped};
+use crate::sim::node::Stopped;
 
 /// How an error of the disk reads, at the end of whatever it broke.
 const EIO: &str = "os error 5";
@@ -35,9 +35,11 @@ pub(super) enum Excuse {
 }
 
 impl Member {
-    /// Notes which planned errors its disk has returned.
-    fn note_strikes(&mut self) {
-        self.struck.append(&mut self.node.fs.take_struck());
+    /// Notes which planned errors its disk has returned, to its log or to others.
+    pub(super) fn note_strikes(&mut self, log: bool) {
+        let mut struck = self.node.fs.take_struck();
+        self.log_failed |= log && struck.contains(&DiskFault::Sync);
+        self.struck.append(&mut struck);
     }
 
     /// Why it may stop with an error; none when it may not.
@@ -48,8 +50,7 @@ impl Member {
         if error.contains(EIO) {
             return (!self.struck.is_empty()).then_some(Excuse::DiskError);
         }
-        let names_file = |(name, _): &(String, u64)| error.contains(&format!("{LOG_DIR}/{name}"));
-        if self.rotten.iter().any(names_file) {
+        if self.rotten.iter().any(|path| error.contains(path)) {
             return Some(Excuse::Damage);
         }
         let says_so = NO_SPACE.iter().any(|text| error.contains(text));
@@ -64,7 +65,7 @@ impl World {
     /// When no fault excuses it.
     pub(super) fn excuse(&mut self, at: usize, error: &Stopped) -> Excuse {
         let member = &mut self.members[at];
-        member.note_strikes();
+        member.note_strikes(true);
         let Some(excuse) = member.excuse(&error.0) else {
             panic!(
                 "member {} stops without a fault that excuses it: {} (disk errors {:?}, rotten {:?}, full {})",
@@ -85,10 +86,10 @@ impl World {
     pub(super) fn wrote(&mut self, at: usize) {
         let member = &mut self.members[at];
         assert!(
-            !member.struck.contains(&DiskFault::Sync),
+            !member.log_failed,
             "member {} goes on after a failed sync",
             at + 1
         );
-        member.note_strikes();
+        member.note_strikes(true);
     }
 }

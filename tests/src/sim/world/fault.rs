@@ -95,6 +95,31 @@ pub enum Fault {
         ticks: u64,
         again: bool,
     },
+    /// A member is cut off for so long that the others' logs may have gone on without it.
+    Lag { node: usize, ticks: u64 },
+    /// A member makes a snapshot.
+    Snapshot { node: usize },
+    /// At the next such moment, the process of the member that sends a snapshot ends, or that of the one that makes or takes
+    /// it, as by [`Fault::Crash`].
+    SnapshotCrash {
+        moment: Moment,
+        sender: bool,
+        power: bool,
+        ops: u64,
+        keep: u64,
+        down: u64,
+    },
+}
+
+/// A moment in the life of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Moment {
+    /// It is cut, and about to be written.
+    Making,
+    /// Another member begins to receive it, or goes on.
+    Receiving,
+    /// Another member has it, and takes it up.
+    Taking,
 }
 
 /// In which directions a leader is cut off.
@@ -142,6 +167,7 @@ impl Fault {
             | Self::Partition { ticks, .. }
             | Self::Network { ticks, .. }
             | Self::Depose { ticks, .. }
+            | Self::Lag { ticks, .. }
             | Self::SlowWatcher { ticks, .. } => Some(ticks),
             Self::Crash { .. }
             | Self::PowerLossOfAll { .. }
@@ -151,6 +177,8 @@ impl Fault {
             | Self::Pause { .. }
             | Self::Persist { .. }
             | Self::Transfer { .. }
+            | Self::Snapshot { .. }
+            | Self::SnapshotCrash { .. }
             | Self::Compact { .. } => None,
         }
     }
@@ -220,7 +248,7 @@ pub struct Scheduled {
 }
 
 /// The kinds that a seed has or has not.
-const KINDS: u64 = 16;
+const KINDS: u64 = 19;
 
 /// Draws the faults of a run of so many members and ticks.
 #[must_use]
@@ -346,10 +374,27 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
             back: [0, 1, 5, 40][rng.below(4) as usize],
             crash: rng.chance(1, 2).then(|| rng.below(6)),
         },
-        _ => Fault::SlowWatcher {
+        15 => Fault::SlowWatcher {
             watcher: rng.below(WATCHERS) as usize,
             ticks,
             again: rng.chance(1, 2),
+        },
+        16 => Fault::Lag {
+            node,
+            ticks: 2 * SECOND + ticks,
+        },
+        17 => Fault::Snapshot { node },
+        _ => Fault::SnapshotCrash {
+            moment: match rng.below(4) {
+                0 => Moment::Making,
+                1 => Moment::Receiving,
+                _ => Moment::Taking,
+            },
+            sender: rng.chance(1, 4),
+            power: rng.chance(1, 2),
+            ops: rng.below(10),
+            keep: rng.below(17),
+            down: 1 + rng.below(SECOND),
         },
     }
 }
@@ -409,6 +454,6 @@ mod tests {
                 kinds.insert(text.split(' ').next().unwrap().to_owned());
             }
         }
-        assert_eq!(kinds.len(), 17, "{kinds:?}");
+        assert_eq!(kinds.len(), 20, "{kinds:?}");
     }
 }

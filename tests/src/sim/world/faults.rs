@@ -3,13 +3,12 @@
 //! Several may be there at a time, also of one kind and on one member. What a member or the network is like is worked out
 //! from all that last, whenever one begins or ends: the end of one leaves the others as they are.
 
+use super::fault::{CutOff, Net};
+use super::snapshots::Armed;
+use super::{Event, Fault, NodeId, World};
+use crate::sim::node::GROUP;
 use kv_server::pb::command::command::Op;
 use kv_server::pb::etcdserverpb::CompactionRequest;
-use raft_log::vfs::Vfs;
-
-use super::fault::Net;
-use super::{Event, Fault, NodeId, World};
-use crate::sim::node::{GROUP, LOG_DIR};
 
 /// Ticks between a transfer and the moment at which the old leader is cut off.
 const ORDER_TICKS: u64 = 2;
@@ -85,10 +84,11 @@ impl World {
                 "disk errors"
             }
             Fault::DiskFull { node, room, .. } => {
-                match self.members[node].node.disk_bytes() {
-                    Ok(used) => lasting.capacity = used + room,
-                    Err(_) => return ("full disks", None),
+                let node = &self.members[node].node;
+                if node.fs.is_down() {
+                    return ("full disks", None);
                 }
+                lasting.capacity = node.disk_bytes() + room;
                 "full disks"
             }
             Fault::BitRot { node, place, mask } => {
@@ -149,11 +149,40 @@ impl World {
                 "compactions"
             }
             Fault::SlowWatcher { .. } => "slow watchers",
+            Fault::Lag { node, .. } => {
+                lasting.cut = CutOff::Alone.links(node, self.members.len());
+                "members that lag"
+            }
+            Fault::Snapshot { node } => {
+                let member = &mut self.members[node];
+                if member.node.is_up() {
+                    let handle = &member.node.up().handle;
+                    handle.make_snapshot(GROUP, Box::new(drop));
+                    member.due = member.due.min(now);
+                }
+                "snapshots asked for"
+            }
+            Fault::SnapshotCrash {
+                moment,
+                sender,
+                power,
+                ops,
+                keep,
+                down,
+            } => {
+                self.snapshots.armed.push(Armed {
+                    moment,
+                    sender,
+                    crash: (power, keep, down),
+                    ops,
+                });
+                "crashes armed"
+            }
         };
         (kind, Some(lasting))
     }
 
-    fn plan_crash(&mut self, node: usize, crash: (bool, u64, u64), ops: u64) {
+    pub(super) fn plan_crash(&mut self, node: usize, crash: (bool, u64, u64), ops: u64) {
         let member = &mut self.members[node];
         if member.node.is_up() && !member.node.fs.is_down() {
             member.next_crash = crash;
@@ -260,6 +289,7 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.network.heal();
         self.lasting.clear();
+        self.snapshots.armed.clear();
         self.settle_faults();
         for watcher in &mut self.watchers {
             watcher.set_slow(false);
@@ -271,28 +301,23 @@ impl World {
             .retain(|_, event| !matches!(event, Event::Fault(_) | Event::Cut(_) | Event::End(_)));
     }
 
-    /// Changes a byte in one of the files of a member's log.
+    /// Changes a byte in one of the files of a member.
     fn rot(&mut self, node: usize, place: u64, mask: u8) {
         let member = &mut self.members[node];
-        let Ok(names) = member.node.fs.list(LOG_DIR.as_ref()) else {
-            return;
-        };
-        if names.is_empty() {
+        let files = member.node.files();
+        if files.is_empty() {
             return;
         }
-        let name = &names[(place % names.len() as u64) as usize];
-        let path = format!("{LOG_DIR}/{name}");
-        let Ok(len) = member.node.fs.file_len(&path) else {
-            return;
-        };
+        let path = &files[(place % files.len() as u64) as usize];
+        let len = member.node.fs.file_len(path).unwrap_or(0);
         if len == 0 {
             return;
         }
         let offset = (place >> 16) % len;
-        if member.node.fs.corrupt(&path, offset, mask).is_ok() {
+        if member.node.fs.corrupt(path, offset, mask).is_ok() {
             self.trace
                 .say(self.now, &format!("{path} rots at {offset}"));
-            member.rotten.push((name.clone(), offset));
+            member.rotten.push(path.clone());
         }
     }
 }

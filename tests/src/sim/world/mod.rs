@@ -17,6 +17,7 @@ mod faults;
 pub mod network;
 pub mod run;
 mod serve;
+mod snapshots;
 pub mod trace;
 pub mod watcher;
 pub mod witness;
@@ -25,14 +26,15 @@ use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::mem::discriminant;
 
-use multiraft::Outbox;
 use multiraft::forward::ForwardMessage;
+use multiraft::{Outbox, SnapshotTransfer};
 use raft_log::vfs::sim::{CrashKind, Fault as DiskFault, Rng};
 use raft_log::{GroupId, NodeId};
 use raft_node::core::{Body, Message};
 
-use super::node::{GROUP, Node, Settings, Stopped};
+use super::node::{GROUP, Node, Stopped};
 use super::oracle::{Oracle, Shared};
+use super::settings::{Settings, SnapshotSettings};
 use super::solo::Coverage;
 use client::Histories;
 use excuses::Excuse;
@@ -40,12 +42,13 @@ use fault::{Fault, SECOND, Scheduled, WATCHERS};
 use faults::Lasting;
 use network::Network;
 use serve::{Call, Done};
+use snapshots::{Frame, Receiving, Snapshots};
 use trace::Trace;
 use watcher::Watcher;
 use witness::{Refusal, Witness};
 
 /// Turns of one member in one tick at most.
-const TURNS_MAX: u32 = 2_000;
+const TURNS_MAX: u32 = 4_000;
 /// Ticks until a start that failed is tried again.
 const RETRY_TICKS: u64 = 50;
 
@@ -139,6 +142,13 @@ enum Event {
         node: usize,
     },
     Start(usize),
+    /// Long work of a member is done, if the same process still runs.
+    Task {
+        node: usize,
+        life: u64,
+    },
+    /// It is time to look after the transfer of a snapshot.
+    Transfer(u64),
     Fault(usize),
     /// What a fault cuts is cut.
     Cut(usize),
@@ -154,6 +164,10 @@ struct Member {
     /// Counts its processes.
     life: u64,
     syncing: bool,
+    /// Long work is under way.
+    working: bool,
+    /// A snapshot that it receives.
+    receiving: Option<Receiving>,
     sync_ticks: u64,
     apply_ticks: u64,
     /// It has no turn before.
@@ -162,9 +176,11 @@ struct Member {
     clock: (u64, u64, u64),
     /// Planned errors that its disk has returned to this process.
     struck: Vec<DiskFault>,
+    /// One of them was a sync of the log's.
+    log_failed: bool,
     full: bool,
-    /// Files of its log with bytes that changed, and where.
-    rotten: Vec<(String, u64)>,
+    /// Files of its log and snapshots with bytes that changed.
+    rotten: Vec<String>,
     /// It does not come back: its log is damaged.
     lost: bool,
     /// How much its engine keeps, of 16, and how long it is down, when it stops next.
@@ -200,7 +216,8 @@ pub struct World {
     members: Vec<Member>,
     oracle: Shared<Oracle>,
     network: Network,
-    sent: Shared<Vec<(NodeId, NodeId, Letter)>>,
+    sent: Shared<Sent>,
+    snapshots: Snapshots,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
     now: u64,
@@ -227,24 +244,37 @@ enum Letter {
     Raft(Message),
     /// About clients' work.
     Forward(ForwardMessage),
+    /// A part of a snapshot, or what is said about one.
+    Snapshot(Frame),
+}
+
+/// What members have sent and the network has not taken.
+#[derive(Default)]
+struct Sent {
+    letters: Vec<(NodeId, NodeId, Letter)>,
+    transfers: Vec<(NodeId, SnapshotTransfer)>,
 }
 
 struct Wire {
     from: NodeId,
-    sent: Shared<Vec<(NodeId, NodeId, Letter)>>,
+    sent: Shared<Sent>,
 }
 
 impl Outbox for Wire {
     fn send(&mut self, group: GroupId, to: NodeId, message: Message) {
         assert_eq!(group, GROUP, "there is one group");
-        self.sent.get().push((self.from, to, Letter::Raft(message)));
+        let letter = Letter::Raft(message);
+        self.sent.get().letters.push((self.from, to, letter));
     }
 
     fn forward(&mut self, group: GroupId, to: NodeId, message: ForwardMessage) {
         assert_eq!(group, GROUP, "there is one group");
-        self.sent
-            .get()
-            .push((self.from, to, Letter::Forward(message)));
+        let letter = Letter::Forward(message);
+        self.sent.get().letters.push((self.from, to, letter));
+    }
+
+    fn send_snapshot(&mut self, transfer: SnapshotTransfer) {
+        self.sent.get().transfers.push((self.from, transfer));
     }
 }
 
@@ -257,11 +287,11 @@ impl World {
         let settings = settings(&mut rng, voters.clone(), plan.seed);
         let forwards = settings.forwards;
         let oracle = Shared::new(Oracle::default());
-        let sent = Shared::default();
+        let sent: Shared<Sent> = Shared::default();
         let mut members = Vec::new();
         for id in voters {
             let outbox = {
-                let sent: Shared<Vec<_>> = Shared::clone(&sent);
+                let sent = sent.clone();
                 move || -> Box<dyn Outbox> {
                     let sent = sent.clone();
                     Box::new(Wire { from: id, sent })
@@ -274,11 +304,14 @@ impl World {
                 due: u64::MAX,
                 life: 0,
                 syncing: false,
+                working: false,
+                receiving: None,
                 sync_ticks: 0,
                 apply_ticks: 0,
                 paused_until: 0,
                 clock: (0, 0, 100),
                 struck: Vec::new(),
+                log_failed: false,
                 full: false,
                 rotten: Vec::new(),
                 lost: false,
@@ -288,10 +321,11 @@ impl World {
             });
         }
         let mut world = Self {
-            witness: Witness::new(members.len()),
+            witness: Witness::new(members.len(), oracle.clone()),
             members,
             oracle,
             network: Network::new(rng.split()),
+            snapshots: Snapshots::new(rng.split()),
             sent,
             events: BTreeMap::new(),
             next_event: 0,
@@ -374,11 +408,12 @@ impl World {
                 if !member.node.is_up() || !self.network.carries(from, to) {
                     return;
                 }
-                let from = NodeId(from as u64 + 1);
+                let sender = NodeId(from as u64 + 1);
                 let handle = &member.node.up().handle;
                 match *message {
-                    Letter::Raft(message) => handle.deliver(GROUP, from, message),
-                    Letter::Forward(message) => handle.deliver_forward(GROUP, from, message),
+                    Letter::Raft(message) => handle.deliver(GROUP, sender, message),
+                    Letter::Forward(message) => handle.deliver_forward(GROUP, sender, message),
+                    Letter::Snapshot(frame) => return self.take_frame(from, to, frame),
                 }
                 member.due = member.due.min(self.now);
             }
@@ -400,6 +435,8 @@ impl World {
             Event::Client(node) => self.client(node),
             Event::Retry { call, node } => self.retry(call, node),
             Event::Start(node) => self.start(node),
+            Event::Task { node, life } => self.run_task(node, life),
+            Event::Transfer(number) => self.look_after(number),
             Event::Fault(at) => self.begin(at),
             Event::Cut(at) => self.cut(at),
             Event::End(at) => self.end(at),
@@ -452,6 +489,7 @@ impl World {
         // Whatever was sent before a failure is on its way.
         self.carry();
         self.watch(at);
+        self.plan_task(at);
         let member = &mut self.members[at];
         if !unsynced || member.syncing {
             return Ok(());
@@ -491,8 +529,12 @@ impl World {
 
     /// Takes what members have sent to the network.
     fn carry(&mut self) {
-        let sent = std::mem::take(&mut *self.sent.get());
-        for (from, to, message) in sent {
+        let Sent { letters, transfers } = std::mem::take(&mut *self.sent.get());
+        for (from, transfer) in transfers {
+            self.begin_transfer(from.0 as usize - 1, transfer);
+        }
+        self.answer_snapshots();
+        for (from, to, message) in letters {
             if let Letter::Raft(message) = &message
                 && let Err(text) = self.witness.sent(from.0, to.0, message)
             {
@@ -501,21 +543,21 @@ impl World {
             if matches!(message, Letter::Forward(ForwardMessage::Propose { .. })) {
                 self.count("commands forwarded");
             }
-            let (from, to) = (from.0 as usize - 1, to.0 as usize - 1);
-            for late in self.network.send(from, to) {
-                let due = self.now + late;
-                let what = (from, to, due, kind(&message));
-                self.trace.event(self.now, &what, || {
-                    format!(
-                        "m{} -> m{}: {} in {late}",
-                        from + 1,
-                        to + 1,
-                        brief(&message)
-                    )
-                });
-                let message = Box::new(message.clone());
-                self.at(due, Event::Deliver { from, to, message });
-            }
+            self.post(from.0 as usize - 1, to.0 as usize - 1, &message);
+        }
+    }
+
+    /// Gives a message to the network.
+    fn post(&mut self, from: usize, to: usize, message: &Letter) {
+        for late in self.network.send(from, to) {
+            let due = self.now + late;
+            let what = (from, to, due, kind(message));
+            self.trace.event(self.now, &what, || {
+                let brief = brief(message);
+                format!("m{} -> m{}: {brief} in {late}", from + 1, to + 1)
+            });
+            let message = Box::new(message.clone());
+            self.at(due, Event::Deliver { from, to, message });
         }
     }
 
@@ -527,6 +569,7 @@ impl World {
         }
         member.life += 1;
         member.syncing = false;
+        member.working = false;
         let local = member.local(now);
         let mut outcome = member.node.start(local);
         if outcome.is_ok() {
@@ -579,6 +622,7 @@ impl World {
     /// Ends a member's process, or takes its power, and lets it start again later.
     fn crash(&mut self, at: usize, power: bool, keep: u64, down: u64) {
         let now = self.now;
+        self.end_transfers(at);
         let member = &mut self.members[at];
         let unpersisted = member.node.engine.unpersisted() as u64;
         let kind = if power {
@@ -590,11 +634,12 @@ impl World {
         member.due = u64::MAX;
         member.paused_until = 0;
         member.struck.clear();
+        member.log_failed = false;
         drop(member.node.fs.take_struck());
         member.next_crash = (false, 16, RETRY_TICKS);
         let id = member.node.id.0;
         self.witness.ended(at, id);
-        self.sent.get().clear();
+        drop(std::mem::take(&mut *self.sent.get()));
         for watcher in &mut self.watchers {
             if watcher.member() == Some(at) {
                 watcher.cut_off();
@@ -611,8 +656,14 @@ impl World {
 /// What tells messages apart in a trace.
 fn kind(letter: &Letter) -> impl Hash + use<> {
     match letter {
-        Letter::Raft(message) => (message.term.0, Some(discriminant(&message.body)), None),
-        Letter::Forward(message) => (0, None, Some(discriminant(message))),
+        Letter::Raft(message) => (
+            message.term.0,
+            Some(discriminant(&message.body)),
+            None,
+            None,
+        ),
+        Letter::Forward(message) => (0, None, Some(discriminant(message)), None),
+        Letter::Snapshot(frame) => (0, None, None, Some(frame.id())),
     }
 }
 
@@ -632,6 +683,7 @@ fn brief(letter: &Letter) -> String {
             );
         }
         Letter::Forward(message) => return format!("{message:?}"),
+        Letter::Snapshot(frame) => return format!("{frame}"),
     };
     let term = message.term.0;
     match &message.body {
@@ -653,9 +705,9 @@ fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
     let heartbeat_ticks = pick(&[5, 10, 10]);
     Settings {
         voters,
-        // Without snapshots, nobody may need what is gone.
-        catch_up_entries: u64::MAX,
-        snapshot_entries: pick(&[16, 256, 4_096]),
+        // The last one compacts nothing.
+        catch_up_entries: pick(&[1, 10, 60, u64::MAX]),
+        snapshot_entries: pick(&[8, 32, 256, 4_096]),
         log_cache_bytes: pick(&[4_096, 1 << 20, 32 << 20]) as usize,
         window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
         key_cache_entries: pick(&[1, 8, 65_536]) as usize,
@@ -667,6 +719,13 @@ fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
         inflight_messages: pick(&[1, 4, 512]) as usize,
         watch_revisions: pick(&[0, 8, 65_536]) as usize,
         forwards: pick(&[0, 1, 1, 1]) == 1,
+        snapshots: Some(SnapshotSettings {
+            chunk_bytes: pick(&[500, 2_000, 16_000]) as u32,
+            sync_bytes: pick(&[4 << 10, 16 << 20]),
+            step_bytes: pick(&[500, 4_000, 1 << 20]) as usize,
+            hold_ticks: pick(&[50, 300, 6_000]),
+            silent_ticks: pick(&[300, 1_000]),
+        }),
         seed,
     }
 }

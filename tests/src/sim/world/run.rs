@@ -187,6 +187,9 @@ impl World {
         }
         let (terms, hashes) = (self.witness.terms_led(), self.witness.hashes_compared());
         let copies = self.oracle.get().second_copies();
+        let (cuts, compared) = self.oracle.get().snapshots();
+        *self.coverage.entry("snapshots cut").or_default() += cuts;
+        *self.coverage.entry("snapshots compared").or_default() += compared;
         *self.coverage.entry("second copies dropped").or_default() += copies;
         *self.coverage.entry("elections won").or_default() += terms;
         *self.coverage.entry("state hashes compared").or_default() += hashes;

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kv_server::pb::command::{Command, command::Op};
 use prost::Message as _;
-use raft_log::{Entry, Index};
+use raft_log::{Base, Entry, Index};
 use raft_node::core::{Body, Message, Role};
 
 use super::super::checkers::Place;
@@ -13,6 +13,7 @@ use super::super::checkers::{
     Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety, Verdict,
 };
 use super::super::node::{GROUP, Node, Stopped};
+use super::super::oracle::{Oracle, Shared};
 use super::fault::SECOND;
 
 /// Applied entries between two hashes of a member's state.
@@ -32,9 +33,9 @@ struct Known {
 }
 
 /// All checkers that look at members.
-#[derive(Default)]
 pub struct Witness {
     members: Vec<Known>,
+    oracle: Shared<Oracle>,
     election: ElectionSafety,
     append_only: LeaderAppendOnly,
     matching: LogMatching,
@@ -73,12 +74,24 @@ impl From<String> for Refusal {
 }
 
 impl Witness {
-    /// Watches so many members.
+    /// Watches so many members, with an oracle that knows what was applied.
     #[must_use]
-    pub fn new(members: usize) -> Self {
+    pub fn new(members: usize, oracle: Shared<Oracle>) -> Self {
         Self {
             members: vec![Known::default(); members],
-            ..Self::default()
+            oracle,
+            election: ElectionSafety::default(),
+            append_only: LeaderAppendOnly::default(),
+            matching: LogMatching::default(),
+            completeness: LeaderCompleteness::default(),
+            machine: StateMachineSafety::default(),
+            quorum: CommitQuorum::default(),
+            monotonic: Monotonic::default(),
+            votes: OneVote::default(),
+            reads: SerializableReads::default(),
+            leases: LeaseLife::default(),
+            hashes: StateHash::default(),
+            terms_led: 0,
         }
     }
 
@@ -185,14 +198,37 @@ impl Witness {
     fn read_log(&mut self, at: usize, node: &Node, last: u64) -> Result<u64, Refusal> {
         let log = &node.up().log;
         let known = &mut self.members[at];
+        let base = log
+            .group(GROUP)
+            .map_or_else(Base::default, |info| info.base);
+        let begin = base.index.0 as usize;
         let mut kept = known.terms.len().min(last as usize);
-        while kept > 0
+        while kept > begin
             && log.term_at(GROUP, Index(kept as u64)).map(|t| t.0) != Some(known.terms[kept - 1])
         {
             kept -= 1;
         }
-        known.terms.truncate(kept);
-        let mut next = kept as u64 + 1;
+        if begin > 0 && kept <= begin {
+            // What a log does not hold any more is what was applied.
+            let oracle = self.oracle.get();
+            let applied = oracle.up_to(base.index);
+            if applied.last().map(|entry| entry.term) != Some(base.term) {
+                let text = format!(
+                    "the log of member {} begins after index {begin} of term {}, which is not what was applied there",
+                    node.id, base.term
+                );
+                return Err(Refusal::Violated(text));
+            }
+            while kept > 0 && known.terms[kept - 1] != applied[kept - 1].term.0 {
+                kept -= 1;
+            }
+            known.terms.truncate(kept);
+            let rest = applied[kept..].iter().map(|entry| entry.term.0);
+            known.terms.extend(rest);
+        } else {
+            known.terms.truncate(kept);
+        }
+        let mut next = known.terms.len() as u64 + 1;
         while next <= last {
             // What the host has not collected yet is in the core only.
             let end = log.group(GROUP).map_or(0, |info| info.last_index.0);
@@ -230,7 +266,19 @@ impl Witness {
         now: u64,
     ) -> Result<(), Refusal> {
         let id = node.id.0;
-        let mut next = self.members[at].applied + 1;
+        let base = node
+            .up()
+            .log
+            .group(GROUP)
+            .map_or(0, |info| info.base.index.0);
+        // A snapshot brought what its log does not hold.
+        let mut next = self.members[at].applied.max(base) + 1;
+        // Somebody may have applied it in a turn that it did not survive.
+        let unseen = self.machine.next()..next;
+        for index in unseen {
+            let entry = seen(&self.oracle.get().up_to(Index(index))[index as usize - 1]);
+            self.machine.applied(id, entry)?;
+        }
         while next <= applied {
             let part = node
                 .up()

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
 
 /// Part of the line that a server logs when it serves.
 pub const READY: &str = "ready to serve client requests";
@@ -132,7 +135,7 @@ impl Setup {
 /// Below the ports that the system gives to connections: one of those could be in use when a server starts again.
 const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
-/// A port that nobody listens on at this moment, and that this process gives out once.
+/// A port that nobody listens on at this moment, and that no other test of this machine is given while this process lives.
 ///
 /// # Panics
 /// When there is none.
@@ -146,11 +149,55 @@ pub fn free_port() -> u16 {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = u32::from(PORTS.start) + first.wrapping_add(step) % ports;
         let port = u16::try_from(port).expect("the range is one of ports");
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && claim(port) {
             return port;
         }
     }
     panic!("no loopback port is free");
+}
+
+/// Keeps other test processes from being given a port, until this one ends: the name of a socket that is in no file system
+/// belongs to one process at a time.
+fn claim(port: u16) -> bool {
+    let name = SocketAddr::from_abstract_name(format!("flotilla-test-port-{port}"))
+        .expect("the name is short");
+    let claimed = UnixDatagram::bind_addr(&name);
+    // Held for as long as the process lives, which ends it.
+    claimed.map(std::mem::forget).is_ok()
+}
+
+/// A file system of a few megabytes in memory, where this process may mount one.
+#[derive(Debug)]
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// Mounts one of that size; none where that is not allowed.
+    ///
+    /// # Panics
+    /// When there is no directory.
+    #[must_use]
+    pub fn mount(megabytes: u32) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("a directory can be made");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
+            .arg(dir.path())
+            .output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        mounted.then_some(Self(dir))
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: the server of a failed test may still be on it.
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).output());
+    }
 }
 
 /// A running server. It is killed when dropped.

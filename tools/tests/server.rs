@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use flotilla_tests::process::{PATIENCE, Server, Setup};
+use flotilla_tests::process::{PATIENCE, Server, Setup, SmallDisk};
 use kv_server::pb::etcdserverpb as pb;
 use pb::kv_client::KvClient;
 use tempfile::TempDir;
@@ -433,28 +433,6 @@ fn log_of_no_data_directory_is_an_error_that_says_so() {
     }
 }
 
-/// A file system of a few megabytes, where this process may mount one.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(megabytes: u32) -> Option<Self> {
-        let dir = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"])
-            .arg(dir.path())
-            .output();
-        let mounted = mounted.is_ok_and(|output| output.status.success());
-        mounted.then_some(Self(dir))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the server of a failed test may still be on it.
-        drop(Command::new("umount").arg("-l").arg(self.0.path()).output());
-    }
-}
-
 /// Writes until the disk is full, then again until it is not.
 async fn put_until(
     server: &Server,
@@ -480,9 +458,9 @@ fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
         println!("skipped: this process may not mount a file system");
         return;
     };
-    let ballast = disk.0.path().join("ballast");
+    let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![0; 44 << 20]).unwrap();
-    let setup = Setup::new(FLOTILLA, &disk.0.path().join("data"));
+    let setup = Setup::new(FLOTILLA, &disk.path().join("data"));
     let server = setup.start();
     block_on(async {
         let mut kv = kv(&server).await;

@@ -7,6 +7,7 @@ use pb::cluster_client::ClusterClient;
 use pb::kv_client::KvClient;
 use pb::lease_client::LeaseClient;
 use pb::maintenance_client::MaintenanceClient;
+use pb::watch_client::WatchClient;
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -69,6 +70,14 @@ impl Client {
     /// # Errors
     /// The server's, or none came.
     pub fn put(&self, key: &str, value: &str) -> Result<Option<String>, Status> {
+        self.put_at(key, value).map(|(before, _)| before)
+    }
+
+    /// As [`Self::put`], with the revision of the write.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn put_at(&self, key: &str, value: &str) -> Result<(Option<String>, i64), Status> {
         let request = pb::PutRequest {
             key: key.as_bytes().to_vec().into(),
             value: value.as_bytes().to_vec().into(),
@@ -76,8 +85,9 @@ impl Client {
             ..pb::PutRequest::default()
         };
         let answer = self.run(async |channel| KvClient::new(channel).put(request).await)?;
-        let before = answer.into_inner().prev_kv;
-        Ok(before.map(|kv| text(&kv.value)))
+        let answer = answer.into_inner();
+        let before = answer.prev_kv.map(|kv| text(&kv.value));
+        Ok((before, answer.header.map_or(0, |header| header.revision)))
     }
 
     /// Reads a key; the answer may be stale when `serializable` is set.
@@ -100,6 +110,19 @@ impl Client {
     /// # Errors
     /// The server's, or none came.
     pub fn swap(&self, key: &str, from: &str, to: &str) -> Result<Option<String>, Status> {
+        self.swap_at(key, from, to).map(|(before, _)| before)
+    }
+
+    /// As [`Self::swap`], with the revision of the write if it took place.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn swap_at(
+        &self,
+        key: &str,
+        from: &str,
+        to: &str,
+    ) -> Result<(Option<String>, Option<i64>), Status> {
         let key = bytes::Bytes::copy_from_slice(key.as_bytes());
         let get = || pb::RequestOp {
             request: Some(pb::request_op::Request::RequestRange(pb::RangeRequest {
@@ -129,15 +152,74 @@ impl Client {
             failure: vec![get()],
         };
         let answer = self.run(async |channel| KvClient::new(channel).txn(request).await)?;
-        let first = answer.into_inner().responses.into_iter().next();
+        let answer = answer.into_inner();
+        let revision = answer.header.map(|header| header.revision);
+        let first = answer.responses.into_iter().next();
         match first.and_then(|op| op.response) {
-            Some(pb::response_op::Response::ResponseRange(range)) => {
-                Ok(range.kvs.first().map(|kv| text(&kv.value)))
-            }
+            Some(pb::response_op::Response::ResponseRange(range)) => Ok((
+                range.kvs.first().map(|kv| text(&kv.value)),
+                revision.filter(|_| answer.succeeded),
+            )),
             _ => Err(Status::internal(
                 "a transaction answers with its operations",
             )),
         }
+    }
+
+    /// The newest revision at which one of the keys with a prefix changed that are there.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn newest_change(&self, prefix: &str) -> Result<i64, Status> {
+        let request = pb::RangeRequest {
+            key: prefix.as_bytes().to_vec().into(),
+            range_end: end_of(prefix).into(),
+            keys_only: true,
+            ..pb::RangeRequest::default()
+        };
+        let answer = self.run(async |channel| KvClient::new(channel).range(request).await)?;
+        let changes = answer.into_inner().kvs.into_iter();
+        Ok(changes.map(|kv| kv.mod_revision).max().unwrap_or(0))
+    }
+
+    /// Watches all keys with a prefix from a revision on, for as long as the client is patient, the stream lasts and
+    /// `take` says true to what comes.
+    ///
+    /// # Errors
+    /// Why it ended, unless `take` ended it.
+    pub fn watch(
+        &self,
+        prefix: &str,
+        from: i64,
+        mut take: impl FnMut(pb::WatchResponse) -> bool,
+    ) -> Result<(), Status> {
+        let create = pb::WatchCreateRequest {
+            key: prefix.as_bytes().to_vec().into(),
+            range_end: end_of(prefix).into(),
+            start_revision: from,
+            ..pb::WatchCreateRequest::default()
+        };
+        let request = pb::WatchRequest {
+            request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+        };
+        self.run(async |channel| {
+            // The stream of requests stays open: its end is the watch's.
+            let (sender, requests) = tokio::sync::mpsc::channel(1);
+            let queued = sender.try_send(request);
+            queued.expect("the channel is new and has room");
+            let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+            let mut answers = WatchClient::new(channel)
+                .watch(requests)
+                .await?
+                .into_inner();
+            while let Some(answer) = answers.message().await? {
+                if !take(answer) {
+                    return Ok(());
+                }
+            }
+            drop(sender);
+            Err(Status::unavailable("the stream ended"))
+        })
     }
 
     /// The member's own view of the group.
@@ -239,6 +321,13 @@ impl Client {
     }
 }
 
-fn text(value: &[u8]) -> String {
+/// The first key behind all that begin with a prefix.
+fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    *end.last_mut().expect("a prefix is not empty") += 1;
+    end
+}
+
+pub(super) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value).into_owned()
 }

@@ -6,6 +6,7 @@
 mod client;
 mod history;
 mod net;
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::thread;

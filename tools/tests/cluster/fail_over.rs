@@ -1,20 +1,23 @@
-//! How long nothing can be written after the leader was killed.
+//! How long nothing can be written after the leader was killed, again and again on the same cluster, and that nothing is lost
+//! meanwhile.
 //!
-//! `FLOTILLA_FAIL_OVERS=20 cargo test -p flotilla --test cluster fail_over -- --nocapture --test-threads 1`
+//! `FLOTILLA_FAIL_OVERS=100 cargo test -p flotilla --test cluster fail_over -- --nocapture --test-threads 1`
 //! prints the figures that docs/BENCHMARKS.md has.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use flotilla_tests::cluster::{Client, Cluster};
+use flotilla_tests::cluster::{Client, Cluster, Load};
 
-use super::FLOTILLA;
+use super::{FLOTILLA, settle};
 
 /// What one attempt to write may take: what was on its way to the dead leader is not waited for.
 const ATTEMPT: Duration = Duration::from_millis(150);
-/// Clients of each member that is left.
+/// Clients of each member that is left, which only take the time.
 const CLIENTS: usize = 3;
+/// Clients whose history is recorded.
+const RECORDED: usize = 3;
 
 /// From the kill of the leader to the next acknowledged write, that many times.
 #[expect(
@@ -24,6 +27,7 @@ const CLIENTS: usize = 3;
 fn fail_overs(flags: &[&str], bound: Duration) {
     let rounds = std::env::var("FLOTILLA_FAIL_OVERS").map_or(2, |text| text.parse().unwrap());
     let mut cluster = Cluster::start(FLOTILLA, 3, flags);
+    let load = Load::start(&cluster.urls(), RECORDED);
     let mut took = Vec::new();
     for round in 0..rounds {
         let leader = cluster.leader();
@@ -47,13 +51,17 @@ fn fail_overs(flags: &[&str], bound: Duration) {
         assert!(first < bound, "round {round}: {first:?}");
         took.push(first);
         cluster.start_all();
+        load.next_keys();
     }
+    let written = load.written();
+    settle(&cluster, load);
     took.sort_unstable();
     let at = |percent: usize| took[(took.len() - 1) * percent / 100];
     println!(
-        "{flags:?}: {rounds} fail-overs: p50 {:?}, p90 {:?}, worst {:?}",
+        "{flags:?}: {rounds} fail-overs, {written} writes: p50 {:?}, p90 {:?}, p99 {:?}, worst {:?}",
         at(50),
         at(90),
+        at(99),
         at(100)
     );
 }

@@ -13,6 +13,8 @@ use super::FLOTILLA;
 const BEATS_MAX: f64 = 500.0;
 /// A hundred heartbeats a second while the group is awake.
 const FAST: [&str; 4] = ["--heartbeat-interval", "10", "--election-timeout", "400"];
+/// The same, and no machine is so busy that it looks like the death of a leader.
+const FAST_AND_PATIENT: [&str; 4] = ["--heartbeat-interval", "10", "--election-timeout", "5000"];
 const WINDOW: Duration = Duration::from_millis(500);
 
 /// What a member has sent to all others.
@@ -52,7 +54,7 @@ fn wait_until_asleep(cluster: &Cluster, members: &[usize]) {
 
 #[test]
 fn cluster_without_clients_sends_beats_only_and_serves_at_once_when_asked() {
-    let cluster = Cluster::start(FLOTILLA, 3, &FAST);
+    let cluster = Cluster::start(FLOTILLA, 3, &FAST_AND_PATIENT);
     cluster.client(0).put("key", "value").unwrap();
     let leader = cluster.leader();
     let term = cluster.client(leader).status().unwrap().raft_term;

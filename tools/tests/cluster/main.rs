@@ -10,6 +10,7 @@ mod fail_over;
 mod faults;
 mod hand_over;
 mod idle;
+mod majority;
 
 use std::time::Duration;
 

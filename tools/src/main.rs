@@ -10,6 +10,7 @@ mod server;
 #[cfg(feature = "sim")]
 mod sim;
 mod snapshot;
+mod status;
 
 use std::process::ExitCode;
 
@@ -19,6 +20,7 @@ use crate::bench::BenchArgs;
 use crate::failure::{Failure, print};
 use crate::log::LogArgs;
 use crate::snapshot::SnapshotArgs;
+use crate::status::StatusArgs;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,6 +43,10 @@ fn command() -> Command {
         .subcommand(
             SnapshotArgs::augment_args(Command::new("snapshot"))
                 .about("Look at the snapshots of a data directory"),
+        )
+        .subcommand(
+            StatusArgs::augment_args(Command::new("status"))
+                .about("Show all members of a cluster, and whether it is healthy"),
         )
         .subcommand(
             BenchArgs::augment_args(Command::new("bench"))
@@ -78,6 +84,11 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             let args = SnapshotArgs::from_arg_matches(flags)
                 .map_err(|error| Failure::Usage(error.to_string()))?;
             snapshot::run(&args)
+        }
+        Some(("status", flags)) => {
+            let args = StatusArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            status::run(&args)
         }
         Some(("bench", flags)) => {
             let args = BenchArgs::from_arg_matches(flags)

@@ -2,19 +2,20 @@
 //! value is exact.
 #![expect(
     clippy::disallowed_methods,
-    reason = "the process reads its own numbers from /proc, which is no file of ours"
+    reason = "the process reads its own numbers from /proc, which is no file of ours, and a clock for its figures"
 )]
 
 use std::fs;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use multiraft::transport::TransportWatcher;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, exponential_buckets,
+    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, exponential_buckets,
 };
 
+use super::recent::Recent;
 use super::watch::WatchGauges;
 use crate::api::Gauges;
 
@@ -27,6 +28,9 @@ pub struct Metrics {
     pub(super) handled: IntCounterVec,
     pub(super) watch: WatchGauges,
     wal_fsync: Histogram,
+    started: Instant,
+    recent_fsync: Recent,
+    fsync_quantiles: GaugeVec,
     has_leader: IntGauge,
     is_leader: IntGauge,
     committed: IntGauge,
@@ -131,6 +135,17 @@ impl Metrics {
         let failed = IntCounter::new("etcd_server_proposals_failed_total", failed).expect(VALID);
         let cpu = "Processor time used, in seconds.";
         let cpu = Gauge::new("process_cpu_seconds_total", cpu).expect(VALID);
+        let recent =
+            "How long syncs of the log took in the last minute, by quantile; none without a sync.";
+        let recent = Opts::new(RECENT_FSYNC, recent);
+        let fsync_quantiles = GaugeVec::new(recent, &["quantile"]).expect(VALID);
+        let build = Opts::new("flotilla_build_info", "1, with the version as a label.");
+        let build = IntGaugeVec::new(build, &["version"]).expect(VALID);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build)).expect(VALID);
+        registry
+            .register(Box::new(fsync_quantiles.clone()))
+            .expect(VALID);
         let events = "Events sent to watchers.";
         let events = IntCounter::new("etcd_debugging_mvcc_events_total", events).expect(VALID);
         registry.register(Box::new(events.clone())).expect(VALID);
@@ -171,6 +186,9 @@ impl Metrics {
             registry,
             handled,
             wal_fsync,
+            started: Instant::now(),
+            recent_fsync: Recent::new(),
+            fsync_quantiles,
             failed,
             cpu,
             rendering: Mutex::new(()),
@@ -180,6 +198,7 @@ impl Metrics {
     /// The log was synced.
     pub fn observe_wal_fsync(&self, took: Duration) {
         self.wal_fsync.observe(took.as_secs_f64());
+        self.recent_fsync.observe(self.started.elapsed(), took);
     }
 
     /// Shows the links of a transport as well; only the first one that is named.
@@ -204,6 +223,7 @@ impl Metrics {
         self.db_total.set(now.disk_bytes.cast_signed());
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
+        self.set_recent_fsync();
         self.set_process();
         if let Some(watcher) = self.links.get() {
             self.link_metrics.set(watcher);
@@ -213,6 +233,17 @@ impl Metrics {
             tracing::warn!(%error, "cannot render the metrics");
         }
         page
+    }
+
+    fn set_recent_fsync(&self) {
+        let parts = QUANTILES.map(|(part, _)| part);
+        let Some(told) = self.recent_fsync.quantiles(self.started.elapsed(), &parts) else {
+            return self.fsync_quantiles.reset();
+        };
+        for ((_, label), took) in QUANTILES.iter().zip(told) {
+            let quantile = self.fsync_quantiles.with_label_values(&[label]);
+            quantile.set(took.as_secs_f64());
+        }
     }
 
     /// Where `/proc` is missing these stay at zero.
@@ -242,6 +273,9 @@ impl Metrics {
         }
     }
 }
+
+const RECENT_FSYNC: &str = "flotilla_disk_wal_fsync_recent_seconds";
+const QUANTILES: [(f64, &str); 3] = [(0.5, "0.5"), (0.99, "0.99"), (1.0, "1")];
 
 /// Why building metrics cannot fail.
 const VALID: &str = "names are valid and registered once";

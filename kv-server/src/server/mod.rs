@@ -8,6 +8,7 @@ mod grpc;
 mod http;
 mod lease;
 mod metrics;
+mod recent;
 mod recipes;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@ mod config;
 mod failure;
 mod log;
 mod logging;
+mod recover;
 mod server;
 #[cfg(feature = "sim")]
 mod sim;
@@ -19,6 +20,7 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use crate::bench::BenchArgs;
 use crate::failure::{Failure, print};
 use crate::log::LogArgs;
+use crate::recover::RecoverArgs;
 use crate::snapshot::SnapshotArgs;
 use crate::status::StatusArgs;
 
@@ -47,6 +49,10 @@ fn command() -> Command {
         .subcommand(
             StatusArgs::augment_args(Command::new("status"))
                 .about("Show all members of a cluster, and whether it is healthy"),
+        )
+        .subcommand(
+            RecoverArgs::augment_args(Command::new("recover"))
+                .about("Make what is left of a lost majority a cluster of its own"),
         )
         .subcommand(
             BenchArgs::augment_args(Command::new("bench"))
@@ -89,6 +95,11 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
             let args = StatusArgs::from_arg_matches(flags)
                 .map_err(|error| Failure::Usage(error.to_string()))?;
             status::run(&args)
+        }
+        Some(("recover", flags)) => {
+            let args = RecoverArgs::from_arg_matches(flags)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+            recover::run(&args)
         }
         Some(("bench", flags)) => {
             let args = BenchArgs::from_arg_matches(flags)

@@ -32,6 +32,8 @@ pub enum NodeError {
         /// The data directory.
         dir: PathBuf,
     },
+    /// The directory holds nothing that a recovery would help.
+    NotRecoverable(String),
     /// The flags of a new member do not fit together.
     Initial(String),
     /// The log is not there, though the member has run before.
@@ -126,7 +128,7 @@ impl fmt::Display for NodeError {
                  start with an empty store",
                 dir.display()
             ),
-            Self::Initial(text) => f.write_str(text),
+            Self::Initial(text) | Self::NotRecoverable(text) => f.write_str(text),
             Self::LogLost { dir } => write!(
                 f,
                 "{} has run before, but its log is gone: restore the directory from a backup; a member of a cluster is \

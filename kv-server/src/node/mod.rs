@@ -17,6 +17,7 @@ mod identity;
 mod initial;
 mod peers;
 mod publish;
+mod recover;
 mod text;
 mod view;
 
@@ -42,7 +43,7 @@ use raft_node::core::{Config, Membership, ValidConfig};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::engine::Engine;
 use crate::lease::{LeaseCalls, Lessor};
@@ -56,6 +57,7 @@ pub use error::NodeError;
 pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use initial::{InitialCluster, InitialState};
 pub use peers::PeerBook;
+pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
 pub use view::{GroupReplica, NodeView};
 
 /// Entries that stay in the log below the applied index, so that a member that lags needs no snapshot.
@@ -144,6 +146,13 @@ impl Node {
         let lock = vfs
             .lock(&lock_path)
             .map_err(|error| NodeError::lock(dir, error))?;
+        if let Some(finished) = recover::finish(&vfs, dir)? {
+            warn!(
+                from = format!("{:x}", finished.from),
+                to = format!("{:x}", finished.to),
+                "finished a recovery that was cut short: this member is the only one of a new cluster"
+            );
+        }
         let (mut identity, peers) = identify(&vfs, config)?;
         let peers = Arc::new(peers);
         if config.accept_suspect_tail && peers.ids().len() > 1 {

@@ -124,6 +124,17 @@ impl StoreGate for PeerBook {
     }
 }
 
+/// The members in the book of a data directory, a line for each; none when there is no book.
+pub(super) fn lines(vfs: &SharedVfs, dir: &Path) -> Result<Vec<String>, IdentityError> {
+    let path = dir.join(FILE_NAME);
+    let Some(content) = text::read(vfs.as_ref(), &path, FILE_BYTES_MAX)? else {
+        return Ok(Vec::new());
+    };
+    let lines = text::unseal(&content, KIND, &path)?.lines();
+    let members = lines.filter(|line| line.starts_with("member "));
+    Ok(members.map(str::to_owned).collect())
+}
+
 fn encode(peers: &Peers) -> String {
     let mut lines = String::new();
     for (id, peer) in peers {

@@ -36,7 +36,7 @@ use crate::{ApplyError, EntryKind, GroupId, Index, NodeId, StateMachine, Term, T
 
 use restore::Restore;
 
-pub use open::{GroupConfig, OpenError, bootstrap};
+pub use open::{GroupConfig, OpenError, bootstrap, newest_membership};
 
 /// Entries of one apply slice at most, so that ticks and other groups get their turn.
 const APPLY_ENTRIES_MAX: u64 = 512;

@@ -147,6 +147,18 @@ pub fn bootstrap(
     log.wait(ticket)
 }
 
+/// The newest membership of which a group's log tells: the one in force, whether or not it is committed.
+///
+/// # Errors
+/// The log has no such group, fails, or holds a membership that cannot be read.
+pub fn newest_membership(log: &Log, id: GroupId) -> Result<Membership, OpenError> {
+    let info = log.group(id).ok_or(OpenError::NoGroup(id))?;
+    let base = memberships(id, &info, None)?;
+    let above = changes(log, id, info.base.index.next(), info.last_index)?;
+    let newest = base.into_iter().chain(above).next_back();
+    Ok(newest.expect("the base has a membership").1)
+}
+
 impl<S: StateMachine> Group<S> {
     /// Opens a group that the log holds. The log and the state machine must belong together, else this says how they
     /// differ and changes nothing.

@@ -11,6 +11,7 @@ mod faults;
 mod hand_over;
 mod idle;
 mod majority;
+mod recover;
 mod status;
 
 use std::time::Duration;

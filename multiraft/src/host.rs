@@ -483,6 +483,8 @@ impl<S: StateMachine> HostCore<S> {
                 node: status.id,
                 term: status.term,
                 leader: status.leader,
+                // Counted where it is published.
+                leader_changes: 0,
                 last_index: status.last_index,
                 commit: slot.group.commit(),
                 applied: slot.group.applied(),

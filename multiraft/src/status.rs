@@ -16,6 +16,8 @@ pub struct GroupStatus {
     pub term: Term,
     /// The leader of that term, if known.
     pub leader: Option<NodeId>,
+    /// How often a leader was seen to begin since this member started.
+    pub leader_changes: u64,
     /// The last index in the log.
     pub last_index: Index,
     /// The commit index.
@@ -53,13 +55,18 @@ impl Published {
     }
 
     /// Host thread: publishes the rest and releases the readers that waited for it.
-    pub(crate) fn set_status(&self, status: GroupStatus) {
+    pub(crate) fn set_status(&self, mut status: GroupStatus) {
         let applied = status.applied;
         self.term.store(status.term.0, Ordering::Relaxed);
         let learns = status.learners.contains(&status.node);
         self.learns.store(learns, Ordering::Relaxed);
         self.applied.store(applied.0, Ordering::SeqCst);
-        *lock(&self.status) = status;
+        {
+            let mut published = lock(&self.status);
+            let begins = status.leader.is_some() && status.leader != published.leader;
+            status.leader_changes = published.leader_changes + u64::from(begins);
+            *published = status;
+        }
         if self.waiting.load(Ordering::SeqCst) > 0 {
             self.release(applied);
         }

@@ -113,6 +113,17 @@ pub trait Engine: Send + Sync + 'static {
     /// Bytes on disk.
     fn disk_bytes(&self) -> u64;
 
+    /// Bytes on disk, and in memory on their way there.
+    fn data_bytes(&self) -> u64 {
+        self.disk_bytes()
+    }
+
+    /// Asks that the space of what was removed is given back, in the background: everything is written anew. An
+    /// engine that gives space back at once has nothing to do.
+    fn request_reclaim(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// True while the engine cannot write to disk because there is no space.
     fn out_of_space(&self) -> bool;
 

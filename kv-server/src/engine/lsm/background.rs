@@ -8,12 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use lsm_tree::compaction::filter::Context;
 use lsm_tree::compaction::{CompactionFilter, CompactionStrategy, Factory, ItemAccessor, Verdict};
-use lsm_tree::{AbstractTree, InternalValue, SeqNo, Table, ValueType};
+use lsm_tree::{AbstractTree, InternalValue, SeqNo, Table, Tree, ValueType};
 use raft_log::{GroupId, Index};
 
 use super::files;
@@ -79,6 +79,15 @@ pub(super) fn load_applied(shared: &Shared) -> Result<Vec<(GroupId, Index)>, Eng
     Ok(found)
 }
 
+/// For the metrics alone: nothing is decided by it.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "how long a flush took is told to whoever looks after the server"
+)]
+fn now() -> Instant {
+    Instant::now()
+}
+
 fn is_full(error: &lsm_tree::Error) -> bool {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     match error {
@@ -105,6 +114,7 @@ enum Job {
     Flush,
     Drop(DropRange),
     Compact,
+    Reclaim,
 }
 
 pub(super) struct Background {
@@ -148,6 +158,7 @@ impl Background {
                 }),
                 Job::Drop(range) => self.drop_tables(&range),
                 Job::Compact => self.compact().map(|changed| compact = changed),
+                Job::Reclaim => self.reclaim(),
             };
             if let Err(error) = done {
                 self.shared.fail(&error);
@@ -170,6 +181,9 @@ impl Background {
                 }
                 if let Some(range) = state.drops.front() {
                     return Some(Job::Drop(range.clone()));
+                }
+                if std::mem::take(&mut state.reclaim) {
+                    return Some(Job::Reclaim);
                 }
                 if compact {
                     return Some(Job::Compact);
@@ -198,8 +212,13 @@ impl Background {
         let Some(sealed) = shared.lock().sealed.front().cloned() else {
             return Ok(Flush::Nothing);
         };
+        let begun = now();
         match self.try_flush(&sealed) {
-            Ok(()) => (),
+            Ok(()) => {
+                if let Some(observe) = &shared.options.observe_flush.0 {
+                    observe(begun.elapsed());
+                }
+            }
             Err(_) if shared.lock().is_over() => return Ok(Flush::Nothing),
             Err(error) if is_full(&error) => {
                 tracing::warn!(%error, dir = %shared.dir.display(), "no space for a flush");
@@ -296,12 +315,31 @@ impl Background {
 
     /// Takes one step towards the shape that the levels should have; false if there is none to take.
     fn compact(&self) -> Result<bool, EngineError> {
+        let step = |tree: &Tree| tree.compact(self.strategy.clone(), KEEP_NEWEST);
+        self.rewrite(step)
+    }
+
+    /// Merges all tables into one level: what superseded versions and removals took is given back.
+    fn reclaim(&self) -> Result<(), EngineError> {
+        if self.shared.lock().tables.bytes == 0 {
+            return Ok(());
+        }
+        let table_bytes = self.shared.options.table_bytes;
+        self.rewrite(|tree| tree.major_compact(table_bytes, KEEP_NEWEST))
+            .map(drop)
+    }
+
+    /// Lets the tree replace tables by others of the same content; false if it changed nothing.
+    fn rewrite(
+        &self,
+        step: impl FnOnce(&Tree) -> lsm_tree::Result<()>,
+    ) -> Result<bool, EngineError> {
         let shared = &self.shared;
         let failed = |error| EngineError::new(format!("compact {}", shared.dir.display()), error);
         let before = shared.tree.current_version().id();
         let flushed = shared.lock().flushed_count;
         let first = shared.tree.next_table_id();
-        match shared.tree.compact(self.strategy.clone(), KEEP_NEWEST) {
+        match step(&shared.tree) {
             Ok(()) => (),
             Err(_) if shared.lock().is_over() => return Ok(false),
             Err(error) if is_full(&error) => {

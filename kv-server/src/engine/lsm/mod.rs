@@ -70,7 +70,7 @@ use bytes::Bytes;
 use lsm_tree::{AbstractTree, AnyTree, SequenceNumberCounter};
 use raft_log::{GroupId, Index};
 
-pub use self::options::LsmOptions;
+pub use self::options::{FlushObserver, LsmOptions};
 
 use self::background::{Background, Pauses};
 use self::shared::{Phase, Shared};
@@ -210,6 +210,15 @@ impl Engine for LsmEngine {
 
     fn disk_bytes(&self) -> u64 {
         self.shared.lock().tables.bytes
+    }
+
+    fn data_bytes(&self) -> u64 {
+        let state = self.shared.lock();
+        state.tables.bytes + state.unpersisted_bytes()
+    }
+
+    fn request_reclaim(&self) -> Result<(), EngineError> {
+        self.shared.request_reclaim()
     }
 
     fn out_of_space(&self) -> bool {

@@ -1,7 +1,9 @@
 //! The settings of the engine on disk, and how they become the tree's.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lsm_tree::compaction::{Factory, Leveled};
 use lsm_tree::config::{
@@ -40,6 +42,18 @@ pub struct LsmOptions {
     pub filter_bits: f32,
     /// Table files kept open; default 256, at least 8.
     pub open_files_max: usize,
+    /// Hears how long each flush took. Default nobody.
+    pub observe_flush: FlushObserver,
+}
+
+/// Who hears of flushes.
+#[derive(Clone, Default)]
+pub struct FlushObserver(pub Option<Arc<dyn Fn(Duration) + Send + Sync>>);
+
+impl fmt::Debug for FlushObserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlushObserver").finish_non_exhaustive()
+    }
 }
 
 impl Default for LsmOptions {
@@ -56,6 +70,7 @@ impl Default for LsmOptions {
             flushed_tables_max: 4,
             filter_bits: 10.0,
             open_files_max: 256,
+            observe_flush: FlushObserver::default(),
         }
     }
 }

@@ -86,6 +86,8 @@ pub(super) struct State {
     pub(super) drops: VecDeque<DropRange>,
     pub(super) dropped_count: u64,
     drop_requests: u64,
+    /// All tables are to be merged into one level.
+    pub(super) reclaim: bool,
     /// A request to persist found no room for one more sealed memtable.
     persist_wanted: bool,
     /// Why nothing works any more.
@@ -142,7 +144,7 @@ impl State {
         self.active.bytes() > 0 || !self.applied.is_empty()
     }
 
-    fn unpersisted_bytes(&self) -> u64 {
+    pub(super) fn unpersisted_bytes(&self) -> u64 {
         let sealed = self.sealed.iter().map(|sealed| sealed.memtable.bytes());
         self.active.bytes() + sealed.sum::<u64>()
     }
@@ -173,6 +175,7 @@ impl Shared {
             drops: VecDeque::new(),
             dropped_count: 0,
             drop_requests: 0,
+            reclaim: false,
             persist_wanted: false,
             failure: None,
             phase: Phase::Open,
@@ -345,6 +348,14 @@ impl Shared {
                 state.persist_wanted = true;
             }
         }
+        Ok(())
+    }
+
+    /// Lets the background thread flush what was written so far, then write everything anew.
+    pub(super) fn request_reclaim(&self) -> Result<(), EngineError> {
+        self.request_persist()?;
+        self.lock().reclaim = true;
+        self.work.notify_all();
         Ok(())
     }
 

@@ -16,10 +16,12 @@ use kv_server::mvcc::{
     Sinks, Store, stamp,
 };
 use kv_server::pb::command::{
-    Command, LeaseCheckpoint, LeaseGrant, PublishMember, command::Op, lease_checkpoint,
+    Command, LeaseCheckpoint, LeaseGrant, PublishMember, SetAlarm, command::Op, lease_checkpoint,
 };
+use kv_server::pb::etcdserverpb::alarm_request::AlarmAction;
 use kv_server::pb::etcdserverpb::{
-    CompactionRequest, DeleteRangeRequest, LeaseRevokeRequest, PutRequest, RangeRequest,
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, LeaseRevokeRequest, PutRequest,
+    RangeRequest,
 };
 use multiraft::forward::{Origin, Outcomes};
 use multiraft::{
@@ -215,7 +217,7 @@ fn forwarded(member: u64, sequence: u64, payload: &Bytes) -> Bytes {
 }
 
 /// Something in every table: live and deleted keys, history above and below a floor, a lease with keys and a checkpoint,
-/// forwarded commands, a member.
+/// forwarded commands, a member, an alarm.
 fn fill(node: &mut Node) {
     node.propose(encode(Op::LeaseGrant(LeaseGrant { id: 7, ttl: 60 })))
         .unwrap();
@@ -241,6 +243,15 @@ fn fill(node: &mut Node) {
         ..PublishMember::default()
     };
     node.propose(encode(Op::PublishMember(member))).unwrap();
+    let alarm = SetAlarm {
+        request: Some(AlarmRequest {
+            action: AlarmAction::Activate.into(),
+            member_id: ME.0,
+            alarm: AlarmType::Corrupt.into(),
+        }),
+        by_quota: false,
+    };
+    node.propose(encode(Op::SetAlarm(alarm))).unwrap();
     let granted_index = node.store.lease(7).unwrap().granted.0;
     let items = vec![lease_checkpoint::Item {
         id: 7,

@@ -1,4 +1,5 @@
-//! Renewals, and what leases have left, for clients of other members: the leader's answers to their calls.
+//! Renewals, and what leases have left, for clients of other members: the leader's answers to their calls. Members report
+//! the hashes of their state the same way.
 //!
 //! It does what the front end does for a client of its own, without a runtime: each step is the callback of the one
 //! before. A member that does not lead answers nothing, and is not asked again.
@@ -9,12 +10,18 @@ use std::sync::Arc;
 use bytes::Bytes;
 use multiraft::forward::{CallReply, Calls};
 use prost::Message;
-use raft_log::{GroupId, Term};
+use raft_log::{GroupId, Index, NodeId, Term};
 
 use super::{Lessor, Renewal};
 use crate::api::Replica;
 use crate::pb::command::{Command, LeaseCheckpoint, command::Op, lease_checkpoint};
 use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
+
+/// Hears what members report of their state to this one, which leads.
+pub trait StateReports: Send + Sync {
+    /// A member's state has this hash at this applied index.
+    fn report(&self, member: NodeId, index: Index, hash: u64);
+}
 
 /// Answers the calls of one keyspace's members.
 pub struct LeaseCalls<R>(Arc<Parts<R>>);
@@ -23,6 +30,7 @@ struct Parts<R> {
     group: GroupId,
     replica: R,
     lessor: Arc<Lessor>,
+    reports: Option<Arc<dyn StateReports>>,
 }
 
 impl<R> fmt::Debug for LeaseCalls<R> {
@@ -58,10 +66,21 @@ pub(crate) fn clear_checkpoint(id: i64, granted_index: u64) -> Op {
 impl<R: Replica> LeaseCalls<R> {
     /// For the group behind `replica`, whose deadlines `lessor` keeps.
     pub fn new(group: GroupId, replica: R, lessor: Arc<Lessor>) -> Self {
+        Self::with_reports(group, replica, lessor, None)
+    }
+
+    /// The same, and says who hears of the state of members.
+    pub fn with_reports(
+        group: GroupId,
+        replica: R,
+        lessor: Arc<Lessor>,
+        reports: Option<Arc<dyn StateReports>>,
+    ) -> Self {
         Self(Arc::new(Parts {
             group,
             replica,
             lessor,
+            reports,
         }))
     }
 }
@@ -83,6 +102,13 @@ impl<R: Replica> Calls for LeaseCalls<R> {
                 lease_call::Op::TimeToLive(id) => {
                     let left = parts.lessor.time_to_live(id);
                     answer(reply, left.map_or(-1, |(_, left)| left));
+                }
+                lease_call::Op::StateHash(report) => {
+                    if let Some(reports) = &parts.reports {
+                        let (member, index) = (NodeId(report.member), Index(report.index));
+                        reports.report(member, index, report.hash);
+                    }
+                    answer(reply, 0);
                 }
             }
         }));

@@ -109,6 +109,17 @@ fn check_shape(request: &TxnRequest, budget: usize, depth: usize) -> Result<(), 
     Ok(())
 }
 
+/// Whether either branch of a transaction, at any depth, may write a key.
+#[must_use]
+pub fn may_put(request: &TxnRequest) -> bool {
+    let mut ops = request.success.iter().chain(&request.failure);
+    ops.any(|op| match &op.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(txn)) => may_put(txn),
+        _ => false,
+    })
+}
+
 /// What a branch may change: the keys it puts and the ranges it deletes.
 #[derive(Default)]
 struct Changes {

@@ -13,6 +13,7 @@
 //! | 6 meta | nothing; generation 0 | [`Meta`] |
 //! | 7 duplicates | member BE | boot id, mark, bits of the sequences applied from the mark on |
 //! | 8 members | member BE | what the member published, as an encoded `flotilla.PublishMember` |
+//! | 9 alarms | alarm u32 BE, member BE | 1 when the quota raised it, else 0 |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -29,6 +30,7 @@ pub(super) const LEASE: u8 = 5;
 const META: u8 = 6;
 pub(super) const DUPLICATE: u8 = 7;
 pub(super) const MEMBER: u8 = 8;
+pub(super) const ALARM: u8 = 9;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -134,6 +136,13 @@ impl Keys {
         self.with_rest(MEMBER, &member.0.to_be_bytes())
     }
 
+    pub(super) fn alarm(self, (alarm, member): (i32, NodeId)) -> Bytes {
+        let mut out = self.start(ALARM, self.generation, 12);
+        out.put_i32(alarm);
+        out.put_u64(member.0);
+        out.freeze()
+    }
+
     pub(super) fn meta(self) -> Bytes {
         self.start(META, 0, 0).freeze()
     }
@@ -148,6 +157,16 @@ fn escape(key: &[u8], out: &mut BytesMut) {
         }
     }
     out.put_slice(&[0, 0]);
+}
+
+/// Splits a key of the alarm table into alarm and member.
+pub(super) fn split_alarm(key: &[u8]) -> Result<(i32, NodeId), EngineError> {
+    let (alarm, member) = key[PREFIX..]
+        .split_first_chunk::<4>()
+        .and_then(|(alarm, member)| Some((*alarm, member.try_into().ok()?)))
+        .ok_or_else(|| damaged("an alarm's key has another length"))?;
+    let member = NodeId(u64::from_be_bytes(member));
+    Ok((i32::from_be_bytes(alarm), member))
 }
 
 /// Splits a key of the version table into user key and mod revision. Without zero bytes in it nothing is copied.

@@ -23,7 +23,7 @@ const PAIR_OVERHEAD_BYTES: usize = 64;
 
 /// A snapshot that is being written beside the state.
 pub(super) struct Install {
-    content: Content,
+    content: Content<Box<dyn std::io::Read + Send>>,
     /// Under the new generation.
     pub(super) keys: Keys,
     pub(super) meta: Meta,

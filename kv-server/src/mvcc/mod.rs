@@ -4,6 +4,8 @@
 //! thread: each read takes one engine snapshot and learns its revision from the meta record in that same snapshot.
 //!
 //! It deliberately knows nothing of sockets, of deadlines (the lessor's) and of watchers (the hub's).
+mod alarms;
+mod backup;
 mod cache;
 mod check;
 mod codec;
@@ -14,14 +16,19 @@ mod members;
 mod read;
 mod snapshot;
 mod state;
+mod state_check;
 mod store;
 mod types;
 mod write;
 
-pub use check::{KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn};
+pub use backup::{Backup, BackupInfo, BackupReader, BackupSource, RestoreChange, backup_len};
+pub use check::{
+    KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn, may_put,
+};
 pub use duplicates::stamp;
 pub use members::Published;
 pub use state::{KvOptions, KvStateMachine, Sinks};
+pub use state_check::{CheckSink, StateCut};
 pub use store::{History, Store};
 pub use types::{
     CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RevisionEvents,

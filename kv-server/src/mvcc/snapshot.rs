@@ -14,14 +14,15 @@ use bytes::Bytes;
 use multiraft::Cut;
 
 use super::codec::{
-    DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REVISION, VERSION, damaged,
+    ALARM, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REVISION, VERSION,
+    damaged,
 };
 use super::read::Read as _;
 use crate::engine::{EngineError, Snapshot};
 
 /// All tables but the one of the meta record, in the order in which a snapshot has them.
-pub(super) const TABLES: [u8; 7] = [
-    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER,
+pub(super) const TABLES: [u8; 8] = [
+    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM,
 ];
 
 const HEADER: &[u8; 8] = b"FLOTKVS\x01";
@@ -41,29 +42,53 @@ pub(super) struct KvCut {
 
 impl Cut for KvCut {
     fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
+        let mut pairs = Pairs::begin(&self.meta, out)?;
+        for table in TABLES {
+            let (from, to) = (self.keys.first(table), self.keys.end(table));
+            for pair in self.snapshot.scan(&from, &to) {
+                let (key, record) = pair.map_err(io::Error::other)?;
+                pairs.add(table, &key[PREFIX..], &record)?;
+            }
+        }
+        pairs.end()
+    }
+}
+
+/// Writes the stream.
+pub(super) struct Pairs<'a> {
+    out: &'a mut dyn io::Write,
+    pairs: u64,
+}
+
+impl<'a> Pairs<'a> {
+    /// Writes the header and the meta record.
+    pub(super) fn begin(meta: &Meta, out: &'a mut dyn io::Write) -> io::Result<Self> {
         let meta = Meta {
             generation: 0,
-            ..self.meta.clone()
+            ..meta.clone()
         };
         let meta = meta.encode();
         out.write_all(HEADER)?;
         out.write_all(&length(meta.len())?)?;
         out.write_all(&meta)?;
-        let mut pairs = 0_u64;
-        for table in TABLES {
-            let (from, to) = (self.keys.first(table), self.keys.end(table));
-            for pair in self.snapshot.scan(&from, &to) {
-                let (key, record) = pair.map_err(io::Error::other)?;
-                out.write_all(&[table])?;
-                out.write_all(&length(key.len() - PREFIX)?)?;
-                out.write_all(&length(record.len())?)?;
-                out.write_all(&key[PREFIX..])?;
-                out.write_all(&record)?;
-                pairs += 1;
-            }
-        }
-        out.write_all(&[0])?;
-        out.write_all(&pairs.to_le_bytes())
+        Ok(Self { out, pairs: 0 })
+    }
+
+    /// Writes a pair: the key without table, group and generation. In order of table and key.
+    pub(super) fn add(&mut self, table: u8, key: &[u8], record: &[u8]) -> io::Result<()> {
+        self.out.write_all(&[table])?;
+        self.out.write_all(&length(key.len())?)?;
+        self.out.write_all(&length(record.len())?)?;
+        self.out.write_all(key)?;
+        self.out.write_all(record)?;
+        self.pairs += 1;
+        Ok(())
+    }
+
+    /// Writes the end.
+    pub(super) fn end(self) -> io::Result<()> {
+        self.out.write_all(&[0])?;
+        self.out.write_all(&self.pairs.to_le_bytes())
     }
 }
 
@@ -76,15 +101,15 @@ fn length(bytes: usize) -> io::Result<[u8; 4]> {
 pub(super) type TablePair = (u8, Bytes, Bytes);
 
 /// Reads the stream.
-pub(super) struct Content {
-    from: Box<dyn io::Read + Send>,
+pub(super) struct Content<R> {
+    from: R,
     pairs: u64,
     is_over: bool,
 }
 
-impl Content {
+impl<R: io::Read> Content<R> {
     /// Reads the header and the meta record.
-    pub(super) fn open(from: Box<dyn io::Read + Send>) -> Result<(Self, Meta), EngineError> {
+    pub(super) fn open(from: R) -> Result<(Self, Meta), EngineError> {
         let mut content = Self {
             from,
             pairs: 0,

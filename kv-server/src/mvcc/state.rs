@@ -13,6 +13,7 @@ use raft_log::{GroupId, SnapshotRef};
 use raft_node::core::Membership;
 use raft_node::{Applied, ApplyError, Entry, EntryKind, Index, StateMachine, TickContext};
 
+use super::alarms::Alarms;
 use super::cache::Cache;
 use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
@@ -21,6 +22,7 @@ use super::install::{Install, Sweep};
 use super::members::Members;
 use super::read::{Fail, Read};
 use super::snapshot::{Generation, KvCut};
+use super::state_check::{CheckSink, StateCut};
 use super::store::Store;
 use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink};
 use super::write::{LeaseNews, Writer};
@@ -80,7 +82,9 @@ pub struct KvStateMachine {
     leases: BTreeMap<i64, LeaseInfo>,
     duplicates: Duplicates,
     members: Members,
+    alarms: Alarms,
     outcomes: Option<Arc<Outcomes<CommandOutput>>>,
+    checks: Option<Arc<dyn CheckSink>>,
     compactor: Option<Compactor>,
     install: Option<Install>,
     install_step_bytes: usize,
@@ -124,9 +128,11 @@ impl KvStateMachine {
         }
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys)?;
+        let alarms = Alarms::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
         store.publish_members(&members.rows);
+        store.publish_alarms(alarms.list());
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
             engine,
@@ -138,7 +144,9 @@ impl KvStateMachine {
             leases,
             duplicates,
             members,
+            alarms,
             outcomes: None,
+            checks: None,
             compactor: None,
             install: None,
             install_step_bytes: INSTALL_STEP_BYTES,
@@ -154,6 +162,11 @@ impl KvStateMachine {
     /// Names who hears what became of forwarded commands.
     pub fn report_forwarded(&mut self, outcomes: Arc<Outcomes<CommandOutput>>) {
         self.outcomes = Some(outcomes);
+    }
+
+    /// Names who gets a cut of the state when an entry asks for one; nobody does unless this is called.
+    pub fn check_state(&mut self, checks: Arc<dyn CheckSink>) {
+        self.checks = Some(checks);
     }
 
     /// Lets a step of an install write about so many bytes; 1 MiB unless this is called.
@@ -233,6 +246,7 @@ impl KvStateMachine {
         let leases = load_leases(&snapshot, keys)?;
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys)?;
+        let alarms = Alarms::load(&snapshot, keys)?;
         drop(snapshot);
         let changes = BTreeMap::from([(keys.meta(), Change::Put(meta.encode()))]);
         let applied = Some((self.options.group, meta.index));
@@ -244,6 +258,8 @@ impl KvStateMachine {
         self.replaced.push(former);
         self.store.publish_members(&members.rows);
         self.members = members;
+        self.store.publish_alarms(alarms.list());
+        self.alarms = alarms;
         for id in self.leases.keys() {
             self.sinks.leases.revoked(*id);
         }
@@ -268,12 +284,14 @@ impl KvStateMachine {
         Ok(())
     }
 
+    /// Applies entries in one engine batch, up to the first that asks for a cut of the state; says how many.
     fn apply_batch(
         &mut self,
         entries: &[Entry],
         membership: Option<&Membership>,
         outputs: &mut Vec<CommandOutput>,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<usize, ApplyError> {
+        let before = outputs.len();
         let mut writer = Writer {
             engine: self.engine.as_ref(),
             keys: self.keys,
@@ -281,12 +299,14 @@ impl KvStateMachine {
             leases: &mut self.leases,
             duplicates: &mut self.duplicates,
             members: &mut self.members,
+            alarms: &mut self.alarms,
             meta: self.meta.clone(),
             changes: BTreeMap::new(),
             events: Vec::new(),
             revisions: Vec::new(),
             lease_news: Vec::new(),
             compacted: None,
+            check: false,
             snapshot: OnceCell::new(),
         };
         let mut forwarded = Vec::new();
@@ -301,6 +321,9 @@ impl KvStateMachine {
             outputs.push(output);
             writer.meta.index = entry.index;
             writer.meta.term = entry.term;
+            if writer.check {
+                break;
+            }
         }
         let Writer {
             meta,
@@ -308,6 +331,7 @@ impl KvStateMachine {
             revisions,
             lease_news,
             compacted,
+            check,
             ..
         } = writer;
         if !revisions.is_empty() {
@@ -330,6 +354,9 @@ impl KvStateMachine {
         if std::mem::take(&mut self.members.changed) {
             self.store.publish_members(&self.members.rows);
         }
+        if std::mem::take(&mut self.alarms.changed) {
+            self.store.publish_alarms(self.alarms.list());
+        }
         self.store.publish(&self.meta);
         if !revisions.is_empty() {
             self.sinks.events.publish(&revisions);
@@ -345,7 +372,14 @@ impl KvStateMachine {
                 LeaseNews::Checkpointed(id, rest) => self.sinks.leases.checkpointed(id, rest),
             }
         }
-        Ok(())
+        if let (true, Some(checks)) = (check, &self.checks) {
+            let opened = self
+                .store
+                .open()
+                .map_err(|error| ApplyError(Box::new(error)))?;
+            checks.cut(StateCut::new(opened));
+        }
+        Ok(outputs.len() - before)
     }
 }
 
@@ -374,6 +408,9 @@ fn apply_entry(
         writer.duplicates.keep_members(membership);
         writer
             .members
+            .keep(membership, writer.keys, &mut writer.changes);
+        writer
+            .alarms
             .keep(membership, writer.keys, &mut writer.changes);
         writer.meta.membership = Some((entry.index, membership.clone()));
         return Ok(nothing);
@@ -447,10 +484,12 @@ impl StateMachine for KvStateMachine {
             self.install.is_none(),
             "nothing is applied while a snapshot is installed"
         );
-        if entries.is_empty() {
-            return Ok(());
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let applied = self.apply_batch(rest, membership, outputs)?;
+            rest = &rest[applied..];
         }
-        self.apply_batch(entries, membership, outputs)
+        Ok(())
     }
 
     fn tick(&mut self, context: TickContext, proposals: &mut Vec<Bytes>) {

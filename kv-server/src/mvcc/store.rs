@@ -2,24 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use raft_log::{GroupId, NodeId};
 
+use super::backup::Backup;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
 use super::members::Published;
 use super::read::{Fail, Read, View, check_revision, header, key_value};
-use super::snapshot::Generation;
+use super::snapshot::{Generation, KvCut};
+use super::state_check::StateCut;
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::engine::{Engine, EngineError, Snapshot};
 use crate::error::ApiError;
 use crate::pb::command::PublishMember;
 use crate::pb::etcdserverpb::{
-    HashKvResponse, RangeRequest, RangeResponse, ResponseOp, TxnRequest, TxnResponse,
-    request_op::Request, response_op::Response,
+    AlarmMember, AlarmType, HashKvResponse, RangeRequest, RangeResponse, ResponseOp, TxnRequest,
+    TxnResponse, request_op::Request, response_op::Response,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -61,6 +63,10 @@ pub struct Store {
     compact_finished: AtomicI64,
     leases: RwLock<BTreeMap<i64, LeaseInfo>>,
     members: RwLock<Published>,
+    /// Whether the quota raised each.
+    alarms: RwLock<Vec<(AlarmMember, bool)>>,
+    /// So that whoever asks for each request need not look at the alarms when there are none.
+    has_alarms: AtomicBool,
 }
 
 impl fmt::Debug for Store {
@@ -87,6 +93,8 @@ impl Store {
             compact_finished: AtomicI64::new(meta.compact_finished),
             leases: RwLock::new(leases),
             members: RwLock::default(),
+            alarms: RwLock::default(),
+            has_alarms: AtomicBool::new(false),
         }
     }
 
@@ -121,6 +129,41 @@ impl Store {
     /// Called by the writer with what all members have published.
     pub(super) fn publish_members(&self, members: &Published) {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.clone();
+    }
+
+    /// Called by the writer with all alarms.
+    pub(super) fn publish_alarms(&self, raised: Vec<(AlarmMember, bool)>) {
+        let mut alarms = self.alarms.write().unwrap_or_else(PoisonError::into_inner);
+        self.has_alarms.store(!raised.is_empty(), Ordering::Release);
+        *alarms = raised;
+    }
+
+    /// The alarms that are raised, those of one kind together.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<AlarmMember> {
+        if !self.has_alarms.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let alarms = self.alarms.read().unwrap_or_else(PoisonError::into_inner);
+        alarms.iter().map(|(alarm, _)| *alarm).collect()
+    }
+
+    /// Whether an alarm is raised, and then whether the quota raised it.
+    #[must_use]
+    pub fn alarm(&self, wanted: AlarmMember) -> Option<bool> {
+        let alarms = self.alarms.read().unwrap_or_else(PoisonError::into_inner);
+        alarms
+            .iter()
+            .find_map(|(alarm, by_quota)| (*alarm == wanted).then_some(*by_quota))
+    }
+
+    /// True while the data of a member, or of the whole cluster, is known to be wrong.
+    #[must_use]
+    pub fn is_corrupt(&self, member: u64) -> bool {
+        let concerns = |raised: &AlarmMember| {
+            raised.alarm() == AlarmType::Corrupt && [0, member].contains(&raised.member_id)
+        };
+        self.alarms().iter().any(concerns)
     }
 
     /// What a member published of itself last.
@@ -358,6 +401,7 @@ impl Store {
             for_each_version(&opened, at, |key, record| {
                 hash.update(key);
                 hash.update(record);
+                true
             })?;
             Ok(HashKvResponse {
                 header: header(meta.revision),
@@ -369,45 +413,37 @@ impl Store {
         Ok(answer()?)
     }
 
-    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, which forwarded
+    /// All applied state as of now, to be written as a backup.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn backup(&self) -> Result<Backup, ApiError> {
+        let Opened {
+            snapshot,
+            keys,
+            meta,
+            _generation,
+        } = self.open().map_err(Fail::Engine)?;
+        let revision = meta.revision;
+        let cut = KvCut {
+            snapshot,
+            keys,
+            meta,
+            _generation,
+        };
+        Ok(Backup { cut, revision })
+    }
+
+    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, alarms, which forwarded
     /// commands were applied, revision.
     /// Replicas at the same applied index have the same one, however far compaction has come.
     ///
     /// # Errors
     /// An internal error when the engine fails.
     pub fn state_hash(&self) -> Result<u64, ApiError> {
-        let answer = || -> Result<u64, Fail> {
-            let opened = self.open()?;
-            let meta = &opened.meta;
-            let mut hash = Fnv::default();
-            let logical = Meta {
-                compact_finished: 0,
-                generation: 0,
-                ..meta.clone()
-            };
-            hash.add(&logical.encode());
-            for_each_version(&opened, meta.revision, |key, record| {
-                hash.add(key);
-                hash.add(record);
-            })?;
-            for table in [
-                codec::LATEST,
-                codec::LEASE_KEY,
-                codec::LEASE,
-                codec::DUPLICATE,
-                codec::MEMBER,
-            ] {
-                let (from, to) = (opened.keys.first(table), opened.keys.end(table));
-                for pair in opened.snapshot.scan(&from, &to) {
-                    let (key, record) = pair?;
-                    hash.add(&[table]);
-                    hash.add(&key[PREFIX..]);
-                    hash.add(&record);
-                }
-            }
-            Ok(hash.0)
-        };
-        Ok(answer()?)
+        let cut = StateCut::new(self.open().map_err(Fail::Engine)?);
+        let hash = cut.hash(&AtomicBool::new(false))?;
+        Ok(hash.expect("nobody stops it"))
     }
 }
 
@@ -438,12 +474,13 @@ fn events(
     Ok(events)
 }
 
-/// Calls `see` with each version up to `revision`: its key without group and generation, and its record. Of what lies at or below the floor only the newest version of a
-/// key counts, and only if it is live: that is what compaction leaves.
-fn for_each_version(
+/// Calls `see` with each version up to `revision`, until it says no: its key without group and generation, and its
+/// record. Of what lies at or below the floor only the newest version of a key counts, and only if it is live: that is
+/// what compaction leaves.
+pub(super) fn for_each_version(
     opened: &Opened,
     revision: i64,
-    mut see: impl FnMut(&[u8], &Bytes),
+    mut see: impl FnMut(&[u8], &Bytes) -> bool,
 ) -> Result<(), EngineError> {
     let (keys, floor) = (opened.keys, opened.meta.compact);
     let (mut covered, from) = (None, keys.first(VERSION));
@@ -462,24 +499,9 @@ fn for_each_version(
                 continue;
             }
         }
-        see(&at[PREFIX..], &record);
-    }
-    Ok(())
-}
-
-/// FNV-1a over length-prefixed pieces: stable across runs and machines.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Fnv {
-    fn add(&mut self, bytes: &[u8]) {
-        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        if !see(&at[PREFIX..], &record) {
+            break;
         }
     }
+    Ok(())
 }

@@ -8,8 +8,8 @@ use raft_node::TickContext;
 
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse, PutResponse,
-    TxnResponse,
+    AlarmResponse, CompactionResponse, DeleteRangeResponse, LeaseGrantResponse,
+    LeaseRevokeResponse, PutResponse, TxnResponse,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -104,6 +104,8 @@ pub enum CommandResult {
     LeaseGrant(LeaseGrantResponse),
     /// Answer to a revocation.
     LeaseRevoke(LeaseRevokeResponse),
+    /// Answer to raising or clearing an alarm.
+    Alarm(AlarmResponse),
     /// For commands and entries that nobody waits for.
     None,
 }

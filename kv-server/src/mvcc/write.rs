@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft_log::Index;
 
+use super::alarms::Alarms;
 use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
@@ -20,9 +21,9 @@ use super::read::{Fail, Pairs, Read, View, check_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
 use crate::engine::{Change, Engine, EngineError, Snapshot};
 use crate::error::ApiError;
-use crate::pb::command::{LeaseCheckpoint, LeaseExpire, LeaseGrant, command::Op};
+use crate::pb::command::{CheckState, LeaseCheckpoint, LeaseExpire, LeaseGrant, command::Op};
 use crate::pb::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
     LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse, RequestOp, ResponseOp,
     TxnRequest, TxnResponse, request_op::Request, response_op::Response,
 };
@@ -42,6 +43,7 @@ pub(super) struct Writer<'a> {
     pub(super) leases: &'a mut BTreeMap<i64, LeaseInfo>,
     pub(super) duplicates: &'a mut Duplicates,
     pub(super) members: &'a mut Members,
+    pub(super) alarms: &'a mut Alarms,
     pub(super) meta: Meta,
     pub(super) changes: BTreeMap<Bytes, Change>,
     /// Of the revision in progress.
@@ -49,6 +51,8 @@ pub(super) struct Writer<'a> {
     pub(super) revisions: Vec<Arc<RevisionEvents>>,
     pub(super) lease_news: Vec<LeaseNews>,
     pub(super) compacted: Option<i64>,
+    /// The last command asked for a cut of the state: nothing may follow it in this batch.
+    pub(super) check: bool,
     pub(super) snapshot: OnceCell<Arc<dyn Snapshot>>,
 }
 
@@ -128,6 +132,7 @@ impl Writer<'_> {
 
     /// Executes one command. An error of the client has changed nothing.
     pub(super) fn execute(&mut self, op: Op, index: Index) -> Result<CommandResult, Fail> {
+        self.alarms.check(&op)?;
         let result = match op {
             Op::Put(request) => self.put(request).map(CommandResult::Put),
             Op::DeleteRange(request) => self.delete_range(&request).map(CommandResult::DeleteRange),
@@ -145,6 +150,15 @@ impl Writer<'_> {
             Op::LeaseExpire(expire) => self.expire(&expire).map(|()| CommandResult::None),
             Op::LeaseCheckpoint(request) => {
                 self.checkpoint(&request);
+                Ok(CommandResult::None)
+            }
+            Op::SetAlarm(command) => {
+                let alarms = self.alarms.set(&command, self.keys, &mut self.changes);
+                let header = header(self.meta.revision);
+                Ok(CommandResult::Alarm(AlarmResponse { header, alarms }))
+            }
+            Op::CheckState(CheckState {}) => {
+                self.check = true;
                 Ok(CommandResult::None)
             }
             Op::PublishMember(member) => {

@@ -223,6 +223,8 @@ impl Model {
             }
             // What members tell of themselves is no client's.
             Op::PublishMember(_) => Ok(CommandResult::None),
+            Op::SetAlarm(_) => panic!("the simulator raises no alarms"),
+            Op::CheckState(_) => Ok(CommandResult::None),
             Op::LeaseCheckpoint(request) => {
                 for item in request.items {
                     if self.is_granted(item.id, item.granted_index)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use kv_server::pb::command::{Command, command::Op};
+use kv_server::pb::etcdserverpb::alarm_request::AlarmAction;
 use prost::Message;
 use raft_log::log::inspect::{BatchInfo, DiskRecord, SegmentInfo};
 use raft_log::{Entry, EntryKind, GroupId, HardState, Record};
@@ -355,6 +356,17 @@ fn describe_op(op: &Op) -> String {
             member.name.escape_default(),
             member.client_urls.join(",").escape_default()
         ),
+        Op::SetAlarm(command) => {
+            let request = command.request.unwrap_or_default();
+            let (alarm, member) = (request.alarm().as_str_name(), request.member_id);
+            let action = match request.action() {
+                AlarmAction::Get => "look at",
+                AlarmAction::Activate => "raise",
+                AlarmAction::Deactivate => "clear",
+            };
+            format!("{action} the alarm {alarm} of member {member:x}")
+        }
+        Op::CheckState(_) => "compare the states of the members".to_owned(),
         Op::LeaseCheckpoint(checkpoint) => format!("checkpoint {} leases", checkpoint.items.len()),
     }
 }

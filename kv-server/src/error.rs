@@ -58,6 +58,10 @@ api_errors! {
     TooManyOps => InvalidArgument, "too many operations in txn request";
     /// One branch of a txn changes a key twice.
     DuplicateKey => InvalidArgument, "duplicate key given in txn request";
+    /// The target of a downgrade that is no version.
+    WrongDowngradeVersionFormat => InvalidArgument, "wrong downgrade target version format";
+    /// The target of a downgrade that cannot be.
+    InvalidDowngradeTargetVersion => InvalidArgument, "invalid downgrade target version";
     /// A sort order or target that does not exist.
     InvalidSortOption => InvalidArgument, "invalid sort option";
     /// Above `--max-request-bytes`.
@@ -82,6 +86,10 @@ api_errors! {
     NotLeader => FailedPrecondition, "not leader";
     /// Who is to lead is no voter.
     BadLeaderTransferee => FailedPrecondition, "bad leader transferee";
+    /// Nothing to cancel.
+    NoInflightDowngrade => FailedPrecondition, "no inflight downgrade job";
+    /// An action that does not exist.
+    UnknownMethod => Unknown, "unknown method";
     /// There is no leader.
     NoLeader => Unavailable, "no leader";
     /// The leader moved while a read waited.
@@ -170,6 +178,18 @@ mod tests {
                 "request timed out, waiting for the applied index took too long",
             ),
             (E::Corrupt, 15, "corrupt cluster"),
+            (
+                E::WrongDowngradeVersionFormat,
+                3,
+                "wrong downgrade target version format",
+            ),
+            (
+                E::InvalidDowngradeTargetVersion,
+                3,
+                "invalid downgrade target version",
+            ),
+            (E::NoInflightDowngrade, 9, "no inflight downgrade job"),
+            (E::UnknownMethod, 2, "unknown method"),
         ];
         for (error, code, text) in table {
             let status = Status::from(error);

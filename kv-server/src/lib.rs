@@ -12,6 +12,7 @@ pub mod server;
 pub mod testing;
 #[cfg(not(feature = "seeded-bugs"))]
 mod testing;
+pub mod upkeep;
 pub mod watch;
 
 pub use error::ApiError;

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
-use kv_server::node::{DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, NodeView};
+use kv_server::node::{
+    DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, UpkeepConfig,
+};
 use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
     Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
@@ -123,6 +125,11 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
         election_ms: config.election_ms,
         snapshot_entries: config.snapshot_entries,
         accept_suspect_tail: config.accept_suspect_tail,
+        upkeep: UpkeepConfig {
+            auto_compaction: config.auto_compaction,
+            quota_bytes: config.quota_bytes,
+            check_interval: config.check_interval,
+        },
     }
 }
 
@@ -181,13 +188,7 @@ fn start(
         handle: node.handle.clone(),
         group: DATA_GROUP,
     };
-    let view = NodeView::new(
-        Arc::clone(&node.store),
-        Arc::clone(&node.lessor),
-        Arc::clone(&node.engine),
-        node.log.clone(),
-    );
-    let view = Arc::new(view.with_peers(Arc::clone(&node.peers)));
+    let view = Arc::new(node.view());
     let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
         .map_err(|error| Failure::failed("starting the threads that scan", error))?;
     let scans = Arc::new(scans);

@@ -4,7 +4,10 @@
 //! (for a sole voter it always is) and reads there; ranges run on the scan pool, points on the caller's thread. What
 //! happened to a write that got no answer in time is unknown, and the error says so.
 
+mod cost;
+mod downgrade;
 mod keep_alive;
+mod snapshot;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +23,10 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
-use super::{Api, Gauges, Replica, ScanPool, View};
+use super::{Api, Gauges, Replica, ScanPool, SnapshotParts, View};
 use crate::ApiError;
-use crate::mvcc::CommandResult;
-use crate::pb::command::{Command, LeaseGrant, command::Op};
+use crate::mvcc::{BackupSource, CommandResult, may_put};
+use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
 use pb::request_op::Request as OpKind;
 
@@ -94,6 +97,7 @@ pub struct EtcdApi<R, V> {
     view: Arc<V>,
     scans: Arc<ScanPool>,
     options: ApiOptions,
+    snapshots: snapshot::Streams,
     pending: AtomicU64,
     failed: AtomicU64,
 }
@@ -116,6 +120,7 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
             view,
             scans,
             options,
+            snapshots: snapshot::Streams::default(),
             pending,
             failed,
         }
@@ -147,14 +152,6 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
         };
         self.failed.fetch_add(1, Ordering::Relaxed);
         Err(error)
-    }
-
-    /// Without space only what shrinks the store, or leaves it as it is, is proposed.
-    fn check_space(&self) -> Result<(), ApiError> {
-        if self.view.out_of_space() {
-            return Err(ApiError::NoSpace);
-        }
-        Ok(())
     }
 
     /// Waits until local state holds all that was acknowledged before this call.
@@ -211,6 +208,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
         check_sort(&request)?;
         self.view.check_range(&request)?;
+        self.view.check_sound()?;
         if !request.serializable {
             self.linearizable().await?;
         }
@@ -226,7 +224,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, ApiError> {
         self.view.check_put(&request)?;
-        self.check_space()?;
+        self.view.check_sound()?;
+        self.view.check_space(cost::of_put(&request))?;
         expect_output!(self, self.propose(Op::Put(request)).await?, Put)
     }
 
@@ -235,6 +234,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         request: pb::DeleteRangeRequest,
     ) -> Result<pb::DeleteRangeResponse, ApiError> {
         self.view.check_delete(&request)?;
+        self.view.check_sound()?;
         expect_output!(
             self,
             self.propose(Op::DeleteRange(request)).await?,
@@ -244,9 +244,10 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     async fn txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
         self.view.check_txn(&request, self.options.max_txn_ops)?;
+        self.view.check_sound()?;
         let Some(serializable) = read_only(&request)? else {
             if may_put(&request) {
-                self.check_space()?;
+                self.view.check_space(cost::of_txn(&request))?;
             }
             return expect_output!(self, self.propose(Op::Txn(request)).await?, Txn);
         };
@@ -267,6 +268,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::CompactionRequest,
     ) -> Result<pb::CompactionResponse, ApiError> {
+        self.view.check_sound()?;
         let (revision, physical) = (request.revision, request.physical);
         let output = self.propose(Op::Compact(request)).await?;
         // The caller's deadline bounds this wait: a connection that ends drops it.
@@ -283,7 +285,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.ttl > LEASE_TTL_MAX {
             return Err(ApiError::LeaseTtlTooLarge);
         }
-        self.check_space()?;
+        self.view.check_sound()?;
+        self.view.check_space(cost::LEASE)?;
         let id = if request.id == 0 {
             random_lease_id()?
         } else {
@@ -298,6 +301,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::LeaseRevokeRequest,
     ) -> Result<pb::LeaseRevokeResponse, ApiError> {
+        self.view.check_sound()?;
         expect_output!(
             self,
             self.propose(Op::LeaseRevoke(request)).await?,
@@ -384,17 +388,15 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     async fn status(&self, _request: pb::StatusRequest) -> Result<pb::StatusResponse, ApiError> {
         let group = self.replica.status();
-        let bytes = i64::try_from(self.view.disk_bytes()).unwrap_or(i64::MAX);
+        let bytes = i64::try_from(self.view.data_bytes()).unwrap_or(i64::MAX);
         let mut errors = Vec::new();
         if group.leader.is_none() {
             errors.push(ApiError::NoLeader.to_string());
         }
-        if self.view.out_of_space() {
-            errors.push(format!(
-                "memberID:{} alarm:NOSPACE ",
-                self.options.member_id
-            ));
-        }
+        errors.extend(self.view.alarms().into_iter().map(|raised| {
+            let alarm = raised.alarm().as_str_name();
+            format!("memberID:{} alarm:{alarm} ", raised.member_id)
+        }));
         Ok(pb::StatusResponse {
             header: self.header(),
             version: VERSION.to_owned(),
@@ -407,26 +409,22 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             db_size_in_use: bytes,
             is_learner: group.learners.contains(&group.node),
             storage_version: STORAGE_VERSION.to_owned(),
-            db_size_quota: 0,
+            db_size_quota: i64::try_from(self.view.quota_bytes()).unwrap_or(i64::MAX),
             downgrade_info: Some(pb::DowngradeInfo::default()),
         })
     }
 
     async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, ApiError> {
-        if request.action != pb::alarm_request::AlarmAction::Get as i32 {
-            return Err(ApiError::NotImplemented(
-                "setting or clearing an alarm by hand",
-            ));
+        if request.action != i32::from(pb::alarm_request::AlarmAction::Get) {
+            let command = SetAlarm {
+                request: Some(request),
+                by_quota: false,
+            };
+            return expect_output!(self, self.propose(Op::SetAlarm(command)).await?, Alarm);
         }
-        let no_space = pb::AlarmType::Nospace as i32;
-        let wanted = request.alarm == pb::AlarmType::None as i32 || request.alarm == no_space;
-        let mut alarms = Vec::new();
-        if wanted && self.view.out_of_space() {
-            alarms.push(pb::AlarmMember {
-                member_id: self.options.member_id,
-                alarm: no_space,
-            });
-        }
+        self.linearizable().await?;
+        let mut alarms = self.view.alarms();
+        alarms.retain(|raised| [raised.alarm, pb::AlarmType::None.into()].contains(&request.alarm));
         Ok(pb::AlarmResponse {
             header: self.header(),
             alarms,
@@ -439,6 +437,24 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         let mut response = hash.await?;
         self.complete(&mut response.header);
         Ok(response)
+    }
+
+    async fn hash(&self, _request: pb::HashRequest) -> Result<pb::HashResponse, ApiError> {
+        let view = Arc::clone(&self.view);
+        let hash = self.scans.run(move || view.state_hash()).await?;
+        Ok(pb::HashResponse {
+            header: self.header(),
+            // Both halves count.
+            hash: (hash ^ (hash >> 32)) as u32,
+        })
+    }
+
+    async fn downgrade(
+        &self,
+        request: pb::DowngradeRequest,
+    ) -> Result<pb::DowngradeResponse, ApiError> {
+        self.linearizable().await?;
+        Err(downgrade::refusal(&request))
     }
 
     async fn move_leader(
@@ -489,16 +505,42 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         }
     }
 
+    fn snapshot(&self) -> Result<SnapshotParts, ApiError> {
+        self.view.check_sound()?;
+        let source = BackupSource {
+            cluster: self.options.cluster_id,
+            member: self.options.member_id,
+        };
+        let view = Arc::clone(&self.view);
+        let term = self.replica.term();
+        self.snapshots.start(move || view.backup(), source, term)
+    }
+
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        self.view.alarms()
+    }
+
+    fn is_sound(&self) -> bool {
+        self.view.check_sound().is_ok()
+    }
+
     fn gauges(&self) -> Gauges {
         let group = self.replica.status();
+        let alarms = self.view.alarms();
+        let raised = |kind| alarms.iter().any(|raised| raised.alarm() == kind);
         Gauges {
             has_leader: group.leader.is_some(),
             is_leader: group.leader == Some(group.node),
+            is_learner: group.learners.contains(&group.node),
+            leader_changes: group.leader_changes,
+            no_space: raised(pb::AlarmType::Nospace),
+            corrupt: raised(pb::AlarmType::Corrupt),
             committed: group.commit.0,
             applied: group.applied.0,
             proposals_pending: self.pending.load(Ordering::Relaxed),
             proposals_failed: self.failed.load(Ordering::Relaxed),
-            disk_bytes: self.view.disk_bytes(),
+            data_bytes: self.view.data_bytes(),
+            quota_bytes: self.view.quota_bytes(),
             revision: self.view.revision(),
             compact_revision: self.view.compact_revision(),
         }
@@ -550,16 +592,6 @@ fn read_only(request: &pb::TxnRequest) -> Result<Option<bool>, ApiError> {
         }
     }
     Ok(reads.then_some(serializable))
-}
-
-/// Whether either branch, at any depth, may write a key.
-fn may_put(request: &pb::TxnRequest) -> bool {
-    let mut ops = request.success.iter().chain(&request.failure);
-    ops.any(|op| match &op.request {
-        Some(OpKind::RequestPut(_)) => true,
-        Some(OpKind::RequestTxn(txn)) => may_put(txn),
-        _ => false,
-    })
 }
 
 fn points_only(request: &pb::TxnRequest) -> bool {

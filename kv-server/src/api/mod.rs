@@ -15,10 +15,11 @@ use std::future::Future;
 use bytes::Bytes;
 use multiraft::{GroupStatus, HostError, Reply};
 use raft_log::NodeId;
+use tokio::sync::mpsc;
 
 use crate::ApiError;
 use crate::lease::Renewal;
-use crate::mvcc::{CommandOutput, LeaseInfo};
+use crate::mvcc::{Backup, CommandOutput, LeaseInfo};
 use crate::pb::etcdserverpb as pb;
 
 pub use etcd::{ApiOptions, EtcdApi, STORAGE_VERSION, VERSION};
@@ -105,18 +106,36 @@ pub trait View: Send + Sync + 'static {
     /// The keys attached to a lease, sorted.
     fn lease_keys(&self, id: i64) -> Result<Vec<Bytes>, ApiError>;
 
+    /// A hash of all applied state.
+    fn state_hash(&self) -> Result<u64, ApiError>;
+
+    /// All applied state as of now, to be written as a backup.
+    fn backup(&self) -> Result<Backup, ApiError>;
+
     /// A hash of all versions up to a revision, 0 for the newest, with the compaction floor and that revision.
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError>;
 
     /// What is known of a member but its part in decisions: its name and its URLs.
     fn member(&self, id: u64) -> pb::Member;
 
-    /// Bytes on disk.
-    fn disk_bytes(&self) -> u64;
+    /// Bytes of the data on disk, and of what is on its way there.
+    fn data_bytes(&self) -> u64;
 
-    /// True while nothing that grows can be written.
-    fn out_of_space(&self) -> bool;
+    /// The quota that these bytes may not pass; 0 for none.
+    fn quota_bytes(&self) -> u64;
+
+    /// Refuses what adds about so many bytes, when there is no room for them here.
+    fn check_space(&self, bytes: usize) -> Result<(), ApiError>;
+
+    /// Refuses everything while the data of this member, or of the cluster, is known to be damaged.
+    fn check_sound(&self) -> Result<(), ApiError>;
+
+    /// The alarms that are raised, and what this member knows of its own disk.
+    fn alarms(&self) -> Vec<pb::AlarmMember>;
 }
+
+/// The parts of a backup, as they are made.
+pub type SnapshotParts = mpsc::Receiver<Result<pb::SnapshotResponse, ApiError>>;
 
 macro_rules! unary_calls {
     ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
@@ -134,6 +153,15 @@ macro_rules! unary_calls {
             /// Ends once no leader was known for about three election timeouts: streams that carry `hasleader` are
             /// ended then.
             fn leader_lost(&self) -> impl Future<Output = ()> + Send;
+
+            /// A backup of this member's state, part by part. Whoever does not read for a minute gets no more.
+            fn snapshot(&self) -> Result<SnapshotParts, ApiError>;
+
+            /// The alarms, as this member knows them.
+            fn alarms(&self) -> Vec<pb::AlarmMember>;
+
+            /// False while the data of this member, or of the cluster, is known to be damaged.
+            fn is_sound(&self) -> bool;
 
             /// What `/metrics` shows.
             fn gauges(&self) -> Gauges;
@@ -172,6 +200,10 @@ unary_calls! {
     defragment: DefragmentRequest -> DefragmentResponse;
     /// A hash of all keys with their history, as of a revision.
     hash_kv: HashKvRequest -> HashKvResponse;
+    /// A hash of all applied state.
+    hash: HashRequest -> HashResponse;
+    /// This version cannot become an older one, and says so.
+    downgrade: DowngradeRequest -> DowngradeResponse;
     /// Hands leadership over to a voter; answered once that one leads.
     move_leader: MoveLeaderRequest -> MoveLeaderResponse;
 }
@@ -183,6 +215,10 @@ pub struct Gauges {
     pub has_leader: bool,
     /// This member leads.
     pub is_leader: bool,
+    /// This member has no vote.
+    pub is_learner: bool,
+    /// How often a leader was seen to begin.
+    pub leader_changes: u64,
     /// The commit index.
     pub committed: u64,
     /// The applied index.
@@ -191,8 +227,14 @@ pub struct Gauges {
     pub proposals_pending: u64,
     /// Proposals that got no answer of the state machine.
     pub proposals_failed: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
+    /// Bytes of the data.
+    pub data_bytes: u64,
+    /// What they may not pass; 0 for no quota.
+    pub quota_bytes: u64,
+    /// The alarm of that kind is raised, whoever it is of.
+    pub no_space: bool,
+    /// The same.
+    pub corrupt: bool,
     /// The newest revision.
     pub revision: i64,
     /// The compaction floor.

@@ -14,7 +14,7 @@ use raft_node::TickContext;
 use super::{ApiOptions, EtcdApi, Replica, ScanPool, View};
 use crate::ApiError;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{CommandOutput, CommandResult, LeaseInfo, LeaseSink};
+use crate::mvcc::{Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink};
 use crate::pb::command::{Command, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -30,6 +30,7 @@ pub(crate) struct FakeState {
     revision: AtomicI64,
     pub(crate) no_leader: AtomicBool,
     pub(crate) full: AtomicBool,
+    pub(crate) corrupt: AtomicBool,
     /// Member 8 leads.
     pub(crate) follows: AtomicBool,
     /// What it was called for, and what it answers.
@@ -117,6 +118,22 @@ impl FakeState {
                 }
                 Ok(CommandResult::None)
             }
+            Op::SetAlarm(command) => {
+                let request = command.request.expect("it says what to set");
+                let raised = request.action == i32::from(pb::alarm_request::AlarmAction::Activate);
+                let flag = match request.alarm() {
+                    pb::AlarmType::Corrupt => &self.corrupt,
+                    _ => &self.full,
+                };
+                flag.store(raised, Ordering::SeqCst);
+                Ok(CommandResult::Alarm(pb::AlarmResponse {
+                    header: at(self.revision()),
+                    alarms: vec![pb::AlarmMember {
+                        member_id: request.member_id,
+                        alarm: request.alarm,
+                    }],
+                }))
+            }
             Op::Compact(_) => Err(ApiError::FutureRevision),
             other => panic!("the fake does not apply {other:?}"),
         }
@@ -199,6 +216,7 @@ impl Replica for FakeReplica {
                 NodeId(7)
             }),
             voters: vec![NodeId(7)],
+            leader_changes: 3,
             commit: Index(12),
             applied: Index(11),
             ..Default::default()
@@ -307,6 +325,14 @@ impl View for FakeState {
         Ok(attached.map(|kv| kv.key.clone()).collect())
     }
 
+    fn state_hash(&self) -> Result<u64, ApiError> {
+        Ok(0x1_0000_0007)
+    }
+
+    fn backup(&self) -> Result<Backup, ApiError> {
+        Err(ApiError::Timeout)
+    }
+
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError> {
         Ok(pb::HashKvResponse {
             header: at(self.revision()),
@@ -325,12 +351,38 @@ impl View for FakeState {
         }
     }
 
-    fn disk_bytes(&self) -> u64 {
+    fn data_bytes(&self) -> u64 {
         4096
     }
 
-    fn out_of_space(&self) -> bool {
-        self.full.load(Ordering::SeqCst)
+    fn quota_bytes(&self) -> u64 {
+        8192
+    }
+
+    fn check_space(&self, _bytes: usize) -> Result<(), ApiError> {
+        if self.full.load(Ordering::SeqCst) {
+            return Err(ApiError::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn check_sound(&self) -> Result<(), ApiError> {
+        if self.corrupt.load(Ordering::SeqCst) {
+            return Err(ApiError::Corrupt);
+        }
+        Ok(())
+    }
+
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let alarm = |kind: pb::AlarmType| pb::AlarmMember {
+            member_id: 7,
+            alarm: kind.into(),
+        };
+        let full = self.full.load(Ordering::SeqCst);
+        let corrupt = self.corrupt.load(Ordering::SeqCst);
+        let full = full.then(|| alarm(pb::AlarmType::Nospace));
+        let corrupt = corrupt.then(|| alarm(pb::AlarmType::Corrupt));
+        full.into_iter().chain(corrupt).collect()
     }
 }
 

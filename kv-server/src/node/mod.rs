@@ -11,14 +11,17 @@
 //!
 //! The links to other members come last: [`Node::connect`]. It opens no socket itself; the binary does.
 
+mod checks;
 mod engine;
 mod error;
 mod identity;
 mod initial;
 mod peers;
 mod publish;
+mod quota;
 mod recover;
 mod text;
+mod upkeep;
 mod view;
 
 use std::collections::BTreeMap;
@@ -46,9 +49,10 @@ use rand::rngs::SysRng;
 use tracing::{info, warn};
 
 use crate::engine::Engine;
-use crate::lease::{LeaseCalls, Lessor};
+use crate::lease::{LeaseCalls, Lessor, StateReports};
 use crate::mvcc::{self, KvOptions, KvStateMachine, Sinks, Store};
 use crate::pb::command::PublishMember;
+use crate::upkeep::StateChecks;
 use crate::watch::WatchHub;
 use initial::InitialMember;
 
@@ -58,6 +62,7 @@ pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use initial::{InitialCluster, InitialState};
 pub use peers::PeerBook;
 pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
+pub use upkeep::UpkeepConfig;
 pub use view::{GroupReplica, NodeView};
 
 /// Entries that stay in the log below the applied index, so that a member that lags needs no snapshot.
@@ -96,6 +101,8 @@ pub struct NodeConfig {
     pub snapshot_entries: u64,
     /// Accept that the very last batch of the log may be damaged, after its report was read.
     pub accept_suspect_tail: bool,
+    /// What the member does on its own.
+    pub upkeep: UpkeepConfig,
 }
 
 /// A node that runs. Front ends use the parts; [`Node::stop`] ends it.
@@ -127,6 +134,9 @@ pub struct Node {
     others: BTreeMap<NodeId, Vec<String>>,
     transport: Option<Transport>,
     publisher: Option<publish::Publisher>,
+    upkeep: upkeep::Upkeep,
+    hasher: checks::Hasher,
+    quota: Arc<quota::Quota>,
     _lock: Box<dyn VfsLock>,
 }
 
@@ -199,6 +209,8 @@ impl Node {
         let boot = identity.boot + 1;
         let outcomes = Arc::new(Outcomes::new(identity.member, boot));
         machine.report_forwarded(Arc::clone(&outcomes));
+        let (cuts, to_hash) = checks::cuts();
+        machine.check_state(cuts);
         let group_config = GroupConfig {
             core: core_config(config, identity.member, boot)?,
             catch_up_entries: CATCH_UP_ENTRIES,
@@ -213,6 +225,8 @@ impl Node {
             snapshot_entries: config.snapshot_entries,
             ..HostOptions::default()
         };
+        let checks = StateChecks::new(config.upkeep.check_interval, Duration::ZERO);
+        let reports = Arc::new(checks::Reports::new(checks));
         let host = Host::start_with(
             log.clone(),
             vec![group],
@@ -223,7 +237,9 @@ impl Node {
                     handle: handle.clone(),
                     group: DATA_GROUP,
                 };
-                let calls = LeaseCalls::new(DATA_GROUP, replica, Arc::clone(&lessor));
+                let heard = Some(Arc::clone(&reports) as Arc<dyn StateReports>);
+                let lessor = Arc::clone(&lessor);
+                let calls = LeaseCalls::with_reports(DATA_GROUP, replica, lessor, heard);
                 core.forward(Forwarding {
                     outcomes,
                     stamp: mvcc::stamp,
@@ -237,6 +253,22 @@ impl Node {
             on_failure,
         )
         .map_err(|error| NodeError::io("cannot start the host thread for", dir, error))?;
+        let quota = Arc::new(quota::Quota::new(
+            Arc::clone(&engine),
+            config.upkeep.quota_bytes,
+        ));
+        let looked_after = upkeep::Parts {
+            handle: host.handle(),
+            store: Arc::clone(&store),
+            engine: Arc::clone(&engine),
+            quota: Arc::clone(&quota),
+            reports,
+        };
+        let upkeep = upkeep::Upkeep::start(&config.upkeep, looked_after).map_err(|error| {
+            NodeError::io("cannot start the thread that looks after", dir, error)
+        })?;
+        let hasher = checks::Hasher::start(identity.member, to_hash, host.handle())
+            .map_err(|error| NodeError::io("cannot start the thread that hashes", dir, error))?;
         Ok(Self {
             identity,
             handle: host.handle(),
@@ -254,8 +286,21 @@ impl Node {
             others,
             transport: None,
             publisher: None,
+            upkeep,
+            hasher,
+            quota,
             _lock: lock,
         })
+    }
+
+    /// The applied state, for who answers requests.
+    #[must_use]
+    pub fn view(&self) -> NodeView {
+        let engine = Arc::clone(&self.engine);
+        let (store, lessor) = (Arc::clone(&self.store), Arc::clone(&self.lessor));
+        NodeView::new(store, lessor, engine, self.log.clone())
+            .with_peers(Arc::clone(&self.peers))
+            .of_member(self.identity.member, Arc::clone(&self.quota))
     }
 
     /// True when there are other members: [`Node::connect`] is to be called.
@@ -376,6 +421,8 @@ impl Node {
 
     /// Finishes what is under way, makes the engine durable, closes the log.
     pub fn stop(self) -> Result<(), NodeError> {
+        self.upkeep.stop();
+        self.hasher.stop();
         // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.
         let host = self.host.stop().map_err(NodeError::Host);
         // What was under way needed the others.
@@ -385,6 +432,8 @@ impl Node {
         if let Some(publisher) = self.publisher {
             publisher.join();
         }
+        self.upkeep.join();
+        self.hasher.join();
         let engine = self.engine.close().map_err(NodeError::Engine);
         let log = self.log.close().map_err(NodeError::Log);
         host.and(engine).and(log)

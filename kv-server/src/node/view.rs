@@ -7,11 +7,12 @@ use multiraft::{GroupStatus, HostHandle, Reply};
 use raft_log::{GroupId, Log, NodeId, Space, Term};
 
 use super::PeerBook;
+use super::quota::Quota;
 use crate::ApiError;
 use crate::api::{Replica, View};
 use crate::engine::Engine;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{self, CommandOutput, KvStateMachine, LeaseInfo, Store};
+use crate::mvcc::{self, Backup, CommandOutput, KvStateMachine, LeaseInfo, Store};
 use crate::pb::etcdserverpb as pb;
 
 /// One group of a host.
@@ -60,6 +61,8 @@ pub struct NodeView {
     engine: Arc<dyn Engine>,
     log: Log,
     peers: Option<Arc<PeerBook>>,
+    member: u64,
+    quota: Option<Arc<Quota>>,
 }
 
 impl NodeView {
@@ -72,14 +75,29 @@ impl NodeView {
             engine,
             log,
             peers: None,
+            member: 0,
+            quota: None,
         }
     }
 
     /// Lets it name members that have not published anything yet.
     #[must_use]
-    pub fn with_peers(mut self, peers: Arc<PeerBook>) -> Self {
+    pub(super) fn with_peers(mut self, peers: Arc<PeerBook>) -> Self {
         self.peers = Some(peers);
         self
+    }
+
+    /// Says whose view it is, and what its data may take.
+    #[must_use]
+    pub(super) fn of_member(mut self, member: NodeId, quota: Arc<Quota>) -> Self {
+        self.member = member.0;
+        self.quota = Some(quota);
+        self
+    }
+
+    /// True while nothing can be written to this member's disk.
+    fn is_disk_full(&self) -> bool {
+        self.engine.out_of_space() || self.log.space() == Space::Full
     }
 }
 
@@ -148,6 +166,14 @@ impl View for NodeView {
         self.store.lease_keys(id)
     }
 
+    fn state_hash(&self) -> Result<u64, ApiError> {
+        self.store.state_hash()
+    }
+
+    fn backup(&self) -> Result<Backup, ApiError> {
+        self.store.backup()
+    }
+
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError> {
         self.store.hash_kv(revision)
     }
@@ -176,11 +202,40 @@ impl View for NodeView {
         }
     }
 
-    fn disk_bytes(&self) -> u64 {
-        self.engine.disk_bytes()
+    fn data_bytes(&self) -> u64 {
+        self.engine.data_bytes()
     }
 
-    fn out_of_space(&self) -> bool {
-        self.engine.out_of_space() || self.log.space() == Space::Full
+    fn quota_bytes(&self) -> u64 {
+        self.quota.as_ref().map_or(0, |quota| quota.limit)
+    }
+
+    fn check_space(&self, bytes: usize) -> Result<(), ApiError> {
+        if self.is_disk_full() {
+            return Err(ApiError::NoSpace);
+        }
+        self.quota
+            .as_ref()
+            .map_or(Ok(()), |quota| quota.check(bytes))
+    }
+
+    fn check_sound(&self) -> Result<(), ApiError> {
+        if self.store.is_corrupt(self.member) {
+            return Err(ApiError::Corrupt);
+        }
+        Ok(())
+    }
+
+    fn alarms(&self) -> Vec<pb::AlarmMember> {
+        let mut alarms = self.store.alarms();
+        let own = pb::AlarmMember {
+            member_id: self.member,
+            alarm: pb::AlarmType::Nospace.into(),
+        };
+        // A disk that is full takes no entry that says so.
+        if self.is_disk_full() && !alarms.contains(&own) {
+            alarms.push(own);
+        }
+        alarms
     }
 }

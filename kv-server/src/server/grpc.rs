@@ -5,10 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec};
-use tokio_stream::{Empty, Stream, StreamExt};
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status};
 
 use super::Metrics;
+use super::snapshot::Parts;
 use crate::ApiError;
 use crate::api::Api;
 use crate::pb::etcdserverpb as pb;
@@ -19,7 +20,7 @@ use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
 /// Type, service and method of each counted call; [`Call`] is the index.
-const METHODS: [(&str, &str, &str); 23] = [
+pub(super) const METHODS: &[(&str, &str, &str)] = &[
     ("unary", "etcdserverpb.KV", "Range"),
     ("unary", "etcdserverpb.KV", "Put"),
     ("unary", "etcdserverpb.KV", "DeleteRange"),
@@ -35,6 +36,9 @@ const METHODS: [(&str, &str, &str); 23] = [
     ("unary", "etcdserverpb.Maintenance", "Status"),
     ("unary", "etcdserverpb.Maintenance", "Defragment"),
     ("unary", "etcdserverpb.Maintenance", "HashKV"),
+    ("unary", "etcdserverpb.Maintenance", "Hash"),
+    ("server_stream", "etcdserverpb.Maintenance", "Snapshot"),
+    ("unary", "etcdserverpb.Maintenance", "Downgrade"),
     ("unary", "etcdserverpb.Maintenance", "MoveLeader"),
     ("unary", "v3lockpb.Lock", "Lock"),
     ("unary", "v3lockpb.Lock", "Unlock"),
@@ -62,6 +66,9 @@ pub(super) enum Call {
     Status,
     Defragment,
     HashKv,
+    Hash,
+    Snapshot,
+    Downgrade,
     MoveLeader,
     Lock,
     Unlock,
@@ -120,6 +127,29 @@ impl Calls {
         self.handled
             .with_label_values(&[kind, service, method, &code])
             .inc();
+    }
+}
+
+/// Counts a stream once, when it ends; one that is dropped before was cancelled by the client.
+pub(super) struct Outcome {
+    calls: Arc<Calls>,
+    call: Call,
+    pub(super) code: Code,
+}
+
+impl Outcome {
+    pub(super) fn new(calls: &Arc<Calls>, call: Call) -> Self {
+        Self {
+            calls: Arc::clone(calls),
+            call,
+            code: Code::Cancelled,
+        }
+    }
+}
+
+impl Drop for Outcome {
+    fn drop(&mut self) {
+        self.calls.count(self.call, self.code);
     }
 }
 
@@ -237,7 +267,7 @@ impl<A: Api> pb::cluster_server::Cluster for Front<A> {
 
 #[tonic::async_trait]
 impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
-    type SnapshotStream = Empty<Result<pb::SnapshotResponse, Status>>;
+    type SnapshotStream = Parts;
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Answer<pb::AlarmResponse> {
         self.calls
@@ -259,8 +289,9 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
         )
     }
 
-    async fn hash(&self, _request: Request<pb::HashRequest>) -> Answer<pb::HashResponse> {
-        Err(ApiError::NotImplemented("Hash").into())
+    async fn hash(&self, request: Request<pb::HashRequest>) -> Answer<pb::HashResponse> {
+        self.calls
+            .done(Call::Hash, self.api.hash(request.into_inner()).await)
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
@@ -272,7 +303,8 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
         &self,
         _request: Request<pb::SnapshotRequest>,
     ) -> Answer<Self::SnapshotStream> {
-        Err(ApiError::NotImplemented("Snapshot").into())
+        let outcome = Outcome::new(&self.calls, Call::Snapshot);
+        Parts::begin(self.api.snapshot(), outcome).map(Response::new)
     }
 
     async fn move_leader(
@@ -287,9 +319,12 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
 
     async fn downgrade(
         &self,
-        _request: Request<pb::DowngradeRequest>,
+        request: Request<pb::DowngradeRequest>,
     ) -> Answer<pb::DowngradeResponse> {
-        Err(ApiError::NotImplemented("Downgrade").into())
+        self.calls.done(
+            Call::Downgrade,
+            self.api.downgrade(request.into_inner()).await,
+        )
     }
 }
 

@@ -238,16 +238,13 @@ async fn health<A: Api>(api: &A, line: &Line) -> PageResponse {
 }
 
 async fn unhealthy<A: Api>(api: &A, line: &Line, serializable: bool) -> Option<String> {
-    match api.alarm(pb::AlarmRequest::default()).await {
-        Ok(response) => {
-            for member in response.alarms {
-                let name = member.alarm().as_str_name();
-                if !line.excludes(name) {
-                    return Some(format!("ALARM {name}"));
-                }
-            }
+    for member in api.alarms() {
+        // Another member's damage is no reason to take this one out of service.
+        let elsewhere = member.alarm() == pb::AlarmType::Corrupt && api.is_sound();
+        let name = member.alarm().as_str_name();
+        if !elsewhere && !line.excludes(name) {
+            return Some(format!("ALARM {name}"));
         }
-        Err(error) => return Some(format!("ALARM ERROR:{error}")),
     }
     if !serializable && !api.has_leader() {
         return Some("RAFT NO LEADER".to_owned());
@@ -287,16 +284,10 @@ async fn check<A: Api>(api: &A, name: &str) -> Result<(), String> {
             }
         }
         _ => {
-            // Damage stops this server before it could raise the alarm; one raised all the same counts.
-            let response = api.alarm(pb::AlarmRequest::default()).await;
-            let alarms = response.map_err(|error| error.to_string())?.alarms;
-            let corrupt = alarms
-                .iter()
-                .any(|member| member.alarm() == pb::AlarmType::Corrupt);
-            if corrupt {
-                Err("alarm CORRUPT is raised".to_owned())
-            } else {
+            if api.is_sound() {
                 Ok(())
+            } else {
+                Err("alarm CORRUPT is raised".to_owned())
             }
         }
     }

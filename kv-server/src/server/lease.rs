@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::grpc::{Answer, Call, Calls, Front, wants_leader};
+use super::grpc::{Answer, Call, Front, Outcome, wants_leader};
 use crate::ApiError;
 use crate::api::Api;
 use crate::pb::etcdserverpb as pb;
@@ -69,18 +69,6 @@ impl<A: Api> pb::lease_server::Lease for Front<A> {
     }
 }
 
-/// Counts a stream once, when it ends; one that is dropped before was cancelled by the client.
-struct Outcome {
-    calls: Arc<Calls>,
-    code: Code,
-}
-
-impl Drop for Outcome {
-    fn drop(&mut self) {
-        self.calls.count(Call::LeaseKeepAlive, self.code);
-    }
-}
-
 /// The answers to one client's keepalives.
 pub(super) struct KeepAlives<A> {
     api: Arc<A>,
@@ -104,10 +92,7 @@ impl<A: Api> KeepAlives<A> {
             let api = Arc::clone(&api);
             Box::pin(async move { api.leader_lost().await }) as Boxed<()>
         });
-        let outcome = Outcome {
-            calls: Arc::clone(&front.calls),
-            code: Code::Cancelled,
-        };
+        let outcome = Outcome::new(&front.calls, Call::LeaseKeepAlive);
         Self {
             api,
             inbound,

@@ -220,7 +220,7 @@ impl Metrics {
         self.pending.set(now.proposals_pending.cast_signed());
         self.failed
             .inc_by(now.proposals_failed.saturating_sub(self.failed.get()));
-        self.db_total.set(now.disk_bytes.cast_signed());
+        self.db_total.set(now.data_bytes.cast_signed());
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
         self.set_recent_fsync();

@@ -10,6 +10,7 @@ mod lease;
 mod metrics;
 mod recent;
 mod recipes;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod threads;

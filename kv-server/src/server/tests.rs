@@ -116,6 +116,13 @@ fn health_pages_follow_leader_and_alarms() {
     assert_eq!(http(at, "GET", "/health?exclude=NOSPACE").0, 200);
 
     state.full.store(false, Ordering::SeqCst);
+    state.corrupt.store(true, Ordering::SeqCst);
+    let corrupt = r#"{"health":"false","reason":"ALARM CORRUPT"}"#;
+    assert_eq!(http(at, "GET", "/health"), (503, corrupt.into()));
+    let (status, report) = http(at, "GET", "/readyz/data_corruption");
+    assert_eq!(status, 503);
+    assert!(report.contains("alarm CORRUPT is raised"), "{report}");
+    state.corrupt.store(false, Ordering::SeqCst);
     state.no_leader.store(true, Ordering::SeqCst);
     let lost = r#"{"health":"false","reason":"RAFT NO LEADER"}"#;
     assert_eq!(http(at, "GET", "/health"), (503, lost.into()));

@@ -131,6 +131,11 @@ impl Shared {
         self.replica.status().leader.is_some()
     }
 
+    /// Whoever has wrong data tells nobody of it.
+    fn is_corrupt(&self) -> bool {
+        self.store.is_corrupt(self.options.member_id)
+    }
+
     fn count(&self, code: Code) {
         let code = code_label(code);
         let labels = ["bidi_stream", "etcdserverpb.Watch", "Watch", &code];
@@ -244,6 +249,8 @@ impl Watch for WatchService {
         let needs_leader = wanted.is_some_and(|value| value == "true");
         let refused = if shared.hub.is_closed() {
             Some(ApiError::Stopped)
+        } else if shared.is_corrupt() {
+            Some(ApiError::Corrupt)
         } else if needs_leader && !shared.has_leader() {
             Some(ApiError::NoLeader)
         } else {
@@ -398,7 +405,11 @@ impl Stream for Answers {
         if self.ended {
             return Poll::Ready(None);
         }
-        let next = self.next(context);
+        let next = if self.shared.is_corrupt() {
+            Err(ApiError::Corrupt.into())
+        } else {
+            self.next(context)
+        };
         self.count_watchers();
         match next {
             Ok(poll) => poll.map(|response| Some(Ok(self.complete(response)))),

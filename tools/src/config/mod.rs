@@ -3,15 +3,18 @@
 //! `options` lists what can be set, `layers` gathers values and their origins, and [`ServerConfig::new`] turns them
 //! into something that the server can rely on. An option whose feature does not exist is refused, never ignored.
 
+mod duration;
 mod layers;
 mod options;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgMatches, Command};
 use kv_server::node::{InitialCluster, InitialState};
+use kv_server::upkeep::AutoCompaction;
 use tracing::Level;
 
 use layers::{Origin, Setting};
@@ -65,6 +68,12 @@ pub(crate) struct ServerConfig {
     pub(crate) txn_ops_max: usize,
     /// Bytes of one request. Default 1.5 MiB, at most 16 MiB: a request is held in memory several times over.
     pub(crate) request_bytes_max: usize,
+    /// History to keep when nobody compacts. Default all.
+    pub(crate) auto_compaction: AutoCompaction,
+    /// Bytes that the data of the member may take. Default 0: no quota.
+    pub(crate) quota_bytes: u64,
+    /// How often the states of the members are compared. Default ten minutes; none for never.
+    pub(crate) check_interval: Option<Duration>,
     /// The least severe level that is logged. Default info.
     pub(crate) log_level: Level,
     /// Default text.
@@ -107,6 +116,9 @@ impl ServerConfig {
             accept_suspect_tail: read.flag("accept-suspect-tail")?,
             txn_ops_max: read.size("max-txn-ops", 1, 1 << 20)?,
             request_bytes_max: read.size("max-request-bytes", 1024, REQUEST_BYTES_MAX)?,
+            auto_compaction: read.auto_compaction()?,
+            quota_bytes: read.quota()?,
+            check_interval: read.check_interval()?,
             log_level: read.level("log-level")?,
             log_format: read.log_format("log-format")?,
             name,
@@ -230,6 +242,52 @@ impl Reader<'_> {
             .map_err(|error| format!("--{option} ({origin}): {error}"))?;
         self.checked_urls(option, cluster.urls().map(String::as_str))?;
         Ok(cluster)
+    }
+
+    /// As etcd reads the two options: a plain number is hours in the periodic mode.
+    fn auto_compaction(&self) -> Result<AutoCompaction, String> {
+        let (mode, option) = ("auto-compaction-mode", "auto-compaction-retention");
+        let retention = self.settings.get(option).value.as_str();
+        let number = retention.parse::<u32>().ok();
+        let kept = match self.settings.get(mode).value.as_str() {
+            "periodic" => {
+                let period = number
+                    .map(|hours| Duration::from_secs(3_600) * hours)
+                    .or_else(|| duration::parse(retention))
+                    .ok_or_else(|| self.wrong(option, "hours, or a duration such as 1h30m"))?;
+                AutoCompaction::Periodic(period)
+            }
+            "revision" => {
+                let kept = retention.parse::<i64>().ok().filter(|kept| *kept >= 0);
+                let kept = kept.ok_or_else(|| self.wrong(option, "a number of revisions"))?;
+                AutoCompaction::Revision(kept)
+            }
+            _ => return Err(self.wrong(mode, "periodic or revision")),
+        };
+        let off = [
+            AutoCompaction::Periodic(Duration::ZERO),
+            AutoCompaction::Revision(0),
+        ];
+        Ok(if off.contains(&kept) {
+            AutoCompaction::Off
+        } else {
+            kept
+        })
+    }
+
+    /// As in etcd a negative one is none.
+    fn quota(&self) -> Result<u64, String> {
+        let option = "quota-backend-bytes";
+        let bytes = self.settings.get(option).value.parse::<i64>();
+        let bytes = bytes.map_err(|_| self.wrong(option, "a number of bytes, 0 for no quota"))?;
+        Ok(u64::try_from(bytes).unwrap_or(0))
+    }
+
+    fn check_interval(&self) -> Result<Option<Duration>, String> {
+        let option = "corrupt-check-time";
+        let interval = duration::parse(&self.settings.get(option).value)
+            .ok_or_else(|| self.wrong(option, "a duration such as 10m"))?;
+        Ok(Some(interval).filter(|interval| !interval.is_zero()))
     }
 
     fn initial_state(&self) -> Result<InitialState, String> {
@@ -358,7 +416,6 @@ mod tests {
                 vec!["--listen-client-urls", "https://127.0.0.1:2379"],
                 "TLS",
             ),
-            (vec!["--auto-compaction-retention", "1h"], "compaction"),
             (
                 vec!["--initial-cluster", "a=https://x:1,b=https://y:2"],
                 "TLS",
@@ -387,6 +444,49 @@ mod tests {
         assert!(config(&["--election-timeout", "200"]).is_err());
         assert!(config(&["--listen-client-urls", "http://example.org:2379"]).is_err());
         assert!(config(&["--name", ""]).is_err());
+    }
+
+    #[test]
+    fn new_auto_compaction_is_read_as_etcd_reads_it() {
+        let read = |mode: &str, retention: &str| {
+            let args = [
+                "--auto-compaction-mode",
+                mode,
+                "--auto-compaction-retention",
+                retention,
+            ];
+            config(&args).map(|config| config.auto_compaction)
+        };
+        let seconds = |seconds| Ok(AutoCompaction::Periodic(Duration::from_secs(seconds)));
+        assert_eq!(config(&[]).unwrap().auto_compaction, AutoCompaction::Off);
+        assert_eq!(read("periodic", "0"), Ok(AutoCompaction::Off));
+        assert_eq!(read("periodic", "0s"), Ok(AutoCompaction::Off));
+        assert_eq!(read("revision", "0"), Ok(AutoCompaction::Off));
+        assert_eq!(read("periodic", "72"), seconds(72 * 3_600));
+        assert_eq!(read("periodic", "30m"), seconds(1_800));
+        assert_eq!(read("periodic", "1h30m"), seconds(5_400));
+        assert_eq!(
+            read("revision", "1000"),
+            Ok(AutoCompaction::Revision(1_000))
+        );
+        for (mode, retention, expected) in [
+            ("sometimes", "1", "periodic or revision"),
+            ("periodic", "soon", "a duration such as 1h30m"),
+            ("periodic", "-1", "a duration such as 1h30m"),
+            ("revision", "1h", "a number of revisions"),
+            ("revision", "-1", "a number of revisions"),
+        ] {
+            let error = read(mode, retention).unwrap_err();
+            assert!(error.contains(expected), "{mode} {retention}: {error}");
+        }
+    }
+
+    #[test]
+    fn new_quota_is_a_number_of_bytes() {
+        let read = |value: &str| config(&["--quota-backend-bytes", value]).map(|c| c.quota_bytes);
+        assert_eq!(config(&[]).unwrap().quota_bytes, 0);
+        assert_eq!(read("8589934592"), Ok(8_589_934_592));
+        assert!(read("8GiB").unwrap_err().contains("a number of bytes"));
     }
 
     #[test]

@@ -137,6 +137,26 @@ pub(crate) const OPTIONS: &[Opt] = &[
         support: Support::Full,
         help: "Drop a last batch of the log that is damaged and may have been acknowledged",
     },
+    text(
+        "auto-compaction-mode",
+        "periodic",
+        "What --auto-compaction-retention counts: periodic or revision",
+    ),
+    text(
+        "auto-compaction-retention",
+        "0",
+        "History to keep: hours or a duration such as 30m, or revisions; 0 keeps all",
+    ),
+    text(
+        "quota-backend-bytes",
+        "0",
+        "Bytes that the data may take before what grows is refused; 0 for no quota",
+    ),
+    text(
+        "corrupt-check-time",
+        "10m",
+        "How often the states of the members are compared; 0 for never",
+    ),
     text("log-level", "info", "trace, debug, info, warn or error"),
     text("log-format", "text", "text or json"),
     missing(
@@ -180,27 +200,6 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Kind::Bool,
         "etcd's version 2 API",
         "`false`",
-    ),
-    missing(
-        "auto-compaction-mode",
-        &["periodic", "revision"],
-        Kind::Text,
-        "automatic compaction of history",
-        "With retention 0, no effect",
-    ),
-    missing(
-        "auto-compaction-retention",
-        &["0"],
-        Kind::Text,
-        "automatic compaction of history",
-        "0: off",
-    ),
-    missing(
-        "quota-backend-bytes",
-        &["0"],
-        Kind::Text,
-        "a quota on the size of the data",
-        "0: none",
     ),
     missing(
         "metrics",

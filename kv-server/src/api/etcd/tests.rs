@@ -360,3 +360,159 @@ fn move_leader_is_refused_as_in_etcd_and_to_who_leads_is_done_already() {
     state.no_leader.store(true, Ordering::SeqCst);
     assert_eq!(to(7).unwrap_err(), ApiError::NotLeader);
 }
+
+fn alarm(action: pb::alarm_request::AlarmAction, alarm: pb::AlarmType) -> pb::AlarmRequest {
+    pb::AlarmRequest {
+        action: action.into(),
+        member_id: 7,
+        alarm: alarm.into(),
+    }
+}
+
+#[test]
+fn alarms_are_set_through_the_log_and_listed_by_kind() {
+    use pb::AlarmType::{Corrupt, None, Nospace};
+    use pb::alarm_request::AlarmAction::{Activate, Deactivate, Get};
+    let (api, _) = fake_api();
+    let kinds = |request: pb::AlarmRequest| {
+        let response = block(api.alarm(request)).unwrap();
+        assert_eq!(response.header.unwrap().cluster_id, 5);
+        let kinds = response.alarms.iter().map(pb::AlarmMember::alarm);
+        kinds.collect::<Vec<_>>()
+    };
+    assert_eq!(kinds(alarm(Get, None)), []);
+    assert_eq!(kinds(alarm(Activate, Nospace)), [Nospace]);
+    assert_eq!(kinds(alarm(Activate, Corrupt)), [Corrupt]);
+    assert_eq!(kinds(alarm(Get, None)), [Nospace, Corrupt]);
+    assert_eq!(kinds(alarm(Get, Nospace)), [Nospace]);
+    assert_eq!(kinds(alarm(Get, Corrupt)), [Corrupt]);
+    let status = block(api.status(pb::StatusRequest {})).unwrap();
+    assert_eq!(
+        status.errors,
+        ["memberID:7 alarm:NOSPACE ", "memberID:7 alarm:CORRUPT "]
+    );
+    assert_eq!(kinds(alarm(Deactivate, Nospace)), [Nospace]);
+    assert_eq!(kinds(alarm(Deactivate, Corrupt)), [Corrupt]);
+    assert_eq!(kinds(alarm(Get, None)), []);
+}
+
+/// The list is linearizable, as etcd's, whose request for it goes through the log; the pages about health are not.
+#[test]
+fn alarms_without_a_leader_are_for_the_pages_only() {
+    use pb::alarm_request::AlarmAction::Get;
+    let (api, state) = fake_api();
+    state.full.store(true, Ordering::SeqCst);
+    state.no_leader.store(true, Ordering::SeqCst);
+    let listed = block(api.alarm(alarm(Get, pb::AlarmType::None)));
+    assert_eq!(listed.map(drop), Err(ApiError::NoLeader));
+    assert_eq!(api.alarms().len(), 1);
+}
+
+#[test]
+fn corrupt_member_refuses_reads_and_writes_and_can_be_looked_at() {
+    let (api, state) = fake_api();
+    block(api.put(put("a", "1".into()))).unwrap();
+    state.corrupt.store(true, Ordering::SeqCst);
+    let refused = |name: &str, result: Result<(), ApiError>| {
+        assert_eq!(result, Err(ApiError::Corrupt), "{name}");
+    };
+    let range = pb::RangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    let stale = pb::RangeRequest {
+        serializable: true,
+        ..range.clone()
+    };
+    let read = pb::TxnRequest {
+        success: vec![pb::RequestOp {
+            request: Some(OpKind::RequestRange(range.clone())),
+        }],
+        ..Default::default()
+    };
+    let delete = pb::DeleteRangeRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    refused("put", block(api.put(put("a", "2".into()))).map(drop));
+    refused("range", block(api.range(range)).map(drop));
+    refused("stale range", block(api.range(stale)).map(drop));
+    refused("txn", block(api.txn(read)).map(drop));
+    refused("delete", block(api.delete_range(delete)).map(drop));
+    refused("compact", block(api.compact(Default::default())).map(drop));
+    refused(
+        "grant",
+        block(api.lease_grant(Default::default())).map(drop),
+    );
+    refused(
+        "revoke",
+        block(api.lease_revoke(Default::default())).map(drop),
+    );
+    refused("snapshot", api.snapshot().map(drop));
+    assert!(block(api.status(Default::default())).is_ok());
+    assert!(block(api.hash_kv(Default::default())).is_ok());
+    assert!(block(api.member_list(Default::default())).is_ok());
+}
+
+#[test]
+fn hash_counts_both_halves_of_the_hash_of_the_state() {
+    let (api, _) = fake_api();
+    let response = block(api.hash(pb::HashRequest {})).unwrap();
+    assert_eq!(response.hash, 6);
+    assert_eq!(response.header.unwrap().member_id, 7);
+}
+
+#[test]
+fn downgrade_is_refused_after_a_read_of_the_leader() {
+    let (api, state) = fake_api();
+    let downgrade = |version: &str| {
+        let request = pb::DowngradeRequest {
+            version: version.to_owned(),
+            ..Default::default()
+        };
+        block(api.downgrade(request)).unwrap_err()
+    };
+    assert_eq!(downgrade("3.5.0"), ApiError::InvalidDowngradeTargetVersion);
+    assert_eq!(downgrade("x"), ApiError::WrongDowngradeVersionFormat);
+    state.no_leader.store(true, Ordering::SeqCst);
+    assert_eq!(downgrade("3.5.0"), ApiError::NoLeader);
+}
+
+#[test]
+fn backup_that_fails_says_so_and_only_two_are_made_at_a_time() {
+    let (api, _) = fake_api();
+    let mut first = api.snapshot().unwrap();
+    // The thread has answered, but whether it has ended is not known.
+    assert_eq!(
+        first.blocking_recv().unwrap().map(drop),
+        Err(ApiError::Timeout)
+    );
+    assert!(first.blocking_recv().is_none());
+
+    let streams = snapshot::Streams::default();
+    let source = BackupSource {
+        cluster: 5,
+        member: 7,
+    };
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(std::sync::Mutex::new(wait));
+    let start = || {
+        let wait = Arc::clone(&wait);
+        let take = move || {
+            wait.lock().unwrap().recv().unwrap();
+            Err(ApiError::Stopped)
+        };
+        streams.start(take, source, 1)
+    };
+    let (one, two) = (start().unwrap(), start().unwrap());
+    assert_eq!(start().map(drop), Err(ApiError::TooManyRequests));
+    for mut parts in [one, two] {
+        go.send(()).unwrap();
+        assert_eq!(
+            parts.blocking_recv().unwrap().map(drop),
+            Err(ApiError::Stopped)
+        );
+        // The end of the stream comes with the end of the thread, its permit included.
+        assert!(parts.blocking_recv().is_none());
+    }
+}

@@ -1,0 +1,110 @@
+//! Hashes the state on a thread of its own when an entry asks for it, and reports to the leader.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use multiraft::HostHandle;
+use raft_log::{Index, NodeId};
+use tracing::{debug, warn};
+
+use super::DATA_GROUP;
+use crate::lease::{StateReports, encode_call};
+use crate::mvcc::{CheckSink, KvStateMachine, StateCut};
+use crate::pb::peer::{StateHash, lease_call};
+use crate::upkeep::StateChecks;
+
+/// Gives cuts to the thread, one at a time: each keeps superseded values alive until it is hashed.
+pub(super) struct Cuts(SyncSender<StateCut>);
+
+impl CheckSink for Cuts {
+    fn cut(&self, cut: StateCut) {
+        if let Err(error) = self.0.try_send(cut) {
+            debug!(%error, "the state is not hashed: the one before is not done");
+        }
+    }
+}
+
+/// What members report, where the thread that looks after the member judges it.
+pub(super) struct Reports(Mutex<StateChecks>);
+
+impl Reports {
+    pub(super) fn new(checks: StateChecks) -> Self {
+        Self(Mutex::new(checks))
+    }
+
+    /// No call leaves it half changed.
+    pub(super) fn lock(&self) -> MutexGuard<'_, StateChecks> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StateReports for Reports {
+    fn report(&self, member: NodeId, index: Index, hash: u64) {
+        self.lock().report(member, index, hash);
+    }
+}
+
+/// Where cuts go, and where they come out.
+pub(super) fn cuts() -> (Arc<Cuts>, Receiver<StateCut>) {
+    let (sender, receiver) = sync_channel(1);
+    (Arc::new(Cuts(sender)), receiver)
+}
+
+/// The thread. It ends with the state machine that gives it cuts.
+pub(super) struct Hasher {
+    stopped: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Hasher {
+    pub(super) fn start(
+        member: NodeId,
+        cuts: Receiver<StateCut>,
+        handle: HostHandle<KvStateMachine>,
+    ) -> io::Result<Self> {
+        let stopped = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stopped);
+        let thread = std::thread::Builder::new()
+            .name("flotilla-hash".to_owned())
+            .spawn(move || {
+                for cut in cuts {
+                    hash(member, cut, &handle, &told);
+                }
+            })?;
+        Ok(Self { stopped, thread })
+    }
+
+    /// Lets it leave what it does.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+    }
+
+    /// Waits for the end; call it after the host was stopped.
+    pub(super) fn join(self) {
+        if self.thread.join().is_err() {
+            tracing::error!("the thread that hashes the state panicked");
+        }
+    }
+}
+
+fn hash(member: NodeId, cut: StateCut, handle: &HostHandle<KvStateMachine>, stopped: &AtomicBool) {
+    let index = cut.index();
+    let hash = match cut.hash(stopped) {
+        Ok(Some(hash)) => hash,
+        Ok(None) => return,
+        // Whoever reads the same place meets the same error, and says so to its client.
+        Err(error) => return warn!(%error, %index, "the state cannot be hashed"),
+    };
+    debug!(%index, hash = format!("{hash:016x}"), "hashed the state");
+    let report = StateHash {
+        member: member.0,
+        index: index.0,
+        hash,
+    };
+    let call = encode_call(lease_call::Op::StateHash(report));
+    // One that is lost is waited for in vain; the next comparison comes.
+    handle.call_leader(DATA_GROUP, call, Box::new(|_| {}));
+}

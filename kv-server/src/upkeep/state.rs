@@ -1,0 +1,266 @@
+//! Whether all members have the same state: when to compare, and what to make of their hashes.
+//!
+//! The leader proposes an entry now and then; each member hashes its state as of that entry and reports to the leader,
+//! which may have changed meanwhile: a new one judges what it hears. With a majority on one side, whoever reports
+//! another hash is wrong. Without one nobody can say who is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use raft_log::{Index, NodeId};
+
+/// How long a leader waits for the hashes of all members. Large stores take their time.
+const WAIT: Duration = Duration::from_secs(600);
+/// Comparisons that are open at once; the oldest goes when there are more.
+const OPEN_MAX: usize = 8;
+/// Reports for one comparison.
+const REPORTS_MAX: usize = 64;
+
+/// What members reported of one entry.
+#[derive(Clone, Debug, Default)]
+struct Comparison {
+    hashes: BTreeMap<NodeId, u64>,
+    /// When it was looked at first.
+    since: Option<Duration>,
+    /// Those that were found wrong already; a disarmed alarm is not raised again by the same entry.
+    found: BTreeSet<NodeId>,
+}
+
+/// What a comparison says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// All members that count have the same state.
+    Equal(Index),
+    /// These have another one than the majority.
+    Minority(Index, Vec<NodeId>),
+    /// They differ, and no side has a majority.
+    NoMajority(Index),
+}
+
+/// Keeps the comparisons of one group.
+#[derive(Clone, Debug)]
+pub struct StateChecks {
+    /// None when it is off.
+    interval: Option<Duration>,
+    next: Duration,
+    /// The index of the last entry that asked for a comparison.
+    asked: Index,
+    open: BTreeMap<Index, Comparison>,
+}
+
+impl StateChecks {
+    /// Compares so often; never without an interval.
+    #[must_use]
+    pub fn new(interval: Option<Duration>, now: Duration) -> Self {
+        Self {
+            interval,
+            next: now + interval.unwrap_or_default(),
+            asked: Index::ZERO,
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// True when it is time to propose an entry. `applied` is the newest applied index: without anything new since the
+    /// last time there is nothing to compare, and a group that sleeps is let sleep.
+    pub fn is_due(&mut self, now: Duration, leads: bool, members: usize, applied: Index) -> bool {
+        let Some(interval) = self.interval.filter(|_| now >= self.next) else {
+            return false;
+        };
+        self.next = now + interval;
+        leads && members > 1 && applied > self.asked
+    }
+
+    /// The proposed entry was applied, at this index or before.
+    pub fn asked(&mut self, index: Index) {
+        self.asked = index;
+    }
+
+    /// A member reports.
+    pub fn report(&mut self, member: NodeId, index: Index, hash: u64) {
+        let comparison = self.open.entry(index).or_default();
+        if comparison.hashes.len() < REPORTS_MAX {
+            comparison.hashes.insert(member, hash);
+        }
+        while self.open.len() > OPEN_MAX {
+            self.open.pop_first();
+        }
+    }
+
+    /// What can be said now of the comparisons that are open.
+    pub fn judge(&mut self, now: Duration, voters: &[NodeId], learners: &[NodeId]) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        self.open.retain(|index, comparison| {
+            let since = *comparison.since.get_or_insert(now);
+            let reported = |member: &NodeId| comparison.hashes.contains_key(member);
+            let is_complete = voters.iter().chain(learners).all(reported);
+            let is_over = is_complete || now.saturating_sub(since) >= WAIT;
+            findings.extend(comparison.judge(*index, voters, is_complete, is_over));
+            !is_over
+        });
+        findings
+    }
+}
+
+impl Comparison {
+    fn judge(
+        &mut self,
+        index: Index,
+        voters: &[NodeId],
+        is_complete: bool,
+        is_over: bool,
+    ) -> Option<Finding> {
+        let mut sides: BTreeMap<u64, usize> = BTreeMap::new();
+        for (_, hash) in self
+            .hashes
+            .iter()
+            .filter(|(member, _)| voters.contains(member))
+        {
+            *sides.entry(*hash).or_default() += 1;
+        }
+        let majority = sides.iter().find(|(_, count)| **count * 2 > voters.len());
+        let Some((right, _)) = majority else {
+            return (is_over && sides.len() > 1).then_some(Finding::NoMajority(index));
+        };
+        let others = self.hashes.iter().filter(|(_, hash)| *hash != right);
+        let wrong: Vec<NodeId> = others
+            .map(|(member, _)| *member)
+            .filter(|member| !self.found.contains(member))
+            .collect();
+        if wrong.is_empty() {
+            return (is_complete && self.found.is_empty()).then_some(Finding::Equal(index));
+        }
+        self.found.extend(&wrong);
+        Some(Finding::Minority(index, wrong))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Index = Index(9);
+
+    fn ids(ids: &[u64]) -> Vec<NodeId> {
+        ids.iter().map(|id| NodeId(*id)).collect()
+    }
+
+    /// Reports in order, all at once; the findings at once, and those once the wait is over.
+    fn judged(voters: &[u64], learners: &[u64], hashes: &[(u64, u64)]) -> [Vec<Finding>; 2] {
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        for (member, hash) in hashes {
+            checks.report(NodeId(*member), AT, *hash);
+        }
+        let (voters, learners) = (ids(voters), ids(learners));
+        let first = checks.judge(Duration::ZERO, &voters, &learners);
+        [first, checks.judge(WAIT, &voters, &learners)]
+    }
+
+    #[test]
+    fn side_without_majority_is_wrong_and_without_any_nobody_is_right() {
+        let (equal, none) = (vec![Finding::Equal(AT)], vec![]);
+        let wrong = |members: &[u64]| vec![Finding::Minority(AT, ids(members))];
+        let no_majority = vec![Finding::NoMajority(AT)];
+        let three = [1, 2, 3];
+        for (voters, learners, hashes, expected) in [
+            (
+                &three[..],
+                &[][..],
+                &[(1, 7), (2, 7), (3, 7)][..],
+                [&equal, &none],
+            ),
+            (
+                &three,
+                &[],
+                &[(1, 7), (2, 8), (3, 7)],
+                [&wrong(&[2]), &none],
+            ),
+            // A member that is away is waited for, but no longer than that.
+            (&three, &[], &[(1, 7), (2, 7)], [&none, &none]),
+            (&three, &[], &[(1, 7), (2, 8)], [&none, &no_majority]),
+            (
+                &three,
+                &[],
+                &[(1, 7), (2, 8), (3, 9)],
+                [&no_majority, &none],
+            ),
+            (&three, &[], &[(1, 7)], [&none, &none]),
+            // Found as soon as there is a majority; one that is away does not hide it.
+            (
+                &[1, 2, 3, 4, 5],
+                &[],
+                &[(1, 7), (2, 7), (3, 7), (4, 8)],
+                [&wrong(&[4]), &none],
+            ),
+            (
+                &[1, 2, 3, 4, 5],
+                &[],
+                &[(1, 7), (2, 7), (3, 8), (4, 8), (5, 9)],
+                [&no_majority, &none],
+            ),
+            // Two members cannot outvote each other.
+            (&[1, 2], &[], &[(1, 7), (2, 8)], [&no_majority, &none]),
+            // A learner has no vote, and can be wrong all the same.
+            (&[1], &[5], &[(1, 7), (5, 8)], [&wrong(&[5]), &none]),
+            (
+                &[1, 2],
+                &[5, 6],
+                &[(1, 7), (2, 8), (5, 7), (6, 7)],
+                [&no_majority, &none],
+            ),
+        ] {
+            let found = judged(voters, learners, hashes);
+            assert_eq!([&found[0], &found[1]], expected, "{voters:?} {hashes:?}");
+        }
+    }
+
+    #[test]
+    fn late_report_is_judged_and_nobody_is_found_twice() {
+        let voters = ids(&[1, 2, 3, 4]);
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        for (member, hash) in [(1, 7), (2, 7), (3, 7)] {
+            checks.report(NodeId(member), AT, hash);
+        }
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), []);
+        checks.report(NodeId(4), AT, 8);
+        let found = [Finding::Minority(AT, ids(&[4]))];
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), found);
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), []);
+        checks.report(NodeId(9), AT, 6);
+        let found = [Finding::Minority(AT, ids(&[9]))];
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), found);
+    }
+
+    #[test]
+    fn comparison_is_due_in_its_interval_at_a_leader_with_something_new() {
+        let minute = Duration::from_secs(60);
+        let mut checks = StateChecks::new(Some(minute), Duration::ZERO);
+        assert!(!checks.is_due(minute / 2, true, 3, Index(4)), "too early");
+        assert!(checks.is_due(minute, true, 3, Index(4)));
+        checks.asked(Index(5));
+        assert!(!checks.is_due(2 * minute, true, 3, Index(5)), "nothing new");
+        assert!(
+            !checks.is_due(3 * minute, false, 3, Index(6)),
+            "does not lead"
+        );
+        assert!(!checks.is_due(4 * minute, true, 1, Index(6)), "is alone");
+        assert!(checks.is_due(5 * minute, true, 3, Index(6)));
+        let mut off = StateChecks::new(None, Duration::ZERO);
+        assert!(!off.is_due(1_000 * minute, true, 3, Index(6)));
+    }
+
+    #[test]
+    fn reports_without_end_take_a_bounded_room() {
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        for index in 0..1_000 {
+            checks.report(NodeId(index), Index(index), 7);
+            checks.report(NodeId(index), Index(999), 7);
+        }
+        assert!(checks.open.len() <= OPEN_MAX);
+        assert!(
+            checks
+                .open
+                .values()
+                .all(|one| one.hashes.len() <= REPORTS_MAX)
+        );
+    }
+}

@@ -44,7 +44,7 @@ fn command() -> Command {
         )
         .subcommand(
             SnapshotArgs::augment_args(Command::new("snapshot"))
-                .about("Look at the snapshots of a data directory"),
+                .about("Back up and restore, and look at the snapshots of a data directory"),
         )
         .subcommand(
             StatusArgs::augment_args(Command::new("status"))

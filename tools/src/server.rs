@@ -307,7 +307,7 @@ fn raise_file_limit() {
     }
 }
 
-fn failure_of(error: NodeError) -> Failure {
+pub(crate) fn failure_of(error: NodeError) -> Failure {
     match error {
         NodeError::Config(_) | NodeError::Initial(_) => Failure::Usage(error.to_string()),
         _ if error.is_damage() => Failure::Damaged(error.to_string()),

@@ -1,7 +1,10 @@
 //! `flotilla snapshot`: the snapshot files of a data directory, also beside a running server and when they are damaged.
 //!
 //! `ls` says what headers and footers say, `verify` reads everything and holds it against the log, `show` prints one
-//! file chunk by chunk. None takes a lock or writes a byte.
+//! file chunk by chunk. None takes a lock or writes a byte. Backups, which leave and become data directories, are in
+//! `backup`.
+
+mod backup;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -35,6 +38,12 @@ enum What {
     Verify(LookArgs),
     /// Print header, footer and chunks of a snapshot
     Show(ShowArgs),
+    /// Get a backup of all keys, with history and leases, from a server
+    Save(backup::SaveArgs),
+    /// Read a backup to the end, and say what it is
+    Status(backup::StatusArgs),
+    /// Make the data directory of a new cluster's member from a backup
+    Restore(backup::RestoreArgs),
 }
 
 #[derive(Args, Debug)]
@@ -61,6 +70,9 @@ pub(crate) fn run(args: &SnapshotArgs) -> Result<(), Failure> {
         What::Ls(args) => ls(args),
         What::Verify(args) => verify(args),
         What::Show(args) => show(args),
+        What::Save(args) => backup::save(args),
+        What::Status(args) => backup::status(args),
+        What::Restore(args) => backup::restore(args),
     }
 }
 

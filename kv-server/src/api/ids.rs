@@ -28,6 +28,16 @@ pub fn cluster_id(members: &[u64]) -> u64 {
     first_eight(hash)
 }
 
+/// The id of a cluster that begins with a backup: of its members as [`cluster_id`] has it, and of the backup's content,
+/// so that it is another one than that of the cluster which made the backup.
+#[must_use]
+pub fn restored_cluster_id(cluster: u64, backup_hash: &[u8]) -> u64 {
+    let mut hash = Sha1::new();
+    hash.update(cluster.to_be_bytes());
+    hash.update(backup_hash);
+    first_eight(hash)
+}
+
 fn first_eight(hash: Sha1) -> u64 {
     let digest = hash.finalize();
     digest[..8]

@@ -23,7 +23,7 @@ use crate::mvcc::{Backup, CommandOutput, LeaseInfo};
 use crate::pb::etcdserverpb as pb;
 
 pub use etcd::{ApiOptions, EtcdApi, STORAGE_VERSION, VERSION};
-pub use ids::{cluster_id, member_id};
+pub use ids::{cluster_id, member_id, restored_cluster_id};
 pub use scan::ScanPool;
 
 /// One group, as the front end sees it: it orders commands and says when local state is fresh.

@@ -68,6 +68,8 @@ pub enum NodeError {
     Snapshot(SnapshotError),
     /// The state of a snapshot cannot be taken up.
     Restore(ApplyError),
+    /// A backup is damaged, is none, or cannot be read.
+    Backup(io::Error),
     /// Log and engine do not fit together.
     Open(OpenError),
     /// A setting out of its bounds.
@@ -88,6 +90,7 @@ impl NodeError {
                 error.kind(),
                 ErrorKind::Corruption | ErrorKind::SuspectTail | ErrorKind::ForeignStore
             ),
+            Self::Backup(error) => error.kind() == io::ErrorKind::InvalidData,
             Self::NoIdentity { .. } | Self::LogLost { .. } | Self::NoPeerUrl { .. } => true,
             Self::EngineLost { .. } | Self::SnapshotsLost { .. } | Self::Open(_) => true,
             Self::Snapshot(error) => {
@@ -162,6 +165,7 @@ impl fmt::Display for NodeError {
             ),
             Self::Snapshot(error) => error.fmt(f),
             Self::Restore(error) => error.fmt(f),
+            Self::Backup(error) => write!(f, "the backup: {error}"),
             Self::Open(error) => error.fmt(f),
             Self::Config(error) => error.fmt(f),
             Self::Random(error) => {

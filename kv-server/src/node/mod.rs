@@ -20,6 +20,7 @@ mod peers;
 mod publish;
 mod quota;
 mod recover;
+mod restore;
 mod text;
 mod upkeep;
 mod view;
@@ -62,6 +63,7 @@ pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use initial::{InitialCluster, InitialState};
 pub use peers::PeerBook;
 pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
+pub use restore::{OpenBackup, RestoreOptions, restore_backup};
 pub use upkeep::UpkeepConfig;
 pub use view::{GroupReplica, NodeView};
 

@@ -5,6 +5,7 @@
     reason = "a failed expectation of a test harness is a failed test"
 )]
 
+mod backup;
 mod corrupt;
 mod space;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
 use kv_server::node::{
-    DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, UpkeepConfig,
+    DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, Observers, UpkeepConfig,
 };
 use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
@@ -70,10 +70,12 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let links_failed = failed.clone();
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
-    let for_syncs = Arc::clone(&metrics);
-    let observe_sync = Arc::new(move |took| for_syncs.observe_wal_fsync(took));
-    let mut node =
-        Node::start(&node_config(&config), on_failure, observe_sync).map_err(failure_of)?;
+    let (for_syncs, for_flushes) = (Arc::clone(&metrics), Arc::clone(&metrics));
+    let observers = Observers {
+        sync: Arc::new(move |took| for_syncs.observe_wal_fsync(took)),
+        flush: Arc::new(move |took| for_flushes.observe_backend_commit(took)),
+    };
+    let mut node = Node::start(&node_config(&config), on_failure, observers).map_err(failure_of)?;
     let started = connect(&config, &mut node, peer_listeners, links_failed)
         .and_then(|()| start(&config, &mut node, listeners, metrics));
     let outcome = match started {

@@ -14,7 +14,7 @@ use raft_node::{Applied, StateMachine};
 use tracing::warn;
 
 use super::{DATA_GROUP, NodeConfig, NodeError};
-use crate::engine::lsm::{LsmEngine, LsmOptions};
+use crate::engine::lsm::{FlushObserver, LsmEngine, LsmOptions};
 use crate::engine::{Engine, EngineError};
 use crate::lease::Lessor;
 use crate::mvcc::{KvOptions, KvStateMachine, Sinks};
@@ -29,9 +29,14 @@ pub(super) fn open(
     config: &NodeConfig,
     log: &Log,
     snapshots: &SnapshotStore,
+    observe_flush: FlushObserver,
 ) -> Result<Arc<dyn Engine>, NodeError> {
     let dir = config.data_dir.join("engine");
-    let error = match LsmEngine::open(&dir, LsmOptions::default()) {
+    let options = LsmOptions {
+        observe_flush,
+        ..LsmOptions::default()
+    };
+    let error = match LsmEngine::open(&dir, options.clone()) {
         Ok(engine) => return Ok(Arc::new(engine)),
         Err(error) => error,
     };
@@ -46,7 +51,7 @@ pub(super) fn open(
     let error = rebuildable(error, &dir, complete || restorable)?;
     let aside = move_aside(&config.data_dir, &dir)?;
     warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log, or from a snapshot and the log");
-    Ok(Arc::new(LsmEngine::open(&dir, LsmOptions::default())?))
+    Ok(Arc::new(LsmEngine::open(&dir, options)?))
 }
 
 /// Where the state of the default keyspace stands in an engine's directory; `None` when it holds none. Opening an engine

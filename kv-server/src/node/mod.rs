@@ -50,6 +50,7 @@ use rand::rngs::SysRng;
 use tracing::{info, warn};
 
 use crate::engine::Engine;
+use crate::engine::lsm::FlushObserver;
 use crate::lease::{LeaseCalls, Lessor, StateReports};
 use crate::mvcc::{self, KvOptions, KvStateMachine, Sinks, Store};
 use crate::pb::command::PublishMember;
@@ -107,6 +108,15 @@ pub struct NodeConfig {
     pub upkeep: UpkeepConfig,
 }
 
+/// Who sees how long the disk takes.
+#[derive(Clone)]
+pub struct Observers {
+    /// Each sync of the log.
+    pub sync: Arc<dyn Fn(Duration) + Send + Sync>,
+    /// Each flush of the engine.
+    pub flush: Arc<dyn Fn(Duration) + Send + Sync>,
+}
+
 /// A node that runs. Front ends use the parts; [`Node::stop`] ends it.
 pub struct Node {
     /// Who this is.
@@ -143,14 +153,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Brings a data directory up. `on_failure` is called once when the node cannot go on; `observe_sync` sees the
-    /// duration of each sync of the log.
+    /// Brings a data directory up. `on_failure` is called once when the node cannot go on; `observers` see how
+    /// long its disk takes.
     pub fn start(
         config: &NodeConfig,
         on_failure: Box<dyn FnOnce(&str) + Send>,
-        observe_sync: Arc<dyn Fn(Duration) + Send + Sync>,
+        observers: Observers,
     ) -> Result<Self, NodeError> {
-        let vfs: SharedVfs = Arc::new(RealFs::with_observer(observe_sync));
+        let vfs: SharedVfs = Arc::new(RealFs::with_observer(observers.sync));
         let dir = &config.data_dir;
         vfs.create_dir_all(dir)
             .map_err(|error| NodeError::io("cannot create", dir, error))?;
@@ -178,7 +188,8 @@ impl Node {
         info!(%recovery, "log opened");
 
         let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
-        let engine = engine::open(config, &log, &snapshots)?;
+        let observe_flush = FlushObserver(Some(observers.flush));
+        let engine = engine::open(config, &log, &snapshots, observe_flush)?;
         let hub = Arc::new(WatchHub::new());
         let lessor = Arc::new(Lessor::new());
         let sinks = Sinks {

@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::grpc::{Calls, Front, HealthService};
+use super::meter::Timed;
 use super::recipes::Recipes;
 use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
 use crate::api::{Api, STORAGE_VERSION, VERSION};
@@ -54,6 +55,7 @@ impl<A: Api> KvCall for KvServer<Front<A>> {
 pub(super) struct Dispatch {
     kv: Arc<dyn KvCall>,
     rest: Router,
+    metrics: Arc<Metrics>,
 }
 
 impl Dispatch {
@@ -64,6 +66,7 @@ impl Dispatch {
         let kv = KvServer::new(front()).max_decoding_message_size(limit);
         let recipes = || Recipes::new(front(), Arc::clone(&parts.hub));
         let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
+        let for_calls = Arc::clone(&metrics);
         let rest = parts
             .services
             .add_service(LeaseServer::new(front()).max_decoding_message_size(limit))
@@ -80,6 +83,7 @@ impl Dispatch {
         Self {
             kv: Arc::new(kv),
             rest,
+            metrics: for_calls,
         }
     }
 }
@@ -90,25 +94,35 @@ impl hyper::service::Service<Request<Incoming>> for Dispatch {
     type Future = Answering;
 
     fn call(&self, request: Request<Incoming>) -> Answering {
-        if request.uri().path().starts_with("/etcdserverpb.KV/") {
-            return Answering(self.kv.call(request));
+        let path = request.uri().path();
+        let timed = self.metrics.meter.begin(path);
+        if path.starts_with("/etcdserverpb.KV/") {
+            let answer = self.kv.call(request);
+            return Answering { answer, timed };
         }
         let mut rest = self.rest.clone();
-        Answering(Box::pin(async move {
-            Ok(rest.call(request).await?.map(Body::new))
-        }))
+        let answer = Box::pin(async move { Ok(rest.call(request).await?.map(Body::new)) });
+        Answering { answer, timed }
     }
 }
 
 /// An answer under way. tonic calls a message above the limit out of range; clients of etcd know it as an exhausted
 /// resource, so that status is replaced on its way out.
-pub(super) struct Answering(Answer);
+pub(super) struct Answering {
+    answer: Answer,
+    timed: Option<Timed>,
+}
 
 impl Future for Answering {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = self.0.as_mut().poll(context);
+        let answer = self.answer.as_mut().poll(context);
+        if answer.is_ready()
+            && let Some(timed) = self.timed.take()
+        {
+            timed.end();
+        }
         answer.map(|answer| answer.map(with_etcd_size_status))
     }
 }

@@ -14,10 +14,14 @@ use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder, exponential_buckets,
 };
+use rustix::process::{Resource, getrlimit};
 
+use super::meter::Meter;
 use super::recent::Recent;
+use super::traffic::Traffic;
 use super::watch::WatchGauges;
-use crate::api::Gauges;
+use crate::api::{Gauges, VERSION};
+use crate::pb::etcdserverpb::AlarmType;
 
 /// Clock ticks per second in `/proc`: fixed at 100 on Linux for programs, whatever the kernel uses.
 const PROC_TICKS_PER_SECOND: f64 = 100.0;
@@ -27,22 +31,31 @@ pub struct Metrics {
     registry: Registry,
     pub(super) handled: IntCounterVec,
     pub(super) watch: WatchGauges,
+    pub(super) meter: Meter,
+    pub(super) traffic: Traffic,
     wal_fsync: Histogram,
     started: Instant,
     recent_fsync: Recent,
     fsync_quantiles: GaugeVec,
+    backend_commit: Histogram,
     has_leader: IntGauge,
     is_leader: IntGauge,
+    is_learner: IntGauge,
+    leader_changes: IntCounter,
     committed: IntGauge,
     applied: IntGauge,
     pending: IntGauge,
     failed: IntCounter,
     db_total: IntGauge,
+    db_in_use: IntGauge,
+    quota: IntGauge,
+    alarms: IntGaugeVec,
     revision: IntGauge,
     compact_revision: IntGauge,
     resident: IntGauge,
     cpu: Gauge,
     open_fds: IntGauge,
+    max_fds: IntGauge,
     links: OnceLock<TransportWatcher>,
     link_metrics: LinkMetrics,
     /// One page at a time: gauges are set, then gathered.
@@ -125,14 +138,31 @@ impl Metrics {
         let labels = ["grpc_type", "grpc_service", "grpc_method", "grpc_code"];
         let handled = Opts::new("grpc_server_handled_total", "Calls completed, by outcome.");
         let handled = IntCounterVec::new(handled, &labels).expect(VALID);
-        let fsync = HistogramOpts::new(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "How long syncs of the log took.",
+        let durations = |name: &str, help: &str| {
+            let buckets = exponential_buckets(0.001, 2.0, 14).expect(VALID);
+            let options = HistogramOpts::new(name, help).buckets(buckets);
+            let durations = Histogram::with_opts(options).expect(VALID);
+            registry.register(Box::new(durations.clone())).expect(VALID);
+            durations
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect(VALID);
+            registry.register(Box::new(counter.clone())).expect(VALID);
+            counter
+        };
+        let alarms = Opts::new(
+            "flotilla_alarm_raised",
+            "1 while an alarm of that kind is raised, whoever it is of.",
         );
-        let buckets = exponential_buckets(0.001, 2.0, 14).expect(VALID);
-        let wal_fsync = Histogram::with_opts(fsync.buckets(buckets)).expect(VALID);
-        let failed = "Proposals that got no answer of the state machine.";
-        let failed = IntCounter::new("etcd_server_proposals_failed_total", failed).expect(VALID);
+        let alarms = IntGaugeVec::new(alarms, &["alarm"]).expect(VALID);
+        registry.register(Box::new(alarms.clone())).expect(VALID);
+        let version = Opts::new(
+            "etcd_server_version",
+            "1, with the version of etcd that this server behaves as.",
+        );
+        let version = IntGaugeVec::new(version, &["server_version"]).expect(VALID);
+        registry.register(Box::new(version.clone())).expect(VALID);
+        version.with_label_values(&[VERSION]).set(1);
         let cpu = "Processor time used, in seconds.";
         let cpu = Gauge::new("process_cpu_seconds_total", cpu).expect(VALID);
         let recent =
@@ -146,16 +176,27 @@ impl Metrics {
         registry
             .register(Box::new(fsync_quantiles.clone()))
             .expect(VALID);
-        let events = "Events sent to watchers.";
-        let events = IntCounter::new("etcd_debugging_mvcc_events_total", events).expect(VALID);
-        registry.register(Box::new(events.clone())).expect(VALID);
         registry.register(Box::new(handled.clone())).expect(VALID);
-        registry.register(Box::new(wal_fsync.clone())).expect(VALID);
-        registry.register(Box::new(failed.clone())).expect(VALID);
         registry.register(Box::new(cpu.clone())).expect(VALID);
         Self {
             has_leader: gauge("etcd_server_has_leader", "1 when a leader is known."),
             is_leader: gauge("etcd_server_is_leader", "1 when this member leads."),
+            is_learner: gauge("etcd_server_is_learner", "1 when this member has no vote."),
+            leader_changes: counter(
+                "etcd_server_leader_changes_seen_total",
+                "How often a leader was seen to begin.",
+            ),
+            meter: Meter::new(&registry),
+            traffic: Traffic {
+                received: counter(
+                    "etcd_network_client_grpc_received_bytes_total",
+                    "Bytes received on the connections of clients.",
+                ),
+                sent: counter(
+                    "etcd_network_client_grpc_sent_bytes_total",
+                    "Bytes sent on the connections of clients.",
+                ),
+            },
             committed: gauge("etcd_server_proposals_committed_total", "The commit index."),
             applied: gauge("etcd_server_proposals_applied_total", "The applied index."),
             pending: gauge(
@@ -164,8 +205,17 @@ impl Metrics {
             ),
             db_total: gauge(
                 "etcd_mvcc_db_total_size_in_bytes",
-                "Bytes of the engine on disk.",
+                "Bytes of the data, on disk and on its way there.",
             ),
+            db_in_use: gauge(
+                "etcd_mvcc_db_total_size_in_use_in_bytes",
+                "The same: space is given back online.",
+            ),
+            quota: gauge(
+                "etcd_server_quota_backend_bytes",
+                "Bytes that the data may take; 0 without a quota.",
+            ),
+            alarms,
             revision: gauge(
                 "etcd_debugging_mvcc_current_revision",
                 "The newest revision.",
@@ -176,21 +226,35 @@ impl Metrics {
             ),
             resident: gauge("process_resident_memory_bytes", "Memory in use, in bytes."),
             open_fds: gauge("process_open_fds", "Open file descriptors."),
+            max_fds: gauge("process_max_fds", "File descriptors that may be open."),
             watch: WatchGauges {
                 watchers: gauge("etcd_debugging_mvcc_watcher_total", "Watchers."),
                 streams: gauge("etcd_debugging_mvcc_watch_stream_total", "Watch streams."),
-                events,
+                events: counter(
+                    "etcd_debugging_mvcc_events_total",
+                    "Events sent to watchers.",
+                ),
             },
             links: OnceLock::new(),
             link_metrics: LinkMetrics::new(&registry),
-            registry,
             handled,
-            wal_fsync,
             started: Instant::now(),
             recent_fsync: Recent::new(),
             fsync_quantiles,
-            failed,
+            wal_fsync: durations(
+                "etcd_disk_wal_fsync_duration_seconds",
+                "How long syncs of the log took.",
+            ),
+            backend_commit: durations(
+                "etcd_disk_backend_commit_duration_seconds",
+                "How long it took to make a part of the engine durable.",
+            ),
+            failed: counter(
+                "etcd_server_proposals_failed_total",
+                "Proposals that got no answer of the state machine.",
+            ),
             cpu,
+            registry,
             rendering: Mutex::new(()),
         }
     }
@@ -199,6 +263,11 @@ impl Metrics {
     pub fn observe_wal_fsync(&self, took: Duration) {
         self.wal_fsync.observe(took.as_secs_f64());
         self.recent_fsync.observe(self.started.elapsed(), took);
+    }
+
+    /// A part of the engine was made durable.
+    pub fn observe_backend_commit(&self, took: Duration) {
+        self.backend_commit.observe(took.as_secs_f64());
     }
 
     /// Shows the links of a transport as well; only the first one that is named.
@@ -218,6 +287,18 @@ impl Metrics {
         self.committed.set(now.committed.cast_signed());
         self.applied.set(now.applied.cast_signed());
         self.pending.set(now.proposals_pending.cast_signed());
+        self.is_learner.set(i64::from(now.is_learner));
+        self.leader_changes
+            .inc_by(now.leader_changes.saturating_sub(self.leader_changes.get()));
+        self.db_in_use.set(now.data_bytes.cast_signed());
+        self.quota.set(now.quota_bytes.cast_signed());
+        for (kind, raised) in [
+            (AlarmType::Nospace, now.no_space),
+            (AlarmType::Corrupt, now.corrupt),
+        ] {
+            let alarm = self.alarms.with_label_values(&[kind.as_str_name()]);
+            alarm.set(i64::from(raised));
+        }
         self.failed
             .inc_by(now.proposals_failed.saturating_sub(self.failed.get()));
         self.db_total.set(now.data_bytes.cast_signed());
@@ -267,6 +348,9 @@ impl Metrics {
                 .sum();
             self.cpu.set(ticks / PROC_TICKS_PER_SECOND);
         }
+        let limit = getrlimit(Resource::Nofile).current;
+        self.max_fds
+            .set(limit.map_or(i64::MAX, |limit| i64::try_from(limit).unwrap_or(i64::MAX)));
         if let Ok(fds) = fs::read_dir("/proc/self/fd") {
             self.open_fds
                 .set(i64::try_from(fds.count()).unwrap_or(i64::MAX));
@@ -278,4 +362,4 @@ const RECENT_FSYNC: &str = "flotilla_disk_wal_fsync_recent_seconds";
 const QUANTILES: [(f64, &str); 3] = [(0.5, "0.5"), (0.99, "0.99"), (1.0, "1")];
 
 /// Why building metrics cannot fail.
-const VALID: &str = "names are valid and registered once";
+pub(super) const VALID: &str = "names are valid and registered once";

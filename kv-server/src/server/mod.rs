@@ -7,6 +7,7 @@ mod authority;
 mod grpc;
 mod http;
 mod lease;
+mod meter;
 mod metrics;
 mod recent;
 mod recipes;
@@ -14,6 +15,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod traffic;
 mod watch;
 #[cfg(test)]
 mod watch_tests;
@@ -76,7 +78,7 @@ pub fn serve<A: Api>(
     listeners: Vec<TcpListener>,
     parts: ServerParts<A>,
 ) -> io::Result<ServerHandle> {
-    let options = parts.options;
+    let (options, traffic) = (parts.options, parts.metrics.traffic.clone());
     let dispatch = http::Dispatch::new(parts);
-    threads::start(listeners, dispatch, options)
+    threads::start(listeners, dispatch, traffic, options)
 }

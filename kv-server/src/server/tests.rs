@@ -169,6 +169,83 @@ fn metrics_after_calls_show_them() {
     }
 }
 
+/// The names that etcd's published alert rules and dashboard read, as far as one member without links has them, each with
+/// the value that two calls of KV leave behind.
+#[test]
+fn metrics_have_the_names_of_etcds_alerts_and_dashboard() {
+    let (server, state) = start();
+    let at = server.local_addrs()[0];
+    let value = |page: &str, name: &str| -> f64 {
+        let line = page.lines().find(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        let line = line.unwrap_or_else(|| panic!("no {name} in:\n{page}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let (_, before) = http(at, "GET", "/metrics");
+    with_channel(at, async |channel| {
+        let mut kv = KvClient::new(channel);
+        kv.put(put_of(10_000)).await.unwrap();
+        kv.put(pb::PutRequest::default()).await.unwrap_err();
+    });
+    state.full.store(true, Ordering::SeqCst);
+    let (_, page) = http(at, "GET", "/metrics");
+    let put = r#"grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary""#;
+    let watch = r#"grpc_method="Watch",grpc_service="etcdserverpb.Watch",grpc_type="bidi_stream""#;
+    for (name, expected) in [
+        ("etcd_server_has_leader".to_owned(), 1.0),
+        ("etcd_server_is_leader".to_owned(), 1.0),
+        ("etcd_server_is_learner".to_owned(), 0.0),
+        ("etcd_server_leader_changes_seen_total".to_owned(), 3.0),
+        ("etcd_server_proposals_committed_total".to_owned(), 12.0),
+        ("etcd_server_proposals_applied_total".to_owned(), 11.0),
+        ("etcd_server_proposals_pending".to_owned(), 0.0),
+        ("etcd_server_proposals_failed_total".to_owned(), 0.0),
+        ("etcd_server_quota_backend_bytes".to_owned(), 8192.0),
+        ("etcd_mvcc_db_total_size_in_bytes".to_owned(), 4096.0),
+        ("etcd_mvcc_db_total_size_in_use_in_bytes".to_owned(), 4096.0),
+        ("etcd_disk_wal_fsync_duration_seconds_count".to_owned(), 0.0),
+        (
+            "etcd_disk_backend_commit_duration_seconds_count".to_owned(),
+            0.0,
+        ),
+        (format!("grpc_server_started_total{{{put}}}"), 2.0),
+        (format!("grpc_server_started_total{{{watch}}}"), 0.0),
+        (format!("grpc_server_handling_seconds_count{{{put}}}"), 2.0),
+        (
+            format!("grpc_server_handled_total{{grpc_code=\"OK\",{put}}}"),
+            1.0,
+        ),
+        ("flotilla_alarm_raised{alarm=\"NOSPACE\"}".to_owned(), 1.0),
+        ("flotilla_alarm_raised{alarm=\"CORRUPT\"}".to_owned(), 0.0),
+    ] {
+        assert_eq!(value(&page, &name), expected, "{name}");
+    }
+    let received = "etcd_network_client_grpc_received_bytes_total";
+    assert!(value(&page, received) - value(&before, received) > 10_000.0);
+    let sent = "etcd_network_client_grpc_sent_bytes_total";
+    assert!(value(&page, sent) > value(&before, sent));
+    for name in [
+        "process_resident_memory_bytes",
+        "process_open_fds",
+        "process_max_fds",
+    ] {
+        assert!(value(&page, name) > 0.0, "{name}");
+    }
+    assert!(page.contains("etcd_server_version{server_version=\"3.6.11\"} 1\n"));
+    for name in [
+        "etcd_disk_wal_fsync_duration_seconds",
+        "etcd_disk_backend_commit_duration_seconds",
+        "grpc_server_handling_seconds",
+    ] {
+        assert!(
+            page.contains(&format!("# TYPE {name} histogram\n")),
+            "{name}"
+        );
+    }
+}
+
 #[test]
 fn status_and_hasleader_without_leader() {
     let (server, state) = start();

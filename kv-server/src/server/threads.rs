@@ -20,6 +20,7 @@ use tokio::time::{interval, sleep, timeout};
 use super::ServerOptions;
 use super::authority::AuthorityFilter;
 use super::http::Dispatch;
+use super::traffic::{Counted, Traffic};
 
 /// Sockets that wait for one RPC thread at most; past it the backlog of the listener holds them.
 const LANE_SOCKETS_MAX: usize = 128;
@@ -76,6 +77,7 @@ impl Drop for ServerHandle {
 pub(super) fn start(
     listeners: Vec<TcpListener>,
     dispatch: Dispatch,
+    traffic: Traffic,
     options: ServerOptions,
 ) -> io::Result<ServerHandle> {
     assert!(
@@ -97,7 +99,8 @@ pub(super) fn start(
     let mut lanes = Vec::new();
     for n in 0..options.rpc_threads {
         let (lane, sockets) = mpsc::channel(LANE_SOCKETS_MAX);
-        let work = lane_loop(sockets, dispatch.clone(), stopped.clone(), options.drain);
+        let dispatch = (dispatch.clone(), traffic.clone());
+        let work = lane_loop(sockets, dispatch, stopped.clone(), options.drain);
         handle
             .threads
             .push(spawn(format!("flotilla-rpc-{n}"), work)?);
@@ -166,7 +169,7 @@ async fn accept_loop(
 
 async fn lane_loop(
     mut sockets: mpsc::Receiver<StdStream>,
-    dispatch: Dispatch,
+    dispatch: (Dispatch, Traffic),
     mut stopped: watch::Receiver<bool>,
     drain: Duration,
 ) {
@@ -194,14 +197,14 @@ async fn lane_loop(
 async fn connection(
     socket: StdStream,
     builder: Builder<TokioExecutor>,
-    dispatch: Dispatch,
+    (dispatch, traffic): (Dispatch, Traffic),
     mut stopped: watch::Receiver<bool>,
 ) {
     let socket = socket
         .set_nodelay(true)
         .and_then(|()| TcpStream::from_std(socket));
     let socket = match socket {
-        Ok(socket) => TokioIo::new(AuthorityFilter::new(socket)),
+        Ok(socket) => TokioIo::new(AuthorityFilter::new(Counted::new(socket, traffic))),
         Err(error) => return tracing::warn!(%error, "cannot set up a connection"),
     };
     let mut serving = pin!(builder.serve_connection(socket, dispatch));

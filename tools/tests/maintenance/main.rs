@@ -7,6 +7,7 @@
 
 mod backup;
 mod corrupt;
+mod metrics;
 mod space;
 
 use std::thread;

@@ -48,6 +48,15 @@ pub struct HardState {
     pub commit: Index,
 }
 
+/// Which of its logs a member has of a group, and whether it may vote with it. [`crate::log::renewal`] begins another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Incarnation {
+    /// 0 for a log that never lost anything; each loss needs a greater number.
+    pub number: u64,
+    /// The log may lack what was acknowledged with an earlier one. It ends once the peers have given that back.
+    pub guarded: bool,
+}
+
 /// Where a group's log begins: everything up to and including `index` is not in the log any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Base {
@@ -94,6 +103,9 @@ pub enum Record {
     Compact(Base),
     /// A snapshot file became durable.
     SnapshotRef(SnapshotRef),
+    /// Another incarnation of the group's log, which begins guarded; or the end of that guard. The number is kept in the
+    /// vote slots too, so that damage to the log does not take it.
+    Incarnation(Incarnation),
     /// The group and everything in it is gone. It can be created again: in a later batch, or in the same one with a greater
     /// [`Base::creation`].
     Destroy,
@@ -122,7 +134,10 @@ impl WriteBatch {
             Record::Entries(entries) => entries.iter().map(Entry::cost).sum::<usize>() + 32,
             Record::Compact(base) => base.membership.len() + 64,
             Record::SnapshotRef(snapshot) => snapshot.membership.len() + 64,
-            Record::HardState(_) | Record::Truncate(_) | Record::Destroy => 64,
+            Record::HardState(_)
+            | Record::Truncate(_)
+            | Record::Incarnation(_)
+            | Record::Destroy => 64,
         };
         self.records.push((group, record));
     }

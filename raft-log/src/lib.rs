@@ -149,7 +149,7 @@ mod ids;
 pub mod log;
 mod lz4;
 
-pub use batch::{Base, Entry, EntryKind, HardState, Record, SnapshotRef, WriteBatch};
+pub use batch::{Base, Entry, EntryKind, HardState, Incarnation, Record, SnapshotRef, WriteBatch};
 pub use error::{Difference, ErrorKind, LogError};
 pub use ids::{GroupId, Index, NodeId, StoreId, Term};
 pub use log::{GroupInfo, IoMode, Log, LogOptions, LogStats, RecoveryReport, Space, Ticket};

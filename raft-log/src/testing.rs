@@ -36,6 +36,8 @@ pub enum Bug {
     SnapshotNotSynced,
     /// The name of a snapshot is not synced.
     SnapshotNameNotSynced,
+    /// A log that is begun anew is not guarded.
+    RenewWithoutGuard,
 }
 
 /// The switch of a crate for its seeded bugs: `with_bug` puts one in, `bug` asks. The crate has a feature `seeded-bugs`.

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::lz4::LZ4_RATIO_MAX;
 use crate::testing::{Bug, bug};
 use crate::{
-    Base, Entry, EntryKind, GroupId, HardState, Index, NodeId, Record, SnapshotRef, StoreId, Term,
+    Base, Entry, EntryKind, GroupId, HardState, Incarnation, Index, NodeId, Record, SnapshotRef,
+    StoreId, Term,
 };
 
 /// The version that this build writes, and the newest that it reads.
@@ -44,6 +45,7 @@ const KIND_SNAPSHOT: u8 = 5;
 const KIND_DESTROY: u8 = 6;
 const KIND_CHECKPOINT: u8 = 7;
 pub(super) const KIND_ENTRY_LZ4: u8 = 8;
+const KIND_INCARNATION: u8 = 9;
 
 /// The header of a segment file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +222,8 @@ pub struct GroupCheckpoint {
     pub last_index: Index,
     /// The newest snapshot that was recorded.
     pub snapshot: Option<SnapshotRef>,
+    /// Which log it is.
+    pub incarnation: Incarnation,
 }
 
 /// One record as it lies on disk.
@@ -290,6 +294,11 @@ impl BodyEncoder {
             Record::SnapshotRef(snapshot) => {
                 self.record(group, KIND_SNAPSHOT, |out| put_snapshot(out, snapshot));
             }
+            Record::Incarnation(incarnation) => {
+                self.record(group, KIND_INCARNATION, |out| {
+                    put_incarnation(out, *incarnation)
+                });
+            }
             Record::Destroy => self.record(group, KIND_DESTROY, |_| {}),
         }
     }
@@ -306,6 +315,9 @@ impl BodyEncoder {
                     out.extend_from_slice(&1u64.to_le_bytes());
                     put_snapshot(out, snapshot);
                 }
+            }
+            if state.incarnation != Incarnation::default() {
+                put_incarnation(out, state.incarnation);
             }
         });
     }
@@ -349,7 +361,9 @@ pub(crate) fn encoded_len(record: &Record) -> (usize, usize) {
             32 + base.membership.len(),
         ),
         Record::SnapshotRef(s) => (whole(48 + s.membership.len()), 48 + s.membership.len()),
-        Record::HardState(_) | Record::Truncate(_) | Record::Destroy => (whole(32), 32),
+        Record::HardState(_) | Record::Truncate(_) | Record::Incarnation(_) | Record::Destroy => {
+            (whole(32), 32)
+        }
     }
 }
 
@@ -440,6 +454,7 @@ pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
         KIND_TRUNCATE => Record::Truncate(Index(take_u64(&mut input)?)),
         KIND_COMPACT => Record::Compact(take_base(&mut input)?),
         KIND_SNAPSHOT => Record::SnapshotRef(take_snapshot(&mut input)?),
+        KIND_INCARNATION => Record::Incarnation(take_incarnation(&mut input)?),
         KIND_DESTROY => Record::Destroy,
         KIND_CHECKPOINT => {
             let hard_state = take_hard_state(&mut input)?;
@@ -450,11 +465,18 @@ pub(crate) fn decode_record(body: &[u8], raw: RawRecord) -> Option<DiskRecord> {
                 1 => Some(take_snapshot(&mut input)?),
                 _ => return None,
             };
+            // A log that never lost anything says nothing of it.
+            let incarnation = if input.is_empty() {
+                Incarnation::default()
+            } else {
+                take_incarnation(&mut input).filter(|one| *one != Incarnation::default())?
+            };
             let state = GroupCheckpoint {
                 hard_state,
                 base,
                 last_index,
                 snapshot,
+                incarnation,
             };
             return input.is_empty().then_some(DiskRecord::Checkpoint(state));
         }
@@ -468,6 +490,11 @@ fn put_hard_state(out: &mut Vec<u8>, state: &HardState) {
     out.extend_from_slice(&u64::from(state.vote.is_some()).to_le_bytes());
     out.extend_from_slice(&state.vote.unwrap_or_default().0.to_le_bytes());
     out.extend_from_slice(&state.commit.0.to_le_bytes());
+}
+
+fn put_incarnation(out: &mut Vec<u8>, incarnation: Incarnation) {
+    out.extend_from_slice(&incarnation.number.to_le_bytes());
+    out.extend_from_slice(&u64::from(incarnation.guarded).to_le_bytes());
 }
 
 fn put_base(out: &mut Vec<u8>, base: &Base) {
@@ -538,6 +565,16 @@ fn take_hard_state(input: &mut &[u8]) -> Option<HardState> {
     })
 }
 
+fn take_incarnation(input: &mut &[u8]) -> Option<Incarnation> {
+    let number = take_u64(input)?;
+    let guarded = match take_u64(input)? {
+        0 => false,
+        1 => true,
+        _ => return None,
+    };
+    Some(Incarnation { number, guarded })
+}
+
 /// A vote as two words; `None` where they make no sense.
 pub(crate) fn vote_of(voted: u64, node: u64) -> Option<Option<NodeId>> {
     match (voted, node) {
@@ -595,6 +632,7 @@ mod tests {
         let mut wanted = vec![
             format!("| 0 | 8 {}", text(&SEGMENT_MAGIC)),
             format!("| 0 | 8 {}", text(votes::MAGIC)),
+            format!("| 0 | 8 {}", text(votes::MAGIC_INCARNATION)),
             format!("| 0 | 8 {}", text(manifest::MAGIC)),
             format!("| -{} | 8 {}", footer::FOOTER, text(footer::MAGIC)),
             format!("| 0 | 4 | magic 0x{BATCH_MAGIC:x} |"),
@@ -635,6 +673,7 @@ mod tests {
             (KIND_DESTROY, "group destroyed"),
             (KIND_CHECKPOINT, "checkpoint"),
             (KIND_ENTRY_LZ4, "compressed entry"),
+            (KIND_INCARNATION, "incarnation"),
         ];
         wanted.extend(kinds.map(|(kind, name)| format!("| {kind} | {name} |")));
         for line in wanted {

@@ -227,7 +227,8 @@ pub fn votes(data: &[u8]) -> bool {
                 continue;
             };
             let again = votes::encode(store, &slot, u64_at(block, 32));
-            assert_same(&again[..68], &block[..68], &[]);
+            let used = if slot.incarnation == 0 { 68 } else { 76 };
+            assert_same(&again[..used], &block[..used], &[]);
             assert_eq!(votes::decode(store, &again), Some(slot));
             *found = true;
         }
@@ -243,6 +244,10 @@ pub fn votes(data: &[u8]) -> bool {
 
 fn mend_votes(data: &mut [u8]) {
     for block in data.chunks_mut(votes::BLOCK) {
-        repair(block, 0..64, 64);
+        let end = match block.get(7) {
+            Some(2) => 72,
+            _ => 64,
+        };
+        repair(block, 0..end, end);
     }
 }

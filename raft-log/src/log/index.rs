@@ -2,12 +2,17 @@
 //!
 //! Live writes and recovery go through the same [`Groups::apply`], so a reopened log has the state it had.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, VecDeque};
 
 use super::footer::{FOOTER, FOOTER_GAP, GROUP_HEADER, PLACE, RUN, Sealed};
 use super::format::{DiskRecord, GroupCheckpoint, RECORD_HEADER};
 use super::unsynced::Unsynced;
-use crate::{Base, Entry, GroupId, HardState, Index, Record, SnapshotRef, Term};
+use super::votes::Slot;
+use crate::{Base, Entry, GroupId, HardState, Incarnation, Index, Record, SnapshotRef, Term};
+
+/// Bytes of an incarnation in a checkpoint; groups that never lost anything leave it out, and are given room for it.
+const INCARNATION: usize = 16;
 
 /// Where an entry's record lies. There is one for each entry of the log, so it is kept small: records begin at
 /// multiples of 8, and a segment is far shorter than 32 GiB.
@@ -56,6 +61,7 @@ pub(super) struct Group {
     pub(super) base: Base,
     pub(super) hard_state: HardState,
     pub(super) snapshot: Option<SnapshotRef>,
+    pub(super) incarnation: Incarnation,
     /// Entries up to here were in segments that are gone; only seen while a log is being recovered.
     pub(super) missing_to: Index,
     pub(super) entries: VecDeque<Position>,
@@ -110,14 +116,26 @@ impl Group {
             base: self.base.clone(),
             last_index: self.last(),
             snapshot: self.snapshot.clone(),
+            incarnation: self.incarnation,
         }
     }
 
-    /// Bytes of the group's record in a checkpoint.
+    /// What the vote slots say of the group.
+    pub(super) fn slot(&self, group: GroupId) -> Slot {
+        Slot {
+            group,
+            creation: self.base.creation,
+            term: self.hard_state.term,
+            vote: self.hard_state.vote,
+            incarnation: self.incarnation.number,
+        }
+    }
+
+    /// Bytes of the group's record in a checkpoint, at most.
     fn weight(&self) -> usize {
         let snapshot = self.snapshot.as_ref();
         let snapshot = snapshot.map_or(0, |snapshot| 48 + snapshot.membership.len());
-        let payload = 32 + 32 + self.base.membership.len() + 8 + 8 + snapshot;
+        let payload = 32 + 32 + self.base.membership.len() + 8 + 8 + snapshot + INCARNATION;
         (RECORD_HEADER + payload).next_multiple_of(8)
     }
 
@@ -127,6 +145,7 @@ impl Group {
             base: state.base,
             hard_state: state.hard_state,
             snapshot: state.snapshot,
+            incarnation: state.incarnation,
             ..Self::default()
         }
     }
@@ -159,8 +178,8 @@ pub(super) struct Groups {
 impl Groups {
     /// Says why a batch contradicts the groups' state, before anything of it is taken.
     pub(super) fn check(&self, records: &[(GroupId, Record)]) -> Result<(), (bool, String)> {
-        // What the batch changes so far: base, last index, last term, hard state; `None` for a destroyed group.
-        type Shadow = Option<(Base, Index, Term, HardState)>;
+        // What the batch changes so far: base, last index, last term, hard state, incarnation; `None` for a destroyed group.
+        type Shadow = Option<(Base, Index, Term, HardState, Incarnation)>;
         let mut shadows: BTreeMap<GroupId, Shadow> = BTreeMap::new();
         // The creations of groups that end in the batch.
         let mut ended: BTreeMap<GroupId, u64> = BTreeMap::new();
@@ -173,13 +192,14 @@ impl Groups {
                     last,
                     group.term_at(last).unwrap_or_default(),
                     group.hard_state,
+                    group.incarnation,
                 ))
             });
             if matches!(record, Record::Compact(base) if base.index == Index::MAX) {
                 let text = format!("group {id}: no entry can follow base {}", Index::MAX);
                 return Err((false, text));
             }
-            let Some((base, last, last_term, state)) = shadow.as_mut() else {
+            let Some((base, last, last_term, state, incarnation)) = shadow.as_mut() else {
                 let Record::Compact(base) = record else {
                     return Err((
                         true,
@@ -193,7 +213,13 @@ impl Groups {
                     );
                     return Err((false, text));
                 }
-                *shadow = Some((base.clone(), base.index, base.term, HardState::default()));
+                *shadow = Some((
+                    base.clone(),
+                    base.index,
+                    base.term,
+                    HardState::default(),
+                    Incarnation::default(),
+                ));
                 continue;
             };
             let wrong = |text: String| Err((false, format!("group {id}: {text}")));
@@ -259,6 +285,19 @@ impl Groups {
                     }
                 }
                 Record::SnapshotRef(_) => {}
+                Record::Incarnation(new) => {
+                    let follows = match new.number.cmp(&incarnation.number) {
+                        Ordering::Less => false,
+                        Ordering::Equal => incarnation.guarded || !new.guarded,
+                        Ordering::Greater => new.guarded,
+                    };
+                    if !follows {
+                        return wrong(format!(
+                            "{new:?} cannot follow {incarnation:?}: a new log begins guarded, and a guard ends once"
+                        ));
+                    }
+                    *incarnation = *new;
+                }
                 Record::Destroy => {
                     ended.insert(*id, base.creation);
                     *shadow = None;
@@ -323,6 +362,9 @@ impl Groups {
                 let before = group.weight();
                 group.snapshot = Some(snapshot);
                 self.weight = self.weight + group.weight() - before;
+            }
+            Record::Incarnation(incarnation) => {
+                self.map.get_mut(&id).expect("checked").incarnation = incarnation;
             }
             Record::Destroy => self.forget(id),
         }
@@ -440,13 +482,14 @@ impl Groups {
         let growth = |(id, record): &(GroupId, Record)| {
             let group = self.map.get(id);
             match record {
-                Record::Compact(base) => {
-                    group.map_or(RECORD_HEADER + 88 + base.membership.len(), |group| {
+                Record::Compact(base) => group.map_or(
+                    RECORD_HEADER + 88 + INCARNATION + base.membership.len(),
+                    |group| {
                         base.membership
                             .len()
                             .saturating_sub(group.base.membership.len())
-                    })
-                }
+                    },
+                ),
                 Record::SnapshotRef(new) => {
                     let old = group.and_then(|group| group.snapshot.as_ref());
                     let old = old.map_or(0, |old| 48 + old.membership.len());
@@ -475,6 +518,7 @@ impl Groups {
         let group = self.map.get_mut(&id).expect("compacted to its base");
         let before = group.weight();
         (group.hard_state, group.snapshot) = (state.hard_state, state.snapshot);
+        group.incarnation = state.incarnation;
         self.weight = self.weight + group.weight() - before;
         let Some(sealed) = sealed else { return };
         // What is cached must reach the group's end without a gap.

@@ -15,6 +15,7 @@ mod manifest;
 mod options;
 mod read;
 mod recovery;
+pub mod renewal;
 #[cfg(all(test, feature = "fuzzing"))]
 mod round_trips;
 pub mod salvage;
@@ -167,18 +168,7 @@ impl Log {
     /// nothing must be, a log on a full disk opens for reading, and says [`Space::Full`].
     pub fn open(vfs: SharedVfs, options: LogOptions) -> Result<(Self, RecoveryReport), LogError> {
         let dir = &options.dir;
-        vfs.create_dir_all(dir)
-            .map_err(|error| LogError::io("cannot make the log's directory", dir, error))?;
-        let lock = vfs
-            .lock(&dir.join("LOCK"))
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::WouldBlock => LogError::of(
-                    ErrorKind::Locked,
-                    &dir.join("LOCK"),
-                    "another process uses this data directory; stop it first",
-                ),
-                _ => LogError::io("cannot lock the log's directory", dir, error),
-            })?;
+        let lock = Self::lock(&vfs, dir)?;
         let found = recovery::recover(&vfs, &options)?;
         let writer = Writer {
             vfs: Arc::clone(&vfs),
@@ -260,6 +250,24 @@ impl Log {
             shared.core().thread = Some(thread);
         }
         Ok((Self(Arc::new(Handles(shared))), found.report))
+    }
+
+    /// Makes the directory if needed, and keeps others out of it.
+    fn lock(vfs: &SharedVfs, dir: &Path) -> Result<Box<dyn VfsLock>, LogError> {
+        renewal::finish(&**vfs, dir)?;
+        vfs.create_dir_all(dir)
+            .map_err(|error| LogError::io("cannot make the log's directory", dir, error))?;
+        let path = dir.join("LOCK");
+        let lock = vfs.lock(&path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => LogError::of(
+                ErrorKind::Locked,
+                &path,
+                "another process uses this data directory; stop it first",
+            ),
+            _ => LogError::io("cannot lock the log's directory", dir, error),
+        })?;
+        renewal::set_aside(&**vfs, dir)?;
+        Ok(lock)
     }
 
     /// Queues a batch; reads see it at once. It is durable when its ticket completes.
@@ -387,6 +395,7 @@ impl Log {
             last_term: group.term_at(last_index).unwrap_or_default(),
             hard_state: group.hard_state,
             snapshot: group.snapshot.clone(),
+            incarnation: group.incarnation,
             durable_index: waiting.map_or(last_index, |index| {
                 index.min(last_index).max(group.base.index)
             }),
@@ -595,35 +604,25 @@ impl Shared {
         let (mut votes, mut created, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut places = places.into_iter();
         for (id, record) in batch.into_records() {
-            let before = core.groups.map.get(&id).map(|group| group.hard_state);
+            // What its slot says: the term and vote of its log, and which log that is.
+            let slot_of = |groups: &Groups| groups.map.get(&id).map(|group| group.slot(id));
+            let before = slot_of(&core.groups);
             if before.is_none() {
                 created.push(id);
             }
             if matches!(record, Record::Destroy) {
                 ended.push(id);
             }
-            let hard_state = if let Record::HardState(state) = &record {
-                Some(*state)
-            } else {
-                None
-            };
+            let promises = matches!(record, Record::HardState(_) | Record::Incarnation(_));
             core.groups.apply(seq, id, record, || {
                 let (at, len) = places.next().expect("one place per entry");
                 Position::new(segment, offset + BATCH_HEADER as u64 + u64::from(at), len)
             });
-            let Some(state) = hard_state.filter(|new| {
-                before.is_none_or(|old| (old.term, old.vote) != (new.term, new.vote))
-            }) else {
-                continue;
-            };
-            let creation = core.groups.map[&id].base.creation;
-            votes.retain(|slot: &Slot| slot.group != id);
-            votes.push(Slot {
-                group: id,
-                creation,
-                term: state.term,
-                vote: state.vote,
-            });
+            let after = slot_of(&core.groups).filter(|_| promises);
+            if let Some(slot) = after.filter(|_| after != before) {
+                votes.retain(|slot: &Slot| slot.group != id);
+                votes.push(slot);
+            }
         }
         core.queue.push(Item::Batch {
             seq,

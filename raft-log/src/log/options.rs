@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::{Base, HardState, Index, SnapshotRef, StoreId, Term};
+use crate::{Base, HardState, Incarnation, Index, SnapshotRef, StoreId, Term};
 
 /// Who writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +76,8 @@ pub struct GroupInfo {
     pub hard_state: HardState,
     /// The newest recorded snapshot.
     pub snapshot: Option<SnapshotRef>,
+    /// Which of the member's logs it is, and whether that may lack what was acknowledged.
+    pub incarnation: Incarnation,
     /// The last index that is synced.
     pub durable_index: Index,
 }

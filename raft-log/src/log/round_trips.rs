@@ -14,7 +14,8 @@ use super::manifest::{self, Block, Contents};
 use super::votes::{self, Slot};
 use super::writer;
 use crate::{
-    Base, Entry, EntryKind, GroupId, HardState, Index, NodeId, Record, SnapshotRef, StoreId, Term,
+    Base, Entry, EntryKind, GroupId, HardState, Incarnation, Index, NodeId, Record, SnapshotRef,
+    StoreId, Term,
 };
 
 fn index() -> impl Strategy<Value = Index> {
@@ -69,14 +70,19 @@ fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
+fn incarnation() -> impl Strategy<Value = Incarnation> {
+    (0..9u64, any::<bool>()).prop_map(|(number, guarded)| Incarnation { number, guarded })
+}
+
 fn checkpoint() -> impl Strategy<Value = GroupCheckpoint> {
     let snapshot = proptest::option::of(snapshot());
-    (hard_state(), base(), index(), snapshot).prop_map(
-        |(hard_state, base, last_index, snapshot)| GroupCheckpoint {
+    (hard_state(), base(), index(), snapshot, incarnation()).prop_map(
+        |(hard_state, base, last_index, snapshot, incarnation)| GroupCheckpoint {
             hard_state,
             base,
             last_index,
             snapshot,
+            incarnation,
         },
     )
 }
@@ -88,6 +94,7 @@ fn record() -> impl Strategy<Value = DiskRecord> {
         any::<u64>().prop_map(|from| DiskRecord::Other(Record::Truncate(Index(from)))),
         base().prop_map(|base| DiskRecord::Other(Record::Compact(base))),
         snapshot().prop_map(|snapshot| DiskRecord::Other(Record::SnapshotRef(snapshot))),
+        incarnation().prop_map(|one| DiskRecord::Other(Record::Incarnation(one))),
         Just(DiskRecord::Other(Record::Destroy)),
         checkpoint().prop_map(DiskRecord::Checkpoint),
     ]
@@ -200,13 +207,14 @@ proptest! {
     }
 
     #[test]
-    fn vote_slot_encodes_to_what_decodes_to_it(words in any::<[u64; 5]>(), vote in any::<Option<u64>>()) {
+    fn vote_slot_encodes_to_what_decodes_to_it(words in any::<[u64; 5]>(), vote in any::<Option<u64>>(), incarnation in 0..9u64) {
         let [store, group, creation, sequence, term] = words;
         let slot = Slot {
             group: GroupId(group),
             creation,
             term: Term(term),
             vote: vote.map(NodeId),
+            incarnation,
         };
         let block = votes::encode(StoreId(store), &slot, sequence);
         prop_assert_eq!(votes::decode(StoreId(store), &block), Some(slot));

@@ -21,8 +21,8 @@ use super::votes::Slots;
 use super::{IoMode, Log, LogOptions, check, votes};
 use crate::vfs::SharedVfs;
 use crate::{
-    Base, Entry, ErrorKind, GroupId, HardState, Index, LogError, Record, SnapshotRef, Term,
-    WriteBatch,
+    Base, Entry, ErrorKind, GroupId, HardState, Incarnation, Index, LogError, Record, SnapshotRef,
+    Term, WriteBatch,
 };
 
 /// Bytes of entries in one batch of the new log.
@@ -77,13 +77,14 @@ pub struct Covered {
 }
 
 /// What is kept of a group, before it is written.
-struct Kept<'a> {
-    group: &'a Group,
-    run: &'a Run,
-    base: Base,
-    hard_state: HardState,
-    snapshot: Option<SnapshotRef>,
-    told: Salvaged,
+pub(super) struct Kept<'a> {
+    /// Where the entries are; none where no entry is kept.
+    pub(super) entries: Option<(&'a Group, &'a Run)>,
+    pub(super) base: Base,
+    pub(super) hard_state: HardState,
+    pub(super) snapshot: Option<SnapshotRef>,
+    pub(super) incarnation: Incarnation,
+    pub(super) told: Salvaged,
 }
 
 /// Copies the log in `from.dir` to the directory `to`, which must be empty or not there, and opens the copy to see that
@@ -124,11 +125,7 @@ pub fn salvage(
     report
         .damage
         .extend(lost_votes(from, &slots, !report.damage.is_empty()));
-    let mut options = from.clone();
-    options.dir = to.to_owned();
-    options.io = IoMode::Inline;
-    options.accept_suspect_tail = false;
-    let (log, _) = Log::open(SharedVfs::clone(vfs), options.clone())?;
+    let mut all = Vec::new();
     for (id, latest) in &newest.groups.map {
         let mut kept = choose(*id, latest, &runs, None, from);
         if kept.told.last < kept.told.known
@@ -141,18 +138,43 @@ pub fn salvage(
         }
         for slot in slots.of(*id, latest.base.creation) {
             raise(&mut kept.hard_state, slot.term, slot.vote);
+            if slot.incarnation > kept.incarnation.number {
+                kept.incarnation = Incarnation {
+                    number: slot.incarnation,
+                    guarded: true,
+                };
+            }
         }
         if let Some(snapshot) = &kept.snapshot
             && !has_snapshot(*id, snapshot)
         {
             kept.told.dropped_snapshot = kept.snapshot.take();
         }
+        all.push(kept);
+    }
+    copy(vfs, from, to, all, &mut report)?;
+    Ok(report)
+}
+
+/// Writes a log of what is kept, closes and checks it.
+pub(super) fn copy(
+    vfs: &SharedVfs,
+    from: &LogOptions,
+    to: &Path,
+    kept: Vec<Kept<'_>>,
+    report: &mut Report,
+) -> Result<(), LogError> {
+    let mut options = from.clone();
+    options.dir = to.to_owned();
+    options.io = IoMode::Inline;
+    options.accept_suspect_tail = false;
+    let (log, _) = Log::open(SharedVfs::clone(vfs), options.clone())?;
+    for kept in kept {
         report.groups.push(write(&log, kept)?);
     }
     log.close()?;
     drop(log);
-    prove(vfs, options, &report)?;
-    Ok(report)
+    prove(vfs, options, report)
 }
 
 /// Vote blocks because of which a vote may be forgotten: both of a pair, or any when the log is damaged too.
@@ -190,7 +212,7 @@ fn refuse_used(vfs: &SharedVfs, to: &Path) -> Result<(), LogError> {
 
 /// The latest moment at which every entry of the group is there, or may be: the end of the newest run, or of an earlier
 /// one. What is covered need not be there.
-fn choose<'a>(
+pub(super) fn choose<'a>(
     id: GroupId,
     latest: &'a Group,
     runs: &'a [Run],
@@ -231,8 +253,8 @@ fn choose<'a>(
     let last = last.min(known);
     let cut = || format!("what followed batch {} is damaged or missing", run.last_seq);
     Kept {
-        group,
-        run,
+        entries: Some((group, run)),
+        incarnation: latest.incarnation,
         hard_state: HardState {
             commit: hard_state.commit.min(last),
             ..hard_state
@@ -322,7 +344,7 @@ fn readable(
 }
 
 /// The higher term wins; at equal term a vote beats none.
-fn raise(state: &mut HardState, term: Term, vote: Option<crate::NodeId>) {
+pub(super) fn raise(state: &mut HardState, term: Term, vote: Option<crate::NodeId>) {
     if term > state.term {
         (state.term, state.vote) = (term, vote);
     } else if term == state.term {
@@ -333,11 +355,11 @@ fn raise(state: &mut HardState, term: Term, vote: Option<crate::NodeId>) {
 /// Writes what is kept of a group.
 fn write(log: &Log, kept: Kept<'_>) -> Result<Salvaged, LogError> {
     let Kept {
-        group,
-        run,
+        entries: places_of,
         base,
         hard_state,
         snapshot,
+        incarnation,
         mut told,
     } = kept;
     let id = told.group;
@@ -350,8 +372,21 @@ fn write(log: &Log, kept: Kept<'_>) -> Result<Salvaged, LogError> {
     };
     let start = base.index;
     put(vec![Record::Compact(base)])?;
+    if incarnation.number > 0 {
+        // One whose guard has ended began with it.
+        let guarded = Incarnation {
+            guarded: true,
+            ..incarnation
+        };
+        let mut records = vec![Record::Incarnation(guarded)];
+        records.extend((incarnation != guarded).then_some(Record::Incarnation(incarnation)));
+        put(records)?;
+    }
     let (mut entries, mut bytes): (Vec<Entry>, usize) = (Vec::new(), 0);
-    for (index, at) in places(group, start).take_while(|(index, _)| *index <= told.last) {
+    let held = places_of
+        .iter()
+        .flat_map(|(group, run)| places(group, start).map(move |(index, at)| (run, index, at)));
+    for (run, index, at) in held.take_while(|(_, index, _)| *index <= told.last) {
         let entry = read(run, id, index, at).ok_or_else(|| {
             let text = format!("entry {index} of group {id} verified, and does not any more");
             LogError::new(ErrorKind::Corruption, text)

@@ -15,6 +15,8 @@ pub(super) const BLOCK: usize = 4096;
 const CHUNK: usize = 1 << 20;
 const EMPTY: [u8; BLOCK] = [0; BLOCK];
 pub(super) const MAGIC: &[u8; 8] = b"FLOTVOT\x01";
+/// Of a block that holds an incarnation too, before its checksum.
+pub(super) const MAGIC_INCARNATION: &[u8; 8] = b"FLOTVOT\x02";
 
 /// One block that verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) struct Slot {
     pub(super) creation: u64,
     pub(super) term: Term,
     pub(super) vote: Option<NodeId>,
+    /// Which of the member's logs it was written for.
+    pub(super) incarnation: u64,
 }
 
 /// What the file held.
@@ -49,6 +53,12 @@ impl Slots {
             .slots
             .partition_point(|slot| (slot.group, slot.creation) <= key);
         &self.slots[from..to]
+    }
+
+    /// The slots of each life of a group that has some.
+    pub(super) fn by_group(&self) -> impl Iterator<Item = &[Slot]> {
+        self.slots
+            .chunk_by(|a, b| (a.group, a.creation) == (b.group, b.creation))
     }
 
     /// True when some group has seen a term.
@@ -97,7 +107,6 @@ pub(super) struct Votes {
 
 pub(super) fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] {
     let mut out = [0; BLOCK];
-    out[..8].copy_from_slice(MAGIC);
     let words = [
         store.0,
         slot.group.0,
@@ -106,20 +115,28 @@ pub(super) fn encode(store: StoreId, slot: &Slot, sequence: u64) -> [u8; BLOCK] 
         slot.term.0,
         u64::from(slot.vote.is_some()),
         slot.vote.unwrap_or_default().0,
+        slot.incarnation,
     ];
     for (at, word) in words.iter().enumerate() {
         out[8 + at * 8..16 + at * 8].copy_from_slice(&word.to_le_bytes());
     }
-    let crc = crc32fast::hash(&out[..64]);
-    out[64..68].copy_from_slice(&crc.to_le_bytes());
+    let (magic, end) = match slot.incarnation {
+        0 => (MAGIC, 64),
+        _ => (MAGIC_INCARNATION, 72),
+    };
+    out[..8].copy_from_slice(magic);
+    let crc = crc32fast::hash(&out[..end]);
+    out[end..end + 4].copy_from_slice(&crc.to_le_bytes());
     out
 }
 
 pub(super) fn decode(store: StoreId, block: &[u8]) -> Option<Slot> {
-    if &block[..8] != MAGIC
-        || u64_at(block, 8) != store.0
-        || u32_at(block, 64) != crc32fast::hash(&block[..64])
-    {
+    let (end, incarnation) = match &block[..8] {
+        magic if magic == MAGIC => (64, 0),
+        magic if magic == MAGIC_INCARNATION => (72, u64_at(block, 64)),
+        _ => return None,
+    };
+    if u64_at(block, 8) != store.0 || u32_at(block, end) != crc32fast::hash(&block[..end]) {
         return None;
     }
     let vote = vote_of(u64_at(block, 48), u64_at(block, 56))?;
@@ -128,6 +145,7 @@ pub(super) fn decode(store: StoreId, block: &[u8]) -> Option<Slot> {
         creation: u64_at(block, 24),
         term: Term(u64_at(block, 40)),
         vote,
+        incarnation,
     })
 }
 
@@ -354,6 +372,7 @@ mod tests {
             creation: 0,
             term: Term(term),
             vote: None,
+            incarnation: 0,
         }
     }
 

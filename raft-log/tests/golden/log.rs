@@ -2,8 +2,8 @@
 
 use raft_log::vfs::{SimFs, Vfs};
 use raft_log::{
-    Base, Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId, Record,
-    SnapshotRef, Term, WriteBatch,
+    Base, Entry, EntryKind, GroupId, HardState, Incarnation, Index, IoMode, Log, LogOptions,
+    NodeId, Record, SnapshotRef, Term, WriteBatch,
 };
 
 use crate::{STORE, golden, keep, updating};
@@ -20,6 +20,9 @@ const RUNS: [(&str, bool, &str); 2] = [("closed-2", true, "closed"), ("killed-2"
 
 /// A run with compressed entries. Another version of the compressor may write other blocks, so it is only read.
 const COMPRESSED: &str = "compressed";
+
+/// A run whose log was begun anew: an incarnation in records, checkpoint and vote slots.
+const INCARNATION: &str = "incarnation";
 
 fn options() -> LogOptions {
     let mut options = LogOptions::new("/log", STORE);
@@ -100,6 +103,43 @@ fn write(fs: &SimFs, options: LogOptions, close: bool) {
     }
 }
 
+/// Two groups of a log that was begun anew; the guard of the first one ends.
+fn write_anew(fs: &SimFs) {
+    let (log, _) = Log::open(fs.shared(), options()).unwrap();
+    let put = |group: u64, record: Record| {
+        let mut batch = WriteBatch::new();
+        batch.push(GroupId(group), record);
+        log.write(batch).unwrap();
+        log.drive().unwrap();
+    };
+    let anew = |number, guarded| Record::Incarnation(Incarnation { number, guarded });
+    let state = HardState {
+        term: Term(3),
+        vote: Some(NodeId(5)),
+        commit: Index(0),
+    };
+    for group in [1, 2] {
+        put(group, Record::Compact(Base::default()));
+        put(group, Record::HardState(state));
+        put(group, anew(group, true));
+    }
+    for index in 1..=60 {
+        put(1, Record::Entries(vec![entry(index, 3, EntryKind::Normal)]));
+    }
+    put(1, anew(1, false));
+    log.close().unwrap();
+}
+
+fn check_anew(log: &Log) {
+    for (group, guarded) in [(1, false), (2, true)] {
+        let info = log.group(GroupId(group)).unwrap();
+        let number = group;
+        assert_eq!(info.incarnation, Incarnation { number, guarded });
+        assert_eq!(info.hard_state.vote, Some(NodeId(5)));
+    }
+    assert_eq!(log.group(GroupId(1)).unwrap().last_index, Index(60));
+}
+
 fn check(log: &Log) {
     assert_eq!(log.groups(), [GroupId(1), GroupId(2)]);
     let info = log.group(GroupId(1)).unwrap();
@@ -155,14 +195,24 @@ fn golden_files_are_what_is_written_today() {
         if updating() {
             update(&fs, run);
         }
-        let golden = stored(run);
-        for name in FILES {
-            let path = format!("/log/{name}");
-            assert!(
-                fs.read_file(&path).unwrap() == golden.read_file(&path).unwrap(),
-                "{run}/{name} is not what is written today: the format changed"
-            );
-        }
+        written_as(&fs, run);
+    }
+    let fs = SimFs::new(1);
+    write_anew(&fs);
+    if updating() {
+        update(&fs, INCARNATION);
+    }
+    written_as(&fs, INCARNATION);
+}
+
+fn written_as(fs: &SimFs, run: &str) {
+    let golden = stored(run);
+    for name in FILES {
+        let path = format!("/log/{name}");
+        assert!(
+            fs.read_file(&path).unwrap() == golden.read_file(&path).unwrap(),
+            "{run}/{name} is not what is written today: the format changed"
+        );
     }
 }
 
@@ -192,4 +242,10 @@ fn golden_files_open_with_their_content() {
         drop(log);
         check(&Log::open(fs.shared(), options()).unwrap().0);
     }
+    let fs = stored(INCARNATION);
+    let (log, report) = Log::open(fs.shared(), options()).unwrap();
+    check_anew(&log);
+    assert_eq!(report.from_footers, 1, "{report}");
+    drop(log);
+    check_anew(&Log::open(fs.shared(), options()).unwrap().0);
 }

@@ -189,7 +189,7 @@ fn workloads_of_three_steps_cut_short_anywhere_keep_what_was_acknowledged() {
     if crate::number("FLOTILLA_LOG_WORKLOAD").is_some() {
         return;
     }
-    assert_eq!(counts.workloads.into_inner(), 16 + 256 + 4096);
+    assert_eq!(counts.workloads.into_inner(), 17 + 17 * 17 + 17 * 17 * 17);
     assert!(counts.moments.into_inner() > 20_000);
     assert!(counts.recovery_crashes.into_inner() > 1_000);
 }

@@ -12,6 +12,7 @@ mod flips;
 mod hostile;
 mod model;
 mod random;
+mod renewal;
 mod salvage;
 mod verify;
 mod world;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use raft_log::{
-    Base, Entry, GroupId, HardState, Index, Log, Record, SnapshotRef, Term, WriteBatch,
+    Base, Entry, GroupId, HardState, Incarnation, Index, Log, Record, SnapshotRef, Term, WriteBatch,
 };
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,7 @@ pub(crate) struct Group {
     pub(crate) entries: Vec<Entry>,
     pub(crate) hard: HardState,
     pub(crate) snapshot: Option<SnapshotRef>,
+    pub(crate) incarnation: Incarnation,
 }
 
 impl Group {
@@ -54,6 +55,7 @@ fn change(group: &mut Group, record: &Record) {
         Record::Truncate(from) => group.entries.retain(|entry| entry.index < *from),
         Record::HardState(hard) => group.hard = *hard,
         Record::SnapshotRef(snapshot) => group.snapshot = Some(snapshot.clone()),
+        Record::Incarnation(incarnation) => group.incarnation = *incarnation,
         Record::Compact(_) | Record::Destroy => unreachable!("changes the map, not the group"),
     }
 }
@@ -85,6 +87,7 @@ pub(crate) fn observe(log: &Log) -> Result<State, String> {
             entries,
             hard: info.hard_state,
             snapshot: info.snapshot,
+            incarnation: info.incarnation,
         };
         if (info.last_index, info.last_term) != group.last() {
             let (said, is) = ((info.last_index, info.last_term), group.last());
@@ -143,18 +146,26 @@ impl History {
             })
     }
 
-    /// Term and vote are written to their slots before the batch that carries them, so those of a later batch may
-    /// have survived without it.
+    /// Term, vote and incarnation are written to their slots before the batch that carries them, so those of a later batch
+    /// may have survived without it.
     fn leaves(&self, at: usize, found: &State) -> bool {
         let state = &self.states[at];
         let same_groups = state.keys().eq(found.keys());
         same_groups
             && state.iter().zip(found.values()).all(|((id, want), found)| {
-                let ballot = (found.hard.term, found.hard.vote);
+                let slot = |group: &Group| {
+                    let Group {
+                        hard, incarnation, ..
+                    } = group;
+                    (hard.term, hard.vote, incarnation.number)
+                };
                 // Between two lives of a group there is a state without it.
                 let mut life = self.states[at..].iter().map_while(|later| later.get(id));
-                let promised = life.any(|later| (later.hard.term, later.hard.vote) == ballot);
+                let promised = life.any(|later| slot(later) == slot(found));
+                let begun = found.incarnation.number > want.incarnation.number;
                 promised
+                    && (found.incarnation == want.incarnation
+                        || (begun && found.incarnation.guarded))
                     && found.hard.commit == want.hard.commit
                     && (&found.base, &found.entries, &found.snapshot)
                         == (&want.base, &want.entries, &want.snapshot)

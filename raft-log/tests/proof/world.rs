@@ -3,9 +3,9 @@
 use raft_log::vfs::SharedVfs;
 use raft_log::vfs::sim::{CrashKind, Lie, LyingFs, SimFs};
 use raft_log::{
-    Base, Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogError, LogOptions, NodeId,
-    Record, SnapshotError, SnapshotRef, SnapshotStore, StoreId, Term, WriteBatch,
-    snapshot::SnapshotMeta,
+    Base, Entry, EntryKind, GroupId, HardState, Incarnation, Index, IoMode, Log, LogError,
+    LogOptions, NodeId, Record, SnapshotError, SnapshotRef, SnapshotStore, StoreId, Term,
+    WriteBatch, snapshot::SnapshotMeta,
 };
 use std::io::Write;
 
@@ -21,6 +21,8 @@ pub(crate) enum Op {
     Truncate(u64),
     Compact(u64),
     HardState(u64),
+    /// Begins another incarnation, or ends the guard of the one at hand.
+    Incarnation(u64),
     /// A snapshot file, and then its reference.
     Snapshot(u64),
     /// Destroys the group, or creates it again.
@@ -31,8 +33,8 @@ pub(crate) enum Op {
     Close,
 }
 
-/// Every step on two groups.
-pub(crate) const OPS: [Op; 16] = [
+/// Every step on two groups; another incarnation of one of them.
+pub(crate) const OPS: [Op; 17] = [
     Op::Append(1),
     Op::Append(2),
     Op::Overwrite(1),
@@ -43,6 +45,7 @@ pub(crate) const OPS: [Op; 16] = [
     Op::Compact(2),
     Op::HardState(1),
     Op::HardState(2),
+    Op::Incarnation(1),
     Op::Snapshot(1),
     Op::Snapshot(2),
     Op::Destroy(1),
@@ -201,7 +204,7 @@ impl World {
         let mut batch = WriteBatch::new();
         let id = match op {
             Op::Append(id) | Op::Overwrite(id) | Op::Truncate(id) | Op::Compact(id) => GroupId(id),
-            Op::HardState(id) | Op::Destroy(id) => GroupId(id),
+            Op::HardState(id) | Op::Incarnation(id) | Op::Destroy(id) => GroupId(id),
             Op::Roll => GroupId(1),
             Op::Snapshot(_) | Op::Close => return None,
         };
@@ -246,6 +249,10 @@ impl World {
                 term: Term(group.hard.term.max(term).0 + 1),
                 vote: Some(NodeId(self.number())),
                 commit: last,
+            }),
+            Op::Incarnation(_) => Record::Incarnation(Incarnation {
+                number: group.incarnation.number + u64::from(!group.incarnation.guarded),
+                guarded: !group.incarnation.guarded,
             }),
             Op::Destroy(_) => Record::Destroy,
             Op::Snapshot(_) | Op::Close => unreachable!("returned above"),

@@ -152,5 +152,7 @@ fn group_json(id: GroupId, group: &GroupCheckpoint) -> Value {
         "term": group.hard_state.term.0,
         "vote": group.hard_state.vote.map(|vote| format!("{:x}", vote.0)),
         "commit": group.hard_state.commit.0,
+        "incarnation": group.incarnation.number,
+        "guarded": group.incarnation.guarded,
     })
 }

@@ -10,7 +10,7 @@ use kv_server::pb::command::{Command, command::Op};
 use kv_server::pb::etcdserverpb::alarm_request::AlarmAction;
 use prost::Message;
 use raft_log::log::inspect::{BatchInfo, DiskRecord, SegmentInfo};
-use raft_log::{Entry, EntryKind, GroupId, HardState, Record};
+use raft_log::{Entry, EntryKind, GroupId, HardState, Incarnation, Record};
 use serde_json::{Value, json};
 
 use super::Dir;
@@ -247,17 +247,32 @@ fn describe(record: &DiskRecord) -> String {
             "snapshot {} at {} term {} {} bytes",
             snapshot.number, snapshot.index, snapshot.term, snapshot.content_len
         ),
+        DiskRecord::Other(Record::Incarnation(incarnation)) => {
+            format!("incarnation {}", incarnation_text(incarnation))
+        }
         DiskRecord::Other(Record::Destroy) => "destroy".to_owned(),
         DiskRecord::Other(Record::Entries(entries)) => format!("{} entries", entries.len()),
-        DiskRecord::Checkpoint(state) => format!(
-            "checkpoint base {} last {} term {} vote {} commit {}",
-            state.base.index,
-            state.last_index,
-            state.hard_state.term,
-            vote(&state.hard_state),
-            state.hard_state.commit
-        ),
+        DiskRecord::Checkpoint(state) => {
+            let mut text = format!(
+                "checkpoint base {} last {} term {} vote {} commit {}",
+                state.base.index,
+                state.last_index,
+                state.hard_state.term,
+                vote(&state.hard_state),
+                state.hard_state.commit
+            );
+            if state.incarnation.number > 0 {
+                text.push_str(" incarnation ");
+                text.push_str(&incarnation_text(&state.incarnation));
+            }
+            text
+        }
     }
+}
+
+fn incarnation_text(incarnation: &Incarnation) -> String {
+    let guarded = if incarnation.guarded { " guarded" } else { "" };
+    format!("{}{guarded}", incarnation.number)
 }
 
 fn describe_json(record: &DiskRecord) -> Value {
@@ -289,6 +304,11 @@ fn describe_json(record: &DiskRecord) -> Value {
             "term": snapshot.term.0,
             "bytes": snapshot.content_len,
         }),
+        DiskRecord::Other(Record::Incarnation(incarnation)) => json!({
+            "kind": "incarnation",
+            "number": incarnation.number,
+            "guarded": incarnation.guarded,
+        }),
         DiskRecord::Other(Record::Destroy) => json!({"kind": "destroy"}),
         DiskRecord::Other(Record::Entries(entries)) => {
             json!({"kind": "entries", "count": entries.len()})
@@ -300,6 +320,8 @@ fn describe_json(record: &DiskRecord) -> Value {
             "term": state.hard_state.term.0,
             "vote": state.hard_state.vote.map(|vote| vote.to_string()),
             "commit": state.hard_state.commit.0,
+            "incarnation": state.incarnation.number,
+            "guarded": state.incarnation.guarded,
         }),
     }
 }

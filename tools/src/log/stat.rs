@@ -99,6 +99,7 @@ pub(super) fn kind(record: &DiskRecord) -> &'static str {
         DiskRecord::Other(Record::Truncate(_)) => "truncate",
         DiskRecord::Other(Record::Compact(_)) => "compact",
         DiskRecord::Other(Record::SnapshotRef(_)) => "snapshot",
+        DiskRecord::Other(Record::Incarnation(_)) => "incarnation",
         DiskRecord::Other(Record::Destroy) => "destroy",
         DiskRecord::Checkpoint(_) => "checkpoint",
     }

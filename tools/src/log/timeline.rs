@@ -101,6 +101,15 @@ impl Timeline {
                     let text = format!("snapshot {} at {}", snapshot.number, snapshot.index);
                     tell(Some(*id), text);
                 }
+                DiskRecord::Other(Record::Incarnation(incarnation)) => {
+                    let text = match incarnation.guarded {
+                        true => {
+                            format!("begun anew as incarnation {}, guarded", incarnation.number)
+                        }
+                        false => format!("guard of incarnation {} ended", incarnation.number),
+                    };
+                    tell(Some(*id), text);
+                }
                 DiskRecord::Other(Record::Destroy) => tell(Some(*id), "destroyed".to_owned()),
                 DiskRecord::Checkpoint(state) => {
                     self.votes.insert(*id, state.hard_state);

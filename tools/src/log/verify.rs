@@ -256,6 +256,8 @@ fn group_json(found: &Check, id: GroupId, group: &GroupCheckpoint) -> Value {
         "last_index": group.last_index.0,
         "term": group.hard_state.term.0,
         "commit": group.hard_state.commit.0,
+        "incarnation": group.incarnation.number,
+        "guarded": group.incarnation.guarded,
         "unreadable": lost(found, id),
     })
 }

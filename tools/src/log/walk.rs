@@ -72,6 +72,9 @@ impl Groups {
             DiskRecord::Other(Record::SnapshotRef(snapshot)) => {
                 group.snapshot = Some(snapshot.clone());
             }
+            DiskRecord::Other(Record::Incarnation(incarnation)) => {
+                group.incarnation = *incarnation;
+            }
             DiskRecord::Other(Record::Entries(_) | Record::Destroy) | DiskRecord::Checkpoint(_) => {
             }
         }

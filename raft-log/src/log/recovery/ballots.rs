@@ -1,4 +1,5 @@
-//! Joins the vote slots with the log: the higher term wins, at equal term a vote beats none.
+//! Joins the vote slots with the log: the higher term wins, at equal term a vote beats none. A slot of a later incarnation
+//! than the log's was written for a batch that nobody was told of: it begins guarded.
 
 use super::super::LogOptions;
 use super::super::index::Groups;
@@ -6,14 +7,14 @@ use super::super::votes::{self, Slot};
 use super::RecoveryReport;
 use super::table::{self, Ballot, Trust};
 use crate::vfs::SharedVfs;
-use crate::{ErrorKind, GroupId, HardState, LogError};
+use crate::{ErrorKind, GroupId, Incarnation, LogError, Record};
 
 /// What follows from the slots.
 pub(super) struct Merged {
     /// The slots to write.
     pub(super) slots: Vec<Slot>,
-    /// The hard states that the log does not have yet.
-    pub(super) changed: Vec<(GroupId, HardState)>,
+    /// The hard states and incarnations that the log does not have yet.
+    pub(super) changed: Vec<(GroupId, Record)>,
 }
 
 /// Moves each group's term and vote up to what its slots say. `cut` says that the end of the log was lost.
@@ -59,6 +60,14 @@ pub(super) fn merge(
                 state.vote = state.vote.or(slot.vote);
             }
         }
+        let newest = mine.iter().map(|slot| slot.incarnation).max();
+        if let Some(number) = newest.filter(|newest| *newest > group.incarnation.number) {
+            group.incarnation = Incarnation {
+                number,
+                guarded: true,
+            };
+            changed.push((*id, Record::Incarnation(group.incarnation)));
+        }
         let seen = !mine.is_empty();
         let trust = table::trust(Ballot {
             cut,
@@ -75,15 +84,10 @@ pub(super) fn merge(
         }
         if state != group.hard_state {
             group.hard_state = state;
-            changed.push((*id, state));
+            changed.push((*id, Record::HardState(state)));
         }
-        if state.term.0 > 0 {
-            slots.push(Slot {
-                group: *id,
-                creation: group.base.creation,
-                term: state.term,
-                vote: state.vote,
-            });
+        if state.term.0 > 0 || group.incarnation.number > 0 {
+            slots.push(group.slot(*id));
         }
     }
     report.vote_blocks_replaced = read.damaged.len();

@@ -26,7 +26,7 @@ use super::votes::{Slot, Votes};
 use super::writer::{frame, header};
 use super::{LogOptions, segment_bytes_min};
 use crate::vfs::{OpenMode, SharedVfs, VfsFile};
-use crate::{ErrorKind, GroupId, HardState, LogError, Record};
+use crate::{ErrorKind, GroupId, LogError, Record};
 pub use report::RecoveryReport;
 use room::Idle;
 pub(super) use room::recover;
@@ -158,7 +158,7 @@ fn judge_with(vfs: &SharedVfs, options: &LogOptions, take_over: bool) -> Result<
     let oldest = headers.first().map_or(next.id, |top| top.id);
     check_complete(&groups, &segment_path(&options.dir, oldest))?;
     let merged = ballots::merge(vfs, options, &mut groups, cut.is_some(), &mut report)?;
-    next.add_hard_states(options, &merged.changed);
+    next.add_changes(options, &merged.changed);
     Ok(Plan {
         survey,
         files,
@@ -245,10 +245,10 @@ impl NextSegment {
     }
 
     /// Adds what the vote slots changed.
-    fn add_hard_states(&mut self, options: &LogOptions, changed: &[(GroupId, HardState)]) {
+    fn add_changes(&mut self, options: &LogOptions, changed: &[(GroupId, Record)]) {
         let mut body = BodyEncoder::default();
-        for (group, state) in changed {
-            body.push(*group, &Record::HardState(*state), &mut Vec::new());
+        for (group, record) in changed {
+            body.push(*group, record, &mut Vec::new());
         }
         if body.records > 0 {
             self.push(options, self.seq + 1, body.records, &body.bytes);

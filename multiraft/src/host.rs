@@ -18,6 +18,7 @@ use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
 use raft_node::StateMachine;
 use raft_node::core::{DropReason, Message, PersistId, Role};
 use raft_node::driver::{Event, Group, GroupError};
+use tracing::info;
 
 use crate::forward::ForwardMessage;
 use crate::handle::HostHandle;
@@ -490,7 +491,11 @@ impl<S: StateMachine> HostCore<S> {
                 applied: slot.group.applied(),
                 voters: slot.group.membership().voters.clone(),
                 learners: slot.group.membership().learners.clone(),
+                guarded: status.guarded,
             });
+            if std::mem::replace(&mut slot.is_guarded, status.guarded) && !status.guarded {
+                info!(group = %slot.group.id(), "repaired: the log has everything again, and this member votes");
+            }
             debug_assert!(!serving || status.role == Role::Leader);
             self.slots.set_shared(n, !status.is_sole_voter);
         }

@@ -28,6 +28,8 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// The learners.
     pub learners: Vec<NodeId>,
+    /// The log was begun anew after damage, and this member does not vote before it has caught up.
+    pub guarded: bool,
 }
 
 /// A group's state as the host thread last published it, and the readers that wait for it to advance.

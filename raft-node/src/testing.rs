@@ -46,6 +46,10 @@ pub enum Bug {
     RestoreBeforeSync,
     /// A log that begins anew does not name the snapshot that it begins after.
     RestartWithoutReference,
+    /// What a member acknowledged with a log that it lost counts.
+    CountLostLog,
+    /// A member that is started again before it has caught up is not guarded.
+    ForgetGuard,
 }
 
 raft_log::bug_switch!(Bug);

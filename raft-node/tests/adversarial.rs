@@ -128,7 +128,6 @@ impl Cluster {
             election_ticks: 10,
             heartbeat_ticks: 2,
             inflight_messages_max: 4,
-            incarnation,
             ..Config::default()
         };
         let last_index = Index(disk.len() as u64);
@@ -145,6 +144,7 @@ impl Cluster {
                 applied: Index(0),
                 membership: self.first_membership(),
                 changes: disk.iter().filter_map(membership_of).collect(),
+                incarnation,
             },
         );
         let member = Member {

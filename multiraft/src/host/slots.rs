@@ -21,6 +21,8 @@ pub(super) struct Slot<S: StateMachine> {
     pub(super) reads: Vec<Reply<()>>,
     /// The members as last seen.
     pub(super) members: Membership,
+    /// The log was begun anew, and has not caught up as far as was seen.
+    pub(super) is_guarded: bool,
     /// Somebody else votes as well.
     is_shared: bool,
     /// There may be something for the log to give up.
@@ -65,6 +67,7 @@ impl<S: StateMachine> Slots<S> {
             published: Arc::default(),
             reads: Vec::new(),
             members: Membership::default(),
+            is_guarded: false,
             is_shared: false,
             is_dirty: true,
             is_awake: true,

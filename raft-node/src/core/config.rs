@@ -47,9 +47,6 @@ pub struct Config {
     /// A number that no earlier run of this member used; zero when there is none, and then only a leader reads. It keeps a
     /// late answer to a question of an earlier run from serving a stale read. Default 0.
     pub boot: u64,
-    /// Which log this is, and whether it may have lost something. Both are durable before the member is started; a sole voter
-    /// that is guarded would wait for itself for ever. Default: the first one, whole.
-    pub incarnation: Incarnation,
     /// Where the jitter of elections comes from.
     pub seed: u64,
 }
@@ -71,7 +68,6 @@ impl Default for Config {
             uncommitted_bytes_max: 64 << 20,
             window_bytes_max: 8 << 20,
             boot: 0,
-            incarnation: Incarnation::default(),
             seed: 0,
         }
     }
@@ -165,4 +161,7 @@ pub struct Initial {
     pub membership: Membership,
     /// Memberships of entries above `applied`, ascending by index.
     pub changes: Vec<(Index, Membership)>,
+    /// Which log this is, and whether it may have lost something. Both are durable before the member is started; a sole voter
+    /// that is guarded would wait for itself for ever.
+    pub incarnation: Incarnation,
 }

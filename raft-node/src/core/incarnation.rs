@@ -21,16 +21,10 @@
 
 use super::message::Body;
 use super::{Core, Effects, RoleState};
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId, Term};
 
-/// Which of its logs a member has, and whether it may vote with it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Incarnation {
-    /// 0 for a log that never lost anything; each loss needs a greater number.
-    pub number: u64,
-    /// The log may lack what it acknowledged. Ends with [`Effects::repaired`].
-    pub guarded: bool,
-}
+pub use raft_log::Incarnation;
 
 /// What a guarded member knows of its way back, in one term.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,7 +50,7 @@ impl Core {
         if incarnation > progress.incarnation() {
             progress.begin_anew(incarnation, last_index);
         }
-        incarnation == progress.incarnation()
+        incarnation == progress.incarnation() || bug(Bug::CountLostLog)
     }
 
     /// A guarded member asks where its guard ends. If it has been started again since it caught up, it does not know that it

@@ -271,7 +271,7 @@ impl Core {
             asking: Asking::default(),
             sleep: Sleep::default(),
             promise: Promise::None,
-            incarnation: config.incarnation,
+            incarnation: initial.incarnation,
             target: Target::default(),
             clock: 0,
             ticks_since_contact: 0,

@@ -18,6 +18,7 @@
 //! index that this log has on disk.
 
 mod open;
+pub mod repair;
 mod restore;
 
 use std::collections::VecDeque;
@@ -26,7 +27,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use raft_log::snapshot::SnapshotError;
-use raft_log::{Base, ErrorKind, Log, LogError, Record, WriteBatch};
+use raft_log::{Base, ErrorKind, Incarnation, Log, LogError, Record, WriteBatch};
 
 use crate::core::{
     Change, Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
@@ -120,6 +121,7 @@ pub struct Group<S: StateMachine> {
     changes: Vec<(u64, S::Output)>,
     /// A membership entry of a leader's that cannot be read.
     unreadable: Option<Index>,
+    /// The guard of this incarnation has ended, which the log does not say yet.
     repaired: Option<u64>,
     events: Vec<Event<S::Output>>,
     outputs: Vec<S::Output>,
@@ -279,6 +281,14 @@ impl<S: StateMachine> Group<S> {
     pub fn collect(&mut self, batch: &mut WriteBatch) -> Option<PersistId> {
         self.core.ready(&mut self.effects);
         self.absorb();
+        if let Some(number) = self.repaired.take() {
+            // Until it is durable a start is guarded again, and finds soon that it need not be.
+            let ended = Incarnation {
+                number,
+                guarded: false,
+            };
+            batch.push(self.id, Record::Incarnation(ended));
+        }
         let persist = self.effects.persist.take()?;
         if persist.restart.is_some() {
             self.restart_log(batch, persist.id);
@@ -450,11 +460,6 @@ impl<S: StateMachine> Group<S> {
     /// Asks the state machine to become durable, so that the log can be purged.
     pub fn request_persist(&mut self) {
         self.machine.request_persist();
-    }
-
-    /// The incarnation of the log whose guard has ended ([`crate::core::Incarnation`]): a start with it need not be guarded.
-    pub fn take_repaired(&mut self) -> Option<u64> {
-        self.repaired.take()
     }
 
     /// Messages for peers that may leave now.

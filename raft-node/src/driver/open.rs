@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 
-use raft_log::{Base, GroupInfo, Log, LogError, Record, WriteBatch};
+use raft_log::{Base, GroupInfo, Incarnation, Log, LogError, Record, WriteBatch};
 
 use super::Group;
 use crate::core::{Core, Effects, Initial, Membership, ValidConfig};
+use crate::testing::{Bug, bug};
 use crate::{EntryKind, GroupId, Index, StateMachine, Term};
 
 /// Bytes of entries that a start reads at once to find membership changes, plus one entry.
@@ -191,6 +192,10 @@ impl<S: StateMachine> Group<S> {
                 applied: applied.index,
                 membership,
                 changes,
+                incarnation: Incarnation {
+                    guarded: info.incarnation.guarded && !bug(Bug::ForgetGuard),
+                    ..info.incarnation
+                },
             },
         );
         Ok(Self {

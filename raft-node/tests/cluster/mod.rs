@@ -141,7 +141,6 @@ impl Cluster {
             id,
             seed,
             boot: self.boots,
-            incarnation: disk.incarnation,
             ..self.template.clone()
         };
         let base = disk.base_index();
@@ -160,6 +159,7 @@ impl Cluster {
                 .map_or(&self.membership, |meta| &meta.membership)
                 .clone(),
             changes: disk.changes(),
+            incarnation: disk.incarnation,
         };
         let commit = hard_state.commit;
         Member {

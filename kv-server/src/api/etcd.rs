@@ -543,6 +543,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             quota_bytes: self.view.quota_bytes(),
             revision: self.view.revision(),
             compact_revision: self.view.compact_revision(),
+            guarded: group.guarded,
         }
     }
 }

@@ -239,4 +239,6 @@ pub struct Gauges {
     pub revision: i64,
     /// The compaction floor.
     pub compact_revision: i64,
+    /// The log was begun anew after damage, and has not caught up.
+    pub guarded: bool,
 }

@@ -55,7 +55,7 @@ pub(super) fn open(
 }
 
 /// Where the state of the default keyspace stands in an engine's directory; `None` when it holds none. Opening an engine
-/// cleans up in its directory, so this is for a copy.
+/// cleans up in its directory, so this is for a copy, or for a start.
 ///
 /// # Errors
 /// The engine cannot be opened or read.
@@ -74,6 +74,19 @@ pub fn applied_in(dir: &Path) -> Result<Option<Applied>, EngineError> {
     drop(machine);
     engine.close()?;
     Ok((applied.index > Index::ZERO).then_some(applied))
+}
+
+/// Where the engine's state stands before anything else of a start has looked at it; nowhere when it cannot be opened, for
+/// then it is rebuilt.
+///
+/// # Errors
+/// A state of the machine that will pass, such as a full disk.
+pub(super) fn applied_at_start(dir: &Path) -> Result<Applied, String> {
+    match applied_in(dir) {
+        Ok(applied) => Ok(applied.unwrap_or_default()),
+        Err(error) if is_passing(&error) => Err(error.to_string()),
+        Err(_) => Ok(Applied::default()),
+    }
 }
 
 /// Gives the error back when a new engine, filled from the log, is the answer to it; else why the start ends here.

@@ -2,7 +2,8 @@
 //!
 //! 1. The directory is locked, its identity and what it knows of other members read, or drawn and written when the
 //!    directory is new.
-//! 2. The log is opened: it is the truth.
+//! 2. The log is opened: it is the truth. A member of a cluster whose log is damaged begins it anew, to be repaired from its
+//!    peers.
 //! 3. Snapshots are compared with the log.
 //! 4. The engine is opened: it holds some earlier batch. One that cannot be opened is moved aside and rebuilt when the
 //!    log still has everything, or begins with a snapshot.
@@ -20,6 +21,7 @@ mod peers;
 mod publish;
 mod quota;
 mod recover;
+mod repair;
 mod restore;
 mod text;
 mod upkeep;
@@ -42,7 +44,8 @@ use multiraft::{
 };
 use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
-use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, RecoveryReport, StoreId};
+use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
+use raft_node::StateMachine;
 use raft_node::core::{Config, Membership, ValidConfig};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use rand::TryRng;
@@ -135,8 +138,6 @@ pub struct Node {
     pub log: Log,
     /// The snapshots that members get and give.
     pub snapshots: SnapshotStore,
-    /// What was found when the log was opened.
-    pub recovery: RecoveryReport,
     /// What is known of the other members.
     pub peers: Arc<PeerBook>,
     config: NodeConfig,
@@ -184,9 +185,7 @@ impl Node {
                     .to_owned(),
             ));
         }
-        let (log, recovery) = Log::open(Arc::clone(&vfs), log_options(config, identity.store))?;
-        info!(%recovery, "log opened");
-
+        let log = repair::open_log(&vfs, config, &identity, &peers)?;
         let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
         let observe_flush = FlushObserver(Some(observers.flush));
         let engine = engine::open(config, &log, &snapshots, observe_flush)?;
@@ -205,6 +204,7 @@ impl Node {
             sinks,
         )?;
 
+        let log = repair::reach(&vfs, config, &identity, &peers, log, &machine.applied())?;
         if identity.boot > 0 && log.group(DATA_GROUP).is_none() {
             return Err(NodeError::LogLost { dir: dir.clone() });
         }
@@ -291,7 +291,6 @@ impl Node {
             engine,
             log,
             snapshots,
-            recovery,
             peers,
             config: config.clone(),
             host,

@@ -52,6 +52,7 @@ pub struct Metrics {
     alarms: IntGaugeVec,
     revision: IntGauge,
     compact_revision: IntGauge,
+    guarded: IntGauge,
     resident: IntGauge,
     cpu: Gauge,
     open_fds: IntGauge,
@@ -224,6 +225,10 @@ impl Metrics {
                 "etcd_debugging_mvcc_compact_revision",
                 "The compaction floor.",
             ),
+            guarded: gauge(
+                "flotilla_log_guarded",
+                "1 while the log was begun anew after damage and lacks what the other members have.",
+            ),
             resident: gauge("process_resident_memory_bytes", "Memory in use, in bytes."),
             open_fds: gauge("process_open_fds", "Open file descriptors."),
             max_fds: gauge("process_max_fds", "File descriptors that may be open."),
@@ -305,6 +310,7 @@ impl Metrics {
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
         self.set_recent_fsync();
+        self.guarded.set(i64::from(now.guarded));
         self.set_process();
         if let Some(watcher) = self.links.get() {
             self.link_metrics.set(watcher);

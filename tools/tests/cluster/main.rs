@@ -12,6 +12,7 @@ mod hand_over;
 mod idle;
 mod majority;
 mod recover;
+mod repair;
 mod status;
 
 use std::time::Duration;

@@ -609,6 +609,50 @@ fn reader_of_the_old_state_keeps_it_from_being_removed() {
     assert_eq!(generations(&engine).len(), 1);
 }
 
+/// Tasks that wait until somebody runs them.
+#[derive(Default)]
+struct Later(Mutex<Vec<Task>>);
+
+impl Tasks for Later {
+    fn run(&self, task: Task) -> Result<(), Task> {
+        self.0.lock().unwrap().push(task);
+        Ok(())
+    }
+}
+
+/// Else the host would turn without a pause until the engine is done, which takes a thread that wants the same core.
+#[test]
+fn install_that_waits_for_the_tables_of_the_one_before_says_so() {
+    let (mut leader, first, _) = leader();
+    let fs = SimFs::new(8);
+    let engine = follower(&fs);
+    let mut to = start(&fs, &engine).unwrap();
+    let tasks = Arc::<Later>::default();
+    to.machine.run_tasks_on(tasks.clone());
+    let here = receive(&leader, &first, &to).unwrap();
+    install(&mut to.machine, &to.snapshots, GROUP, &here).unwrap();
+    let leading = None;
+    to.machine
+        .tick(TickContext { tick: 1, leading }, &mut Vec::new());
+    let dropping = std::mem::take(&mut *tasks.0.lock().unwrap());
+    assert_eq!(dropping.len(), 1, "old tables are about to be dropped");
+
+    leader.propose(put("later", "value", 0)).unwrap();
+    let made = leader.snapshot();
+    let second = made.lock().unwrap().take().unwrap().unwrap();
+    let here = receive(&leader, &second, &to).unwrap();
+    let reader = to.snapshots.open_snapshot(GROUP, &here).unwrap();
+    to.machine.begin_install(&here, Box::new(reader)).unwrap();
+    assert!(!to.machine.install_step().unwrap());
+    assert!(to.machine.install_waits());
+    assert_eq!(to.machine.next_deadline(), Some(2), "it looks again soon");
+    dropping.into_iter().for_each(|task| task());
+    assert!(!to.machine.install_waits());
+    while !to.machine.install_step().unwrap() {}
+    let hash = leader.store.state_hash().unwrap();
+    assert_eq!(to.store.state_hash().unwrap(), hash);
+}
+
 /// Content that was made by hand, so that no checksum of the store stands before the decoder.
 #[test]
 fn damaged_content_is_refused_and_the_state_stays() {

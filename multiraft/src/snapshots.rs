@@ -60,6 +60,12 @@ pub trait SnapshotState: StateMachine {
     /// # Errors
     /// Of the content and of the engine. The state is the old one.
     fn install_step(&mut self) -> Result<bool, ApplyError>;
+
+    /// True while the next step has to wait for a task, which it looks for at the next tick. Never, unless this is
+    /// implemented.
+    fn install_waits(&self) -> bool {
+        false
+    }
 }
 
 /// Replaces a state machine's state by a snapshot of the store, all at once: for a start, before anything is served.
@@ -147,6 +153,7 @@ pub(crate) struct Keeper<S: StateMachine> {
     cut: fn(&S) -> Box<dyn Cut>,
     pub(crate) begin: Begin<S>,
     pub(crate) step: fn(&mut S) -> Result<bool, ApplyError>,
+    pub(crate) waits: fn(&S) -> bool,
     pub(crate) transfers: Transfers,
     /// Those that wait until the one in the making is made.
     pub(crate) arrived: BTreeMap<GroupId, Arrived>,
@@ -163,6 +170,7 @@ impl<S: SnapshotState> Keeper<S> {
             cut: S::cut,
             begin: S::begin_install,
             step: S::install_step,
+            waits: S::install_waits,
             transfers: Transfers::default(),
             arrived: BTreeMap::new(),
             taking: BTreeMap::new(),

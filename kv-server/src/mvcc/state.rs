@@ -555,4 +555,8 @@ impl SnapshotState for KvStateMachine {
         };
         step().map_err(|error: EngineError| ApplyError(Box::new(error)))
     }
+
+    fn install_waits(&self) -> bool {
+        self.install.is_some() && self.sweep.as_ref().is_some_and(Sweep::is_dropping)
+    }
 }

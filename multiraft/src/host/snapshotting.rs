@@ -212,7 +212,7 @@ impl<S: StateMachine> HostCore<S> {
                 slot.group.restored();
                 keeper.taking.remove(&group);
             } else {
-                busy = true;
+                busy |= !(keeper.waits)(slot.group.machine());
             }
         }
         Ok(busy)

@@ -262,6 +262,10 @@ impl SnapshotState for Observed {
         }
         Ok(done)
     }
+
+    fn install_waits(&self) -> bool {
+        self.inner.install_waits()
+    }
 }
 
 impl StateMachine for Observed {

@@ -80,6 +80,22 @@ api_errors! {
     LeaseNotFound => NotFound, "requested lease not found";
     /// No such member.
     MemberNotFound => NotFound, "member not found";
+    /// Peer URLs of a member that are none, or that no member could be reached by.
+    BadMemberUrls => InvalidArgument, "given member URLs are invalid";
+    /// A member under an id that is in use.
+    MemberExists => FailedPrecondition, "member ID already exist";
+    /// A peer URL is another member's.
+    PeerUrlExists => FailedPrecondition, "Peer URLs already exists";
+    /// Of the voters that there would be, too few have ever started.
+    NotEnoughStarted => FailedPrecondition, "re-configuration failed due to not enough started members";
+    /// Who is to be promoted votes already.
+    NotLearner => FailedPrecondition, "can only promote a learner member";
+    /// Who is to be promoted lacks too much of the log.
+    LearnerNotReady => FailedPrecondition, "can only promote a learner member which is in sync with leader";
+    /// There may be no more learners.
+    TooManyLearners => FailedPrecondition, "too many learner members in cluster";
+    /// Members that are needed to decide are not connected, or not for long enough.
+    Unhealthy => Unavailable, "unhealthy cluster";
     /// A grant under an id that is in use.
     LeaseExists => FailedPrecondition, "lease already exists";
     /// Only the leader can do it.
@@ -150,6 +166,22 @@ mod tests {
             (E::TooManyRequests, 8, "too many requests"),
             (E::LeaseNotFound, 5, "requested lease not found"),
             (E::MemberNotFound, 5, "member not found"),
+            (E::BadMemberUrls, 3, "given member URLs are invalid"),
+            (E::MemberExists, 9, "member ID already exist"),
+            (E::PeerUrlExists, 9, "Peer URLs already exists"),
+            (
+                E::NotEnoughStarted,
+                9,
+                "re-configuration failed due to not enough started members",
+            ),
+            (E::NotLearner, 9, "can only promote a learner member"),
+            (
+                E::LearnerNotReady,
+                9,
+                "can only promote a learner member which is in sync with leader",
+            ),
+            (E::TooManyLearners, 9, "too many learner members in cluster"),
+            (E::Unhealthy, 14, "unhealthy cluster"),
             (E::LeaseExists, 9, "lease already exists"),
             (E::NotLeader, 9, "not leader"),
             (E::BadLeaderTransferee, 9, "bad leader transferee"),

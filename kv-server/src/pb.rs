@@ -37,7 +37,11 @@ pub mod command {
     tonic::include_proto!("flotilla");
 }
 
-/// What members ask of each other.
-pub mod peer {
-    tonic::include_proto!("flotilla.peer");
+/// As deep as its package, for the names of other packages in it.
+mod flotilla {
+    /// What members ask of each other.
+    pub mod peer {
+        tonic::include_proto!("flotilla.peer");
+    }
 }
+pub use flotilla::peer;

@@ -16,8 +16,8 @@ use multiraft::Outbox;
 use multiraft::forward::ForwardMessage;
 use multiraft::liveness::Beat;
 use multiraft::transport::{
-    Inbound, Links, Me, PeerStatus, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, StoreGate, Transport,
-    TransportSetup,
+    Inbound, Links, Me, Members, PeerStatus, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, StoreGate,
+    Transport, TransportSetup,
 };
 use raft_log::{Entry, EntryKind, GroupId, Index, NodeId, StoreId, Term};
 use raft_node::core::{Body, Message};
@@ -76,13 +76,17 @@ struct Member {
 }
 
 fn start(me: Me, listener: TcpListener, other: (NodeId, SocketAddr), disks: &Arc<Disks>) -> Member {
-    let links = Links::new([other.0], QueueLimits::default());
+    let members = Members {
+        urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
+        ..Members::default()
+    };
+    let links = Links::new(&members, QueueLimits::default());
     let (sender, got) = channel();
     let setup = TransportSetup {
         me,
         inbound: Arc::new(Host(Mutex::new(sender))),
         gate: Arc::<Disks>::clone(disks),
-        urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
+        directory: None,
         snapshots: None,
         snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         seed: me.member.0,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::ArgMatches;
 use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
 use kv_server::node::{
-    DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, Observers, UpkeepConfig,
+    ChangeRules, DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, Observers, UpkeepConfig,
 };
 use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
@@ -60,13 +60,9 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     // Before anything can take long: a signal that comes during the start is not lost, and not deadly.
     let signals = Signals::new()?;
     let listeners = bind(&config.listen_client, "--listen-client-urls")?;
-    let peer_listeners = if config.initial_cluster.len() > 1 {
-        bind(&config.listen_peer, "--listen-peer-urls")?
-    } else {
-        Vec::new()
-    };
+    let peer_listeners = bind(&config.listen_peer, "--listen-peer-urls")?;
     let metrics = Arc::new(Metrics::new());
-    let (failed, mut failure) = mpsc::channel(2);
+    let (failed, mut failure) = mpsc::channel(4);
     let links_failed = failed.clone();
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
@@ -76,8 +72,10 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
         flush: Arc::new(move |took| for_flushes.observe_backend_commit(took)),
     };
     let mut node = Node::start(&node_config(&config), on_failure, observers).map_err(failure_of)?;
-    let started = connect(&config, &mut node, peer_listeners, links_failed)
-        .and_then(|()| start(&config, &mut node, listeners, metrics));
+    // Nobody is left to tell when the process ends anyway; the first failure is told.
+    let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
+    let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);
+    let started = connected.and_then(|()| start(&config, &mut node, listeners, metrics));
     let outcome = match started {
         Ok(server) => {
             let outcome = signals.wait(&mut failure);
@@ -126,6 +124,10 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
         heartbeat_ms: config.heartbeat_ms,
         election_ms: config.election_ms,
         snapshot_entries: config.snapshot_entries,
+        change_rules: ChangeRules {
+            strict: config.strict_changes,
+            learners_max: config.learners_max,
+        },
         accept_suspect_tail: config.accept_suspect_tail,
         upkeep: UpkeepConfig {
             auto_compaction: config.auto_compaction,
@@ -133,24 +135,6 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
             check_interval: config.check_interval,
         },
     }
-}
-
-/// Links the node to the other members, if there are any.
-fn connect(
-    config: &ServerConfig,
-    node: &mut Node,
-    mut listeners: Vec<TcpListener>,
-    failed: mpsc::Sender<String>,
-) -> Result<(), Failure> {
-    if !node.has_peers() {
-        return Ok(());
-    }
-    if listeners.is_empty() {
-        // The data directory knows of members that the flags do not name.
-        listeners = bind(&config.listen_peer, "--listen-peer-urls")?;
-    }
-    let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
-    node.connect(listeners, on_failure).map_err(failure_of)
 }
 
 /// Waits until the node has caught up with its log, then serves.

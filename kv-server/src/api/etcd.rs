@@ -7,6 +7,7 @@
 mod cost;
 mod downgrade;
 mod keep_alive;
+mod members;
 mod snapshot;
 
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::ApiError;
 use crate::mvcc::{BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::peer::member_call;
 use pb::request_op::Request as OpKind;
 
 /// The etcd version whose behaviour this server offers. Clients gate features on it (kube-apiserver asks for at least
@@ -372,18 +374,46 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.linearizable {
             self.linearizable().await?;
         }
-        let group = self.replica.status();
-        let member = |id: &NodeId, is_learner| pb::Member {
-            is_learner,
-            ..self.view.member(id.0)
-        };
-        let voters = group.voters.iter().map(|id| member(id, false));
-        let learners = group.learners.iter().map(|id| member(id, true));
-        let members = voters.chain(learners).collect();
         Ok(pb::MemberListResponse {
             header: self.header_at(0),
-            members,
+            members: self.view.members(),
         })
+    }
+
+    async fn member_add(
+        &self,
+        request: pb::MemberAddRequest,
+    ) -> Result<pb::MemberAddResponse, ApiError> {
+        self.add_member(request).await
+    }
+
+    async fn member_remove(
+        &self,
+        request: pb::MemberRemoveRequest,
+    ) -> Result<pb::MemberRemoveResponse, ApiError> {
+        let members = self
+            .change_members(member_call::Op::Remove(request.id))
+            .await?;
+        let header = self.header_at(0);
+        Ok(pb::MemberRemoveResponse { header, members })
+    }
+
+    async fn member_update(
+        &self,
+        request: pb::MemberUpdateRequest,
+    ) -> Result<pb::MemberUpdateResponse, ApiError> {
+        self.update_member(request).await
+    }
+
+    async fn member_promote(
+        &self,
+        request: pb::MemberPromoteRequest,
+    ) -> Result<pb::MemberPromoteResponse, ApiError> {
+        let members = self
+            .change_members(member_call::Op::Promote(request.id))
+            .await?;
+        let header = self.header_at(0);
+        Ok(pb::MemberPromoteResponse { header, members })
     }
 
     async fn status(&self, _request: pb::StatusRequest) -> Result<pb::StatusResponse, ApiError> {
@@ -407,7 +437,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             raft_applied_index: group.applied.0,
             errors,
             db_size_in_use: bytes,
-            is_learner: group.learners.contains(&group.node),
+            is_learner: self.is_learner(),
             storage_version: STORAGE_VERSION.to_owned(),
             db_size_quota: i64::try_from(self.view.quota_bytes()).unwrap_or(i64::MAX),
             downgrade_info: Some(pb::DowngradeInfo::default()),
@@ -491,6 +521,10 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         Ok(pb::DefragmentResponse {
             header: self.header(),
         })
+    }
+
+    fn is_learner(&self) -> bool {
+        self.replica.learns() && !self.view.joins_as_voter(self.options.member_id)
     }
 
     fn has_leader(&self) -> bool {

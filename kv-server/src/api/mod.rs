@@ -37,7 +37,7 @@ pub trait Replica: Send + Sync + 'static {
     /// True when that holds now.
     fn read_now(&self) -> bool;
 
-    /// Lets the leader do what [`crate::lease::LeaseCalls`] understands, possibly twice. `reply` is called once. Without
+    /// Lets the leader do what leases and changes of the members need, possibly twice. `reply` is called once. Without
     /// an implementation there is no other member.
     fn call_leader(&self, payload: Bytes, reply: Reply<Bytes>) {
         drop(payload);
@@ -48,6 +48,11 @@ pub trait Replica: Send + Sync + 'static {
     /// nothing does.
     fn hand_over(&self, to: NodeId) {
         let _ = to;
+    }
+
+    /// True when this member gets the log and does not vote. Without an implementation it votes.
+    fn learns(&self) -> bool {
+        false
     }
 
     /// The group as last published.
@@ -115,8 +120,11 @@ pub trait View: Send + Sync + 'static {
     /// A hash of all versions up to a revision, 0 for the newest, with the compaction floor and that revision.
     fn hash_kv(&self, revision: i64) -> Result<pb::HashKvResponse, ApiError>;
 
-    /// What is known of a member but its part in decisions: its name and its URLs.
-    fn member(&self, id: u64) -> pb::Member;
+    /// The members, ascending by id.
+    fn members(&self) -> Vec<pb::Member>;
+
+    /// True for a member that will vote without being asked: clients do not call it a learner.
+    fn joins_as_voter(&self, id: u64) -> bool;
 
     /// Bytes of the data on disk, and of what is on its way there.
     fn data_bytes(&self) -> u64;
@@ -146,6 +154,9 @@ macro_rules! unary_calls {
                 &self,
                 request: pb::$request,
             ) -> impl Future<Output = Result<pb::$response, ApiError>> + Send;)*
+
+            /// True when this member is a learner, which serves next to nothing.
+            fn is_learner(&self) -> bool;
 
             /// True when a leader is known: calls that carry `hasleader` are refused otherwise.
             fn has_leader(&self) -> bool;
@@ -192,6 +203,14 @@ unary_calls! {
     lease_leases: LeaseLeasesRequest -> LeaseLeasesResponse;
     /// The members.
     member_list: MemberListRequest -> MemberListResponse;
+    /// A new member, a learner or one that votes as soon as it holds the log.
+    member_add: MemberAddRequest -> MemberAddResponse;
+    /// A member leaves, for ever.
+    member_remove: MemberRemoveRequest -> MemberRemoveResponse;
+    /// Other peer URLs of a member.
+    member_update: MemberUpdateRequest -> MemberUpdateResponse;
+    /// A learner becomes a voter.
+    member_promote: MemberPromoteRequest -> MemberPromoteResponse;
     /// This member, without consensus.
     status: StatusRequest -> StatusResponse;
     /// The alarms.

@@ -31,6 +31,12 @@ pub(crate) struct FakeState {
     pub(crate) no_leader: AtomicBool,
     pub(crate) full: AtomicBool,
     pub(crate) corrupt: AtomicBool,
+    /// This member does not vote.
+    pub(crate) learns: AtomicBool,
+    /// But will.
+    pub(crate) joins: AtomicBool,
+    /// Peer URLs that members were given.
+    pub(crate) updates: Mutex<Vec<(u64, Vec<String>)>>,
     /// Member 8 leads.
     pub(crate) follows: AtomicBool,
     /// What it was called for, and what it answers.
@@ -134,6 +140,11 @@ impl FakeState {
                     }],
                 }))
             }
+            Op::UpdateMember(update) => {
+                let mut updates = self.updates.lock().unwrap();
+                updates.push((update.id, update.peer_urls));
+                Ok(CommandResult::None)
+            }
             Op::Compact(_) => Err(ApiError::FutureRevision),
             other => panic!("the fake does not apply {other:?}"),
         }
@@ -203,6 +214,10 @@ impl Replica for FakeReplica {
         let answer = self.0.leader_answers.lock().unwrap().clone();
         self.0.calls.lock().unwrap().push(payload);
         reply(answer.ok_or(HostError::Timeout));
+    }
+
+    fn learns(&self) -> bool {
+        self.0.learns.load(Ordering::SeqCst)
     }
 
     fn status(&self) -> GroupStatus {
@@ -342,13 +357,18 @@ impl View for FakeState {
         })
     }
 
-    fn member(&self, id: u64) -> pb::Member {
+    fn members(&self) -> Vec<pb::Member> {
         let name = "default".to_owned();
-        pb::Member {
-            id,
+        vec![pb::Member {
+            id: 7,
             name,
             ..Default::default()
-        }
+        }]
+    }
+
+    fn joins_as_voter(&self, id: u64) -> bool {
+        assert_eq!(id, 7, "asked of itself");
+        self.joins.load(Ordering::SeqCst)
     }
 
     fn data_bytes(&self) -> u64 {

@@ -13,7 +13,7 @@ use raft_log::{Index, Term};
 use raft_node::core::Membership;
 use sha2::{Digest, Sha256};
 
-use super::codec::{ALARM, DUPLICATE, LATEST, LEASE, MEMBER, Meta, VERSION};
+use super::codec::{ALARM, DUPLICATE, LATEST, LEASE, MEMBER, Meta, REMOVED, VERSION};
 use super::snapshot::{Content, KvCut, Pairs};
 use crate::engine::EngineError;
 use multiraft::Cut;
@@ -329,7 +329,7 @@ impl BackupReader {
         }
         let mut pairs = Pairs::begin(&meta, out)?;
         while let Some((table, key, record)) = content.next().map_err(io::Error::other)? {
-            if ![DUPLICATE, MEMBER, ALARM].contains(&table) {
+            if ![DUPLICATE, MEMBER, ALARM, REMOVED].contains(&table) {
                 pairs.add(table, &key, &record)?;
             }
         }

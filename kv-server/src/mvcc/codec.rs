@@ -12,8 +12,9 @@
 //! | 5 leases | lease BE | granted TTL, checkpoint, index of the grant |
 //! | 6 meta | nothing; generation 0 | [`Meta`] |
 //! | 7 duplicates | member BE | boot id, mark, bits of the sequences applied from the mark on |
-//! | 8 members | member BE | what the member published, as an encoded `flotilla.PublishMember` |
+//! | 8 members | member BE | what is known of the member, as an encoded `flotilla.PublishMember` |
 //! | 9 alarms | alarm u32 BE, member BE | 1 when the quota raised it, else 0 |
+//! | 10 removed | member BE | the request that removed it; its id is never given out again |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -31,6 +32,7 @@ const META: u8 = 6;
 pub(super) const DUPLICATE: u8 = 7;
 pub(super) const MEMBER: u8 = 8;
 pub(super) const ALARM: u8 = 9;
+pub(super) const REMOVED: u8 = 10;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -141,6 +143,10 @@ impl Keys {
         out.put_i32(alarm);
         out.put_u64(member.0);
         out.freeze()
+    }
+
+    pub(super) fn removed(self, member: NodeId) -> Bytes {
+        self.with_rest(REMOVED, &member.0.to_be_bytes())
     }
 
     pub(super) fn meta(self) -> Bytes {

@@ -26,7 +26,7 @@ pub use check::{
     KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn, may_put,
 };
 pub use duplicates::stamp;
-pub use members::Published;
+pub use members::MemberTable;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use state_check::{CheckSink, StateCut};
 pub use store::{History, Store};

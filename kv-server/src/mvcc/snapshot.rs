@@ -14,15 +14,15 @@ use bytes::Bytes;
 use multiraft::Cut;
 
 use super::codec::{
-    ALARM, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REVISION, VERSION,
-    damaged,
+    ALARM, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REMOVED, REVISION,
+    VERSION, damaged,
 };
 use super::read::Read as _;
 use crate::engine::{EngineError, Snapshot};
 
 /// All tables but the one of the meta record, in the order in which a snapshot has them.
-pub(super) const TABLES: [u8; 8] = [
-    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM,
+pub(super) const TABLES: [u8; 9] = [
+    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM, REMOVED,
 ];
 
 const HEADER: &[u8; 8] = b"FLOTKVS\x01";

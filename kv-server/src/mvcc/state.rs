@@ -27,7 +27,7 @@ use super::store::Store;
 use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink};
 use super::write::{LeaseNews, Writer};
 use crate::engine::{Change, Engine, EngineBatch, EngineError, Snapshot};
-use crate::pb::command::Command;
+use crate::pb::command::{Command, MemberChange};
 use crate::testing::{Bug, bug};
 
 /// Bytes of a snapshot that one step of an install writes, about: a few milliseconds.
@@ -127,11 +127,11 @@ impl KvStateMachine {
             sinks.leases.granted(*lease);
         }
         let duplicates = Duplicates::load(&snapshot, keys)?;
-        let members = Members::load(&snapshot, keys)?;
+        let members = Members::load(&snapshot, keys, &meta)?;
         let alarms = Alarms::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
-        store.publish_members(&members.rows);
+        store.publish_members(members.table());
         store.publish_alarms(alarms.list());
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
@@ -245,7 +245,7 @@ impl KvStateMachine {
         let snapshot = self.engine.snapshot();
         let leases = load_leases(&snapshot, keys)?;
         let duplicates = Duplicates::load(&snapshot, keys)?;
-        let members = Members::load(&snapshot, keys)?;
+        let members = Members::load(&snapshot, keys, &meta)?;
         let alarms = Alarms::load(&snapshot, keys)?;
         drop(snapshot);
         let changes = BTreeMap::from([(keys.meta(), Change::Put(meta.encode()))]);
@@ -256,7 +256,7 @@ impl KvStateMachine {
             .store
             .replace(&meta, leases.clone(), || engine.write(batch))?;
         self.replaced.push(former);
-        self.store.publish_members(&members.rows);
+        self.store.publish_members(members.table());
         self.members = members;
         self.store.publish_alarms(alarms.list());
         self.alarms = alarms;
@@ -351,8 +351,8 @@ impl KvStateMachine {
         if !lease_news.is_empty() {
             self.store.publish_leases(&lease_news);
         }
-        if std::mem::take(&mut self.members.changed) {
-            self.store.publish_members(&self.members.rows);
+        if let Some(table) = self.members.take_changed(self.meta.index) {
+            self.store.publish_members(table);
         }
         if std::mem::take(&mut self.alarms.changed) {
             self.store.publish_alarms(self.alarms.list());
@@ -403,21 +403,6 @@ fn apply_entry(
     membership: Option<&Membership>,
 ) -> Result<(CommandOutput, Option<Origin>), ApplyError> {
     let nothing = (Ok(CommandResult::None), None);
-    if entry.kind == EntryKind::Config {
-        let membership = membership.expect("a membership comes with each change of it");
-        writer.duplicates.keep_members(membership);
-        writer
-            .members
-            .keep(membership, writer.keys, &mut writer.changes);
-        writer
-            .alarms
-            .keep(membership, writer.keys, &mut writer.changes);
-        writer.meta.membership = Some((entry.index, membership.clone()));
-        return Ok(nothing);
-    }
-    if entry.payload.is_empty() {
-        return Ok(nothing);
-    }
     let damage = |what: String| {
         ApplyError(
             format!(
@@ -427,6 +412,25 @@ fn apply_entry(
             .into(),
         )
     };
+    if entry.kind == EntryKind::Config {
+        let membership = membership.expect("a membership comes with each change of it");
+        let context =
+            Membership::context(&entry.payload).map_err(|error| damage(error.to_string()))?;
+        let change = MemberChange::decode(context).map_err(|error| damage(error.to_string()))?;
+        writer.duplicates.keep_members(membership);
+        let before = writer.meta.membership.as_ref().map(|(_, members)| members);
+        writer
+            .members
+            .change(change, before, membership, writer.keys, &mut writer.changes);
+        writer
+            .alarms
+            .keep(membership, writer.keys, &mut writer.changes);
+        writer.meta.membership = Some((entry.index, membership.clone()));
+        return Ok(nothing);
+    }
+    if entry.payload.is_empty() {
+        return Ok(nothing);
+    }
     let origin = duplicates::origin(&entry.payload).map_err(|error| damage(error.to_string()))?;
     if let Some(origin) = origin {
         let members = writer.meta.membership.as_ref();

@@ -12,13 +12,14 @@ use crate::engine::EngineError;
 use crate::error::ApiError;
 
 /// All tables that count beside the versions.
-const TABLES: [u8; 6] = [
+const TABLES: [u8; 7] = [
     codec::LATEST,
     codec::LEASE_KEY,
     codec::LEASE,
     codec::DUPLICATE,
     codec::MEMBER,
     codec::ALARM,
+    codec::REMOVED,
 ];
 
 /// Takes the cuts. Called by the applying thread: it must not block, and may let one go.

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
 use raft_log::{GroupId, NodeId};
 
 use super::backup::Backup;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
-use super::members::Published;
+use super::members::MemberTable;
 use super::read::{Fail, Read, View, check_revision, header, key_value};
 use super::snapshot::{Generation, KvCut};
 use super::state_check::StateCut;
@@ -62,7 +62,9 @@ pub struct Store {
     compact: AtomicI64,
     compact_finished: AtomicI64,
     leases: RwLock<BTreeMap<i64, LeaseInfo>>,
-    members: RwLock<Published>,
+    members: RwLock<Arc<MemberTable>>,
+    /// Called after each change of the members.
+    members_changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Whether the quota raised each.
     alarms: RwLock<Vec<(AlarmMember, bool)>>,
     /// So that whoever asks for each request need not look at the alarms when there are none.
@@ -93,6 +95,7 @@ impl Store {
             compact_finished: AtomicI64::new(meta.compact_finished),
             leases: RwLock::new(leases),
             members: RwLock::default(),
+            members_changed: OnceLock::new(),
             alarms: RwLock::default(),
             has_alarms: AtomicBool::new(false),
         }
@@ -126,9 +129,12 @@ impl Store {
         }
     }
 
-    /// Called by the writer with what all members have published.
-    pub(super) fn publish_members(&self, members: &Published) {
-        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members.clone();
+    /// Called by the writer with what is known of the members.
+    pub(super) fn publish_members(&self, table: Arc<MemberTable>) {
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = table;
+        if let Some(changed) = self.members_changed.get() {
+            changed();
+        }
     }
 
     /// Called by the writer with all alarms.
@@ -166,11 +172,23 @@ impl Store {
         self.alarms().iter().any(concerns)
     }
 
-    /// What a member published of itself last.
+    /// Lets `changed` be called after each change of the members, by the applying thread: it must not block. One at most
+    /// is called, the first.
+    pub fn on_members_changed(&self, changed: Box<dyn Fn() + Send + Sync>) {
+        // A second one would have nobody to tell that it is not called.
+        drop(self.members_changed.set(changed));
+    }
+
+    /// What applied state says of the members.
+    #[must_use]
+    pub fn members(&self) -> Arc<MemberTable> {
+        Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What is known of a member.
     #[must_use]
     pub fn member(&self, id: NodeId) -> Option<PublishMember> {
-        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
-        members.get(&id).cloned()
+        self.members().rows.get(&id).cloned()
     }
 
     /// The newest revision whose changes are visible.

@@ -747,8 +747,8 @@ fn published_member_is_kept_until_it_leaves() {
         Op::PublishMember(PublishMember {
             id,
             name: format!("m{id}"),
-            peer_urls: vec![],
             client_urls: vec![url.to_owned()],
+            ..PublishMember::default()
         })
     };
     let before = rig.store.revision();
@@ -766,6 +766,10 @@ fn published_member_is_kept_until_it_leaves() {
     }
     change(&mut rig, [7, 9]);
     assert_eq!(rig.store.member(NodeId(8)), None);
+    let rig_again = Rig::on(Arc::clone(&rig.engine));
+    assert_eq!(rig_again.store.members(), rig.store.members());
+    let removed = &rig.store.members().removed;
+    assert_eq!(removed.keys().collect::<Vec<_>>(), [&NodeId(8)]);
     rig.apply(&[publish(8, "http://b:2"), publish(9, "http://c:1")]);
     let rig_again = Rig::on(Arc::clone(&rig.engine));
     for store in [&rig.store, &rig_again.store] {

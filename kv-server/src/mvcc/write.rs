@@ -167,6 +167,12 @@ impl Writer<'_> {
                     .publish(member, membership, self.keys, &mut self.changes);
                 Ok(CommandResult::None)
             }
+            Op::UpdateMember(update) => {
+                let membership = self.meta.membership.as_ref().map(|(_, members)| members);
+                self.members
+                    .update(update, membership, self.keys, &mut self.changes)?;
+                Ok(CommandResult::None)
+            }
         };
         self.finish();
         result

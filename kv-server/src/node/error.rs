@@ -12,6 +12,7 @@ use raft_log::snapshot::SnapshotError;
 use raft_node::ApplyError;
 
 use super::IdentityError;
+use super::keeper::REMOVED;
 use crate::engine::EngineError;
 
 /// Why a node does not start or stop.
@@ -45,6 +46,11 @@ pub enum NodeError {
     NoPeerUrl {
         /// The member.
         member: NodeId,
+    },
+    /// The member was removed from its cluster, and knows it.
+    Removed {
+        /// The data directory.
+        dir: PathBuf,
     },
     /// The identity cannot be used.
     Identity(IdentityError),
@@ -144,6 +150,7 @@ impl fmt::Display for NodeError {
                  of this data directory",
                 member.0
             ),
+            Self::Removed { dir } => write!(f, "{}: {REMOVED}", dir.display()),
             Self::Identity(error) => error.fmt(f),
             Self::Log(error) if error.kind() == ErrorKind::SuspectTail => write!(
                 f,

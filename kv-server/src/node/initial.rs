@@ -86,13 +86,17 @@ impl InitialCluster {
         self.0.values().flatten()
     }
 
-    /// The configuration that the member `name`, which advertises `advertised`, begins with.
-    pub(super) fn first(
+    /// The peer URLs of each member, sorted.
+    pub(super) fn members(&self) -> impl Iterator<Item = &Vec<String>> {
+        self.0.values()
+    }
+
+    /// The peer URLs of the member `name`, which advertises `advertised`.
+    pub(super) fn check_mine(
         &self,
         name: &str,
         advertised: &[String],
-        token: &str,
-    ) -> Result<FirstConfiguration, String> {
+    ) -> Result<&Vec<String>, String> {
         let Some(mine) = self.0.get(name) else {
             return Err(format!(
                 "couldn't find local name {name:?} in the initial cluster configuration"
@@ -103,6 +107,17 @@ impl InitialCluster {
         if distinct.len() != self.urls().count() {
             return Err(format!("initial cluster {self} has duplicated url"));
         }
+        Ok(mine)
+    }
+
+    /// The configuration that the member `name`, which advertises `advertised`, begins with.
+    pub(super) fn first(
+        &self,
+        name: &str,
+        advertised: &[String],
+        token: &str,
+    ) -> Result<FirstConfiguration, String> {
+        let mine = self.check_mine(name, advertised)?;
         let members: Vec<_> = self
             .0
             .iter()

@@ -12,32 +12,37 @@
 //!
 //! The links to other members come last: [`Node::connect`]. It opens no socket itself; the binary does.
 
+mod calls;
 mod checks;
+mod directory;
 mod engine;
 mod error;
 mod identity;
 mod initial;
+mod join;
+mod keeper;
 mod peers;
 mod publish;
 mod quota;
 mod recover;
 mod repair;
 mod restore;
+mod roster;
+mod rules;
 mod text;
 mod upkeep;
 mod view;
 
-use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
 use multiraft::liveness::{Liveness, LivenessConfig};
 use multiraft::transport::{
-    Inbound, Links, Me, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbox, StoreGate,
-    Transport, TransportSetup, TransportWatcher,
+    Inbound, Links, Me, Members, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbox, Transport,
+    TransportSetup, TransportWatcher,
 };
 use multiraft::{
     Host, HostError, HostHandle, HostOptions, SnapshotSetup, TaskThread, Tasks, restore,
@@ -46,7 +51,7 @@ use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
 use raft_node::StateMachine;
-use raft_node::core::{Config, Membership, ValidConfig};
+use raft_node::core::{Config, ValidConfig};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -59,7 +64,11 @@ use crate::mvcc::{self, KvOptions, KvStateMachine, Sinks, Store};
 use crate::pb::command::PublishMember;
 use crate::upkeep::StateChecks;
 use crate::watch::WatchHub;
+use calls::NodeCalls;
+use directory::{MemberDirectory, MemberGate};
 use initial::InitialMember;
+use keeper::{Event, Keeper};
+use roster::Roster;
 
 pub use engine::applied_in;
 pub use error::NodeError;
@@ -68,6 +77,7 @@ pub use initial::{InitialCluster, InitialState};
 pub use peers::PeerBook;
 pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
 pub use restore::{OpenBackup, RestoreOptions, restore_backup};
+pub use rules::ChangeRules;
 pub use upkeep::UpkeepConfig;
 pub use view::{GroupReplica, NodeView};
 
@@ -105,6 +115,8 @@ pub struct NodeConfig {
     pub election_ms: u64,
     /// Applied entries between two requests to make the engine durable.
     pub snapshot_entries: u64,
+    /// How changes of the members are checked.
+    pub change_rules: ChangeRules,
     /// Accept that the very last batch of the log may be damaged, after its report was read.
     pub accept_suspect_tail: bool,
     /// What the member does on its own.
@@ -143,9 +155,10 @@ pub struct Node {
     config: NodeConfig,
     host: Host<KvStateMachine>,
     links: Links,
-    /// The peer URLs of the others.
-    others: BTreeMap<NodeId, Vec<String>>,
     transport: Option<Transport>,
+    /// The way to the thread that follows the members, until that runs.
+    events: (mpsc::Sender<Event>, Option<mpsc::Receiver<Event>>),
+    keeper: Option<Keeper>,
     publisher: Option<publish::Publisher>,
     upkeep: upkeep::Upkeep,
     hasher: checks::Hasher,
@@ -208,9 +221,9 @@ impl Node {
         if identity.boot > 0 && log.group(DATA_GROUP).is_none() {
             return Err(NodeError::LogLost { dir: dir.clone() });
         }
-        // The same on every member, down to the id of its creation.
-        let membership = Membership::of_voters(peers.ids());
-        bootstrap(&log, DATA_GROUP, identity.cluster, &membership)?;
+        // The same on every member that began with the cluster, down to the id of its creation.
+        let creation = peers.creation().unwrap_or(identity.cluster);
+        bootstrap(&log, DATA_GROUP, creation, &peers.first())?;
         let tasks = TaskThread::start()
             .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
         let tasks: Arc<dyn Tasks> = Arc::new(tasks);
@@ -229,8 +242,14 @@ impl Node {
             catch_up_entries: CATCH_UP_ENTRIES,
         };
         let group = Group::open(DATA_GROUP, group_config, log.clone(), machine)?;
-        let others = others(group.membership(), identity.member, &store, &peers)?;
-        let links = Links::new(others.keys().copied(), QueueLimits::default());
+        check_members(&Roster::of(&store, &peers), &peers, identity.member, dir)?;
+        let links = Links::new(&Members::default(), QueueLimits::default());
+        let (events, received) = mpsc::channel();
+        let changed = events.clone();
+        store.on_members_changed(Box::new(move || {
+            // A node that stops follows nobody.
+            let _ = changed.send(Event::Changed);
+        }));
         // Nothing can refuse the start for what is on disk any more: a refused one changes nothing.
         identity.boot = boot;
         identity.write(vfs.as_ref(), dir)?;
@@ -252,7 +271,10 @@ impl Node {
                 };
                 let heard = Some(Arc::clone(&reports) as Arc<dyn StateReports>);
                 let lessor = Arc::clone(&lessor);
-                let calls = LeaseCalls::with_reports(DATA_GROUP, replica, lessor, heard);
+                let calls = NodeCalls {
+                    leases: LeaseCalls::with_reports(DATA_GROUP, replica, lessor, heard),
+                    members: Mutex::new(events.clone()),
+                };
                 core.forward(Forwarding {
                     outcomes,
                     stamp: mvcc::stamp,
@@ -295,8 +317,9 @@ impl Node {
             config: config.clone(),
             host,
             links,
-            others,
             transport: None,
+            events: (events, Some(received)),
+            keeper: None,
             publisher: None,
             upkeep,
             hasher,
@@ -315,20 +338,25 @@ impl Node {
             .of_member(self.identity.member, Arc::clone(&self.quota))
     }
 
-    /// True when there are other members: [`Node::connect`] is to be called.
-    #[must_use]
-    pub fn has_peers(&self) -> bool {
-        !self.others.is_empty()
-    }
-
-    /// Links this member to the others, which call on `listeners`. `on_failure` is called once when that cannot go on.
+    /// Links this member to the others, which call on `listeners`, and lets it follow the members: also one that is alone,
+    /// for it may get others. `on_failure` is called once or twice when that cannot go on.
     pub fn connect(
         &mut self,
         listeners: Vec<TcpListener>,
-        on_failure: Box<dyn FnOnce(&str) + Send>,
+        on_failure: impl Fn(&str) + Clone + Send + 'static,
     ) -> Result<(), NodeError> {
         let inbound: Arc<dyn Inbound> = Arc::new(self.handle.clone());
-        let gate: Arc<dyn StoreGate> = Arc::<PeerBook>::clone(&self.peers);
+        let info = self.log.group(DATA_GROUP);
+        let directory = MemberDirectory {
+            cluster: self.identity.cluster,
+            creation: info.map_or(0, |info| info.base.creation),
+            store: Arc::clone(&self.store),
+            peers: Arc::clone(&self.peers),
+        };
+        let gate = MemberGate {
+            store: Arc::clone(&self.store),
+            peers: Arc::clone(&self.peers),
+        };
         let setup = TransportSetup {
             me: Me {
                 cluster: self.identity.cluster,
@@ -337,8 +365,8 @@ impl Node {
                 boot: self.identity.boot,
             },
             inbound,
-            gate,
-            urls: self.others.clone(),
+            gate: Arc::new(gate),
+            directory: Some(Arc::new(directory)),
             snapshots: Some(Arc::new(SnapshotInbox {
                 handle: self.handle.clone(),
                 log: self.log.clone(),
@@ -347,10 +375,33 @@ impl Node {
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             seed: random_u64()?,
         };
-        let transport = Transport::start(listeners, self.links.clone(), setup, on_failure);
+        let links_failed = Box::new(on_failure.clone());
+        let transport = Transport::start(listeners, self.links.clone(), setup, links_failed);
         let dir = &self.config.data_dir;
-        self.transport = Some(transport.map_err(|error| {
+        let transport = transport.map_err(|error| {
             NodeError::io("cannot start the thread that links members for", dir, error)
+        })?;
+        let forward = ForwardLimits::new(election_ticks(&self.config));
+        let parts = keeper::Parts {
+            me: self.identity.member,
+            handle: self.handle.clone(),
+            store: Arc::clone(&self.store),
+            peers: Arc::clone(&self.peers),
+            links: self.links.clone(),
+            watcher: transport.watcher(),
+            rules: self.config.change_rules,
+            patience: Duration::from_millis(forward.timeout_ticks * multiraft::TICK_MS),
+        };
+        self.transport = Some(transport);
+        let (events, received) = &mut self.events;
+        let received = received.take().expect("a node is connected once");
+        let keeper = Keeper::start(parts, (events.clone(), received), Box::new(on_failure));
+        self.keeper = Some(keeper.map_err(|error| {
+            NodeError::io(
+                "cannot start the thread that follows the members of",
+                dir,
+                error,
+            )
         })?);
         Ok(())
     }
@@ -365,14 +416,19 @@ impl Node {
     /// until it succeeds. The receiver gets a message, or is dropped, when that is done.
     pub fn publish(&mut self, client_urls: Vec<String>) -> Result<mpsc::Receiver<()>, NodeError> {
         let member = self.identity.member;
+        let known = self.store.member(member);
         let row = PublishMember {
             id: member.0,
             name: self.config.name.clone(),
-            peer_urls: self.peers.get(member).unwrap_or_default().peer_urls,
             client_urls,
+            store: self.identity.store.0,
+            ..known.clone().unwrap_or_else(|| PublishMember {
+                peer_urls: self.peers.get(member).unwrap_or_default().peer_urls,
+                ..PublishMember::default()
+            })
         };
         let (done, receiver) = mpsc::channel();
-        if self.store.member(member).as_ref() != Some(&row) {
+        if known.as_ref() != Some(&row) {
             let publisher = publish::Publisher::start(self.handle.clone(), row, done);
             let dir = &self.config.data_dir;
             self.publisher = Some(publisher.map_err(|error| {
@@ -444,6 +500,9 @@ impl Node {
         if let Some(publisher) = self.publisher {
             publisher.join();
         }
+        if let Some(keeper) = self.keeper {
+            keeper.stop();
+        }
         self.upkeep.join();
         self.hasher.join();
         let engine = self.engine.close().map_err(NodeError::Engine);
@@ -481,11 +540,7 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook)
         }
         None => {
             if config.initial_state == InitialState::Existing {
-                return Err(NodeError::Initial(
-                    "--initial-cluster-state existing: joining a cluster that is there is not supported by this version; \
-                     all members begin together, with `new`"
-                        .to_owned(),
-                ));
+                return join(vfs, config);
             }
             let first = config
                 .initial
@@ -503,6 +558,23 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook)
         }
     };
     identity.write(vfs.as_ref(), dir)?;
+    Ok((identity, peers))
+}
+
+/// A new data directory for a member that was added to a cluster. It is that member's once its identity is written; until
+/// then a start asks anew.
+fn join(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook), NodeError> {
+    let joining = join::ask(&config.initial, &config.name, &config.peer_urls);
+    let joining = joining.map_err(NodeError::Initial)?;
+    let peers = PeerBook::join(vfs, &config.data_dir, &joining)?;
+    let identity = Identity {
+        store: StoreId(random_u64()?),
+        cluster: joining.view.cluster,
+        member: joining.me,
+        name: config.name.clone(),
+        boot: 0,
+    };
+    identity.write(vfs.as_ref(), &config.data_dir)?;
     Ok((identity, peers))
 }
 
@@ -534,26 +606,26 @@ fn core_config(config: &NodeConfig, id: NodeId, boot: u64) -> Result<ValidConfig
     Ok(core.validate()?)
 }
 
-/// Where the other members are: as they published it, or as the first configuration had it.
-fn others(
-    membership: &Membership,
-    me: NodeId,
-    store: &Store,
+/// Refuses a start whose member is none any more, or does not know where the others are.
+fn check_members(
+    roster: &Roster,
     peers: &PeerBook,
-) -> Result<BTreeMap<NodeId, Vec<String>>, NodeError> {
-    let mut others = BTreeMap::new();
-    for id in membership.members().into_iter().filter(|id| *id != me) {
-        let published = store.member(id).map(|row| row.peer_urls);
-        let urls = published
-            .filter(|urls| !urls.is_empty())
-            .or_else(|| peers.get(id).map(|peer| peer.peer_urls))
-            .unwrap_or_default();
-        if urls.is_empty() {
-            return Err(NodeError::NoPeerUrl { member: id });
-        }
-        others.insert(id, urls);
+    me: NodeId,
+    dir: &Path,
+) -> Result<(), NodeError> {
+    if roster.table.removed.contains_key(&me) {
+        let dir = dir.to_owned();
+        return Err(NodeError::Removed { dir });
     }
-    Ok(others)
+    let lost = |member: &&roster::Member| member.id != me && member.peer_urls.is_empty();
+    if peers.is_ahead_of(roster.table.index) {
+        // What is replayed may name members that are gone for long.
+        return Ok(());
+    }
+    match roster.members.iter().find(lost) {
+        Some(member) => Err(NodeError::NoPeerUrl { member: member.id }),
+        None => Ok(()),
+    }
 }
 
 /// The snapshots of a directory; their files agree with the log then.

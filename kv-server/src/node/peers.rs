@@ -1,20 +1,24 @@
 //! What a member remembers of the others: the file `PEERS`.
 //!
-//! The first configuration's names and peer URLs, so that a restart finds the others before it has applied anything; and
-//! the disk behind each member, from the first handshake on. A member that comes with another one has lost what it voted
-//! and acknowledged, and is refused until it is removed and added again.
+//! Their names and peer URLs, so that a restart finds the others before it has applied anything: those of the first
+//! configuration, and later those of applied state, written before anybody is linked to them. The disk behind each member,
+//! from the first handshake on: a member that comes with another one has lost what it voted and acknowledged, and is refused
+//! until it is removed and added again. And of a member that joined, with what its group begins.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use multiraft::transport::StoreGate;
+use multiraft::transport::{ListedMember, StoreGate};
 use raft_log::vfs::SharedVfs;
-use raft_log::{NodeId, StoreId};
+use raft_log::{Index, NodeId, StoreId};
+use raft_node::core::Membership;
 
 use super::IdentityError;
 use super::initial::InitialMember;
+use super::join::Joining;
+use super::roster::Roster;
 use super::text;
 
 const FILE_NAME: &str = "PEERS";
@@ -27,16 +31,34 @@ pub(super) struct Peer {
     pub(super) name: String,
     pub(super) peer_urls: Vec<String>,
     /// Its disk, once it was met.
-    store: Option<StoreId>,
+    pub(super) store: Option<StoreId>,
 }
 
 type Peers = BTreeMap<NodeId, Peer>;
+
+/// With what the group of a member begins that joined a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Joined {
+    /// The creation of the group.
+    pub(super) creation: u64,
+    /// Who decides until the log says otherwise: voters, this member not among them.
+    pub(super) voters: Vec<NodeId>,
+}
+
+/// The content of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Content {
+    joined: Option<Joined>,
+    /// What applied state says as of an index below this one may be older than what is here.
+    index: Index,
+    peers: Peers,
+}
 
 /// The file and its content.
 pub struct PeerBook {
     vfs: SharedVfs,
     dir: PathBuf,
-    peers: Mutex<Peers>,
+    content: Mutex<Content>,
 }
 
 impl fmt::Debug for PeerBook {
@@ -62,7 +84,40 @@ impl PeerBook {
             };
             (member.id, peer)
         };
-        Self::begin(vfs, dir, members.iter().map(peer).collect())
+        let content = Content {
+            peers: members.iter().map(peer).collect(),
+            ..Content::default()
+        };
+        Self::begin(vfs, dir, content)
+    }
+
+    /// Begins the book of a new member of the cluster that it was told of, durably.
+    pub(super) fn join(
+        vfs: &SharedVfs,
+        dir: &Path,
+        joining: &Joining,
+    ) -> Result<Self, IdentityError> {
+        let view = &joining.view;
+        let voters = view.members.iter().filter(|member| member.votes);
+        let voters = voters.map(|member| member.id);
+        let joined = Joined {
+            creation: view.creation,
+            voters: voters.filter(|id| *id != joining.me).collect(),
+        };
+        let peer = |member: &ListedMember| {
+            let peer = Peer {
+                name: member.name.clone(),
+                peer_urls: member.peer_urls.clone(),
+                store: member.store,
+            };
+            (member.id, peer)
+        };
+        let content = Content {
+            joined: Some(joined),
+            index: view.index,
+            peers: view.members.iter().map(peer).collect(),
+        };
+        Self::begin(vfs, dir, content)
     }
 
     /// Opens the book of a data directory, and writes it again: what was merely readable may not be on disk. None when
@@ -72,55 +127,120 @@ impl PeerBook {
         let Some(content) = text::read(vfs.as_ref(), &path, FILE_BYTES_MAX)? else {
             return Ok(None);
         };
-        let peers = decode(&content, &path)?;
-        Self::begin(vfs, dir, peers).map(Some)
+        Self::begin(vfs, dir, decode(&content, &path)?).map(Some)
     }
 
-    fn begin(vfs: &SharedVfs, dir: &Path, peers: Peers) -> Result<Self, IdentityError> {
-        text::write(vfs.as_ref(), dir, FILE_NAME, &encode(&peers))?;
+    fn begin(vfs: &SharedVfs, dir: &Path, content: Content) -> Result<Self, IdentityError> {
+        text::write(vfs.as_ref(), dir, FILE_NAME, &encode(&content))?;
         Ok(Self {
             vfs: SharedVfs::clone(vfs),
             dir: dir.to_owned(),
-            peers: Mutex::new(peers),
+            content: Mutex::new(content),
         })
     }
 
     /// Everybody in the book.
     pub(super) fn ids(&self) -> Vec<NodeId> {
-        self.lock().keys().copied().collect()
+        self.lock().peers.keys().copied().collect()
+    }
+
+    /// The configuration under which this member's group begins.
+    pub(super) fn first(&self) -> Membership {
+        let content = self.lock();
+        match &content.joined {
+            Some(joined) => Membership::of_voters(joined.voters.iter().copied()),
+            None => Membership::of_voters(content.peers.keys().copied()),
+        }
+    }
+
+    /// The creation of the group that this member joined; none for one that began with its cluster.
+    pub(super) fn creation(&self) -> Option<u64> {
+        self.lock().joined.as_ref().map(|joined| joined.creation)
+    }
+
+    /// True while applied state as of an index may be older than the book: a log that is replayed, or comes from a leader,
+    /// names members that are gone, where they were. Who follows it then loses those that are there.
+    pub(super) fn is_ahead_of(&self, index: Index) -> bool {
+        self.lock().index > index
+    }
+
+    /// Where everybody in the book is.
+    pub(super) fn urls(&self) -> BTreeMap<NodeId, Vec<String>> {
+        let content = self.lock();
+        let peers = content.peers.iter();
+        peers
+            .map(|(id, peer)| (*id, peer.peer_urls.clone()))
+            .collect()
+    }
+
+    /// Makes the book follow the members, durably; a disk that was met stays.
+    ///
+    /// # Panics
+    /// When the members are as of an index that the book is ahead of.
+    pub(super) fn keep(&self, roster: &Roster) -> Result<(), IdentityError> {
+        let mut content = self.lock();
+        let index = roster.table.index;
+        assert!(content.index <= index, "what is known does not go back");
+        let mut peers = Peers::new();
+        for member in &roster.members {
+            let met = content.peers.get(&member.id).and_then(|peer| peer.store);
+            let peer = Peer {
+                name: member.name.clone(),
+                peer_urls: member.peer_urls.clone(),
+                store: met.or(member.store),
+            };
+            peers.insert(member.id, peer);
+        }
+        for id in &roster.leaving {
+            if let Some(peer) = content.peers.get(id) {
+                peers.insert(*id, peer.clone());
+            }
+        }
+        if peers != content.peers {
+            let joined = content.joined.clone();
+            self.change(
+                &mut content,
+                Content {
+                    joined,
+                    index,
+                    peers,
+                },
+            )?;
+        }
+        Ok(())
+    }
+
+    fn change(&self, content: &mut Content, changed: Content) -> Result<(), IdentityError> {
+        text::write(self.vfs.as_ref(), &self.dir, FILE_NAME, &encode(&changed))?;
+        *content = changed;
+        Ok(())
     }
 
     /// What is known of a member.
     pub(super) fn get(&self, id: NodeId) -> Option<Peer> {
-        self.lock().get(&id).cloned()
+        self.lock().peers.get(&id).cloned()
     }
 
     /// A change is written first and kept then, so what a panicked thread left can be used.
-    fn lock(&self) -> MutexGuard<'_, Peers> {
-        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Content> {
+        self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl StoreGate for PeerBook {
     fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String> {
-        let mut peers = self.lock();
-        match peers.get(&member).and_then(|peer| peer.store) {
+        let mut content = self.lock();
+        match content.peers.get(&member).and_then(|peer| peer.store) {
             Some(known) if known == store => return Ok(()),
             Some(known) => {
-                return Err(format!(
-                    "member {:x} comes with the data directory {store}, but had {known}: it lost what it voted and \
-                     acknowledged; remove the member and add it again",
-                    member.0
-                ));
+                return Err(other_disk(member, store, known));
             }
             None => {}
         }
-        let mut changed = peers.clone();
-        changed.entry(member).or_default().store = Some(store);
-        text::write(self.vfs.as_ref(), &self.dir, FILE_NAME, &encode(&changed))
-            .map_err(|error| format!("the disk of member {:x} is not noted: {error}", member.0))?;
-        *peers = changed;
-        Ok(())
+        let mut changed = content.clone();
+        changed.peers.entry(member).or_default().store = Some(store);
+        self.change(&mut content, changed)
+            .map_err(|error| format!("the disk of member {:x} is not noted: {error}", member.0))
     }
 }
 
@@ -135,9 +255,31 @@ pub(super) fn lines(vfs: &SharedVfs, dir: &Path) -> Result<Vec<String>, Identity
     Ok(members.map(str::to_owned).collect())
 }
 
-fn encode(peers: &Peers) -> String {
+/// Why a member is refused that has another data directory than before.
+pub(super) fn other_disk(member: NodeId, store: StoreId, known: StoreId) -> String {
+    format!(
+        "member {:x} comes with the data directory {store}, but had {known}: it lost what it voted and acknowledged; \
+         remove the member and add it again",
+        member.0
+    )
+}
+
+fn encode(content: &Content) -> String {
     let mut lines = String::new();
-    for (id, peer) in peers {
+    if content.index > Index::ZERO {
+        writeln!(lines, "index {:016x}", content.index.0)
+            .expect("writing to a string does not fail");
+    }
+    if let Some(Joined { creation, voters }) = &content.joined {
+        let voters: Vec<_> = voters.iter().map(|id| format!("{:016x}", id.0)).collect();
+        writeln!(
+            lines,
+            "joined creation {creation:016x} voters {}",
+            voters.join(",")
+        )
+        .expect("writing to a string does not fail");
+    }
+    for (id, peer) in &content.peers {
         let store = peer
             .store
             .map_or_else(|| "-".to_owned(), |store| format!("{:016x}", store.0));
@@ -153,15 +295,41 @@ fn encode(peers: &Peers) -> String {
     text::seal(KIND, &lines)
 }
 
-fn decode(content: &[u8], path: &Path) -> Result<Peers, IdentityError> {
-    let lines = text::unseal(content, KIND, path)?;
-    let members = lines.lines().filter(|line| line.starts_with("member "));
-    members
-        .map(|line| {
-            decode_member(line)
-                .ok_or_else(|| text::damaged(path, format!("the line `{line}` is not a member's")))
-        })
-        .collect()
+fn decode(content: &[u8], path: &Path) -> Result<Content, IdentityError> {
+    let mut found = Content::default();
+    for line in text::unseal(content, KIND, path)?.lines() {
+        let understood = match line.split(' ').next() {
+            Some("index") => decode_index(line).map(|index| found.index = index),
+            Some("joined") => decode_joined(line).map(|joined| found.joined = Some(joined)),
+            Some("member") => decode_member(line).map(|(id, peer)| {
+                found.peers.insert(id, peer);
+            }),
+            _ => Some(()),
+        };
+        understood
+            .ok_or_else(|| text::damaged(path, format!("the line `{line}` cannot be read")))?;
+    }
+    Ok(found)
+}
+
+/// `index INDEX`.
+fn decode_index(line: &str) -> Option<Index> {
+    let number = line.strip_prefix("index ")?;
+    u64::from_str_radix(number, 16).ok().map(Index)
+}
+
+/// `joined creation CREATION voters ID,ID`.
+fn decode_joined(line: &str) -> Option<Joined> {
+    let words: Vec<_> = line.split(' ').collect();
+    let ["joined", "creation", creation, "voters", voters] = words[..] else {
+        return None;
+    };
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let voters = voters.split(',').map(|id| hex(id).map(NodeId));
+    Some(Joined {
+        creation: hex(creation)?,
+        voters: voters.collect::<Option<_>>()?,
+    })
 }
 
 /// `member ID store STORE urls URL,URL name NAME`; neither ids nor URLs contain a blank.
@@ -189,9 +357,12 @@ fn decode_member(line: &str) -> Option<(NodeId, Peer)> {
 mod tests {
     use std::sync::Arc;
 
+    use multiraft::transport::ClusterView;
     use raft_log::vfs::RealFs;
 
+    use super::super::roster::Member;
     use super::*;
+    use crate::mvcc::MemberTable;
 
     fn member(id: u64, name: &str, urls: &[&str]) -> InitialMember {
         InitialMember {
@@ -222,6 +393,73 @@ mod tests {
             assert!(refused.contains("remove the member and add it again"));
             assert!(book.admit(NodeId(8), StoreId(80)).is_ok());
         }
+    }
+
+    #[test]
+    fn book_of_a_member_that_joined_knows_with_what_its_group_begins_and_follows_the_members() {
+        let dir = tempfile::tempdir().unwrap();
+        let vfs: SharedVfs = Arc::new(RealFs::default());
+        let listed = |id: u64, votes, store: Option<u64>| ListedMember {
+            id: NodeId(id),
+            name: format!("m{id}"),
+            peer_urls: vec![format!("http://{id}:1")],
+            votes,
+            store: store.map(StoreId),
+        };
+        let joining = Joining {
+            me: NodeId(9),
+            view: ClusterView {
+                cluster: 5,
+                creation: 6,
+                index: Index(40),
+                members: vec![
+                    listed(7, true, Some(70)),
+                    listed(8, true, None),
+                    listed(9, false, None),
+                ],
+            },
+        };
+        let book = PeerBook::join(&vfs, dir.path(), &joining).unwrap();
+        book.admit(NodeId(8), StoreId(80)).unwrap();
+        let first = Membership::of_voters([NodeId(7), NodeId(8)]);
+        let as_of = |index| {
+            Arc::new(MemberTable {
+                index: Index(index),
+                ..MemberTable::default()
+            })
+        };
+        let member = |id: u64, url: &str| Member {
+            id: NodeId(id),
+            peer_urls: vec![url.to_owned()],
+            ..Member::default()
+        };
+        for book in [book, PeerBook::open(&vfs, dir.path()).unwrap().unwrap()] {
+            assert_eq!((book.first(), book.creation()), (first.clone(), Some(6)));
+            assert!(book.admit(NodeId(7), StoreId(71)).is_err());
+            assert!(book.is_ahead_of(Index(39)) && !book.is_ahead_of(Index(40)));
+            let roster = Roster {
+                table: as_of(50),
+                members: vec![member(8, "http://moved:1"), member(9, "http://9:1")],
+                leaving: [NodeId(7)].into(),
+            };
+            book.keep(&roster).unwrap();
+        }
+        let book = PeerBook::open(&vfs, dir.path()).unwrap().unwrap();
+        assert_eq!(book.ids(), [NodeId(7), NodeId(8), NodeId(9)]);
+        assert_eq!(book.get(NodeId(8)).unwrap().peer_urls, ["http://moved:1"]);
+        assert!(book.admit(NodeId(8), StoreId(81)).is_err());
+        assert!(
+            book.admit(NodeId(7), StoreId(71)).is_err(),
+            "it may decide yet"
+        );
+        book.keep(&Roster {
+            table: as_of(60),
+            members: vec![member(9, "http://9:1")],
+            ..Roster::default()
+        })
+        .unwrap();
+        assert_eq!(book.ids(), [NodeId(9)]);
+        assert_eq!(book.first(), first);
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) fn reach(
         last: info.last_index,
         applied: applied.index,
     };
-    let first = Membership::of_voters(peers.ids());
+    let first = peers.first();
     if is_alone(&newest_membership(&info.base, applied, &first), identity) {
         if !config.accept_suspect_tail {
             return Err(cause.into());
@@ -120,11 +120,12 @@ impl Repair<'_> {
 
     /// Where the log begins at the latest, if this member has peers that can repair it.
     fn state_of(&self, group: GroupId, base: &Base) -> Result<Option<Covered>, String> {
-        if (group, base.creation) != (DATA_GROUP, self.identity.cluster) {
+        let creation = self.peers.creation().unwrap_or(self.identity.cluster);
+        if (group, base.creation) != (DATA_GROUP, creation) {
             return Ok(None);
         }
         let applied = (self.applied)()?;
-        let first = Membership::of_voters(self.peers.ids());
+        let first = self.peers.first();
         if is_alone(&newest_membership(base, &applied, &first), self.identity) {
             return Err("this member is the only voter, so nobody can repair it".to_owned());
         }

@@ -8,6 +8,7 @@ use raft_log::{GroupId, Log, NodeId, Space, Term};
 
 use super::PeerBook;
 use super::quota::Quota;
+use super::roster::Roster;
 use crate::ApiError;
 use crate::api::{Replica, View};
 use crate::engine::Engine;
@@ -45,6 +46,10 @@ impl Replica for GroupReplica {
         self.handle.transfer(self.group, to);
     }
 
+    fn learns(&self) -> bool {
+        self.handle.learns(self.group)
+    }
+
     fn status(&self) -> GroupStatus {
         self.handle.status(self.group).unwrap_or_default()
     }
@@ -80,7 +85,7 @@ impl NodeView {
         }
     }
 
-    /// Lets it name members that have not published anything yet.
+    /// Lets it list the members.
     #[must_use]
     pub(super) fn with_peers(mut self, peers: Arc<PeerBook>) -> Self {
         self.peers = Some(peers);
@@ -178,28 +183,14 @@ impl View for NodeView {
         self.store.hash_kv(revision)
     }
 
-    fn member(&self, id: u64) -> pb::Member {
-        let known = self.peers.as_ref().and_then(|peers| peers.get(NodeId(id)));
-        let known = known.unwrap_or_default();
-        let published = self.store.member(NodeId(id)).unwrap_or_default();
-        let or = |published: Vec<String>, known| {
-            if published.is_empty() {
-                known
-            } else {
-                published
-            }
-        };
-        pb::Member {
-            id,
-            name: if published.name.is_empty() {
-                known.name
-            } else {
-                published.name
-            },
-            peer_ur_ls: or(published.peer_urls, known.peer_urls),
-            client_ur_ls: published.client_urls,
-            is_learner: false,
-        }
+    fn members(&self) -> Vec<pb::Member> {
+        let peers = self.peers.as_ref();
+        peers.map_or_else(Vec::new, |peers| Roster::of(&self.store, peers).describe())
+    }
+
+    fn joins_as_voter(&self, id: u64) -> bool {
+        let row = self.store.member(NodeId(id));
+        row.is_some_and(|row| row.joins_as_voter)
     }
 
     fn data_bytes(&self) -> u64 {

@@ -32,6 +32,10 @@ pub(super) const METHODS: &[(&str, &str, &str)] = &[
     ("unary", "etcdserverpb.Lease", "LeaseTimeToLive"),
     ("unary", "etcdserverpb.Lease", "LeaseLeases"),
     ("unary", "etcdserverpb.Cluster", "MemberList"),
+    ("unary", "etcdserverpb.Cluster", "MemberAdd"),
+    ("unary", "etcdserverpb.Cluster", "MemberRemove"),
+    ("unary", "etcdserverpb.Cluster", "MemberUpdate"),
+    ("unary", "etcdserverpb.Cluster", "MemberPromote"),
     ("unary", "etcdserverpb.Maintenance", "Alarm"),
     ("unary", "etcdserverpb.Maintenance", "Status"),
     ("unary", "etcdserverpb.Maintenance", "Defragment"),
@@ -62,6 +66,10 @@ pub(super) enum Call {
     LeaseTimeToLive,
     LeaseLeases,
     MemberList,
+    MemberAdd,
+    MemberRemove,
+    MemberUpdate,
+    MemberPromote,
     Alarm,
     Status,
     Defragment,
@@ -172,8 +180,21 @@ impl<A: Api> Front<A> {
         Self { api, calls }
     }
 
-    /// A caller that asks for a leader is refused without one, rather than kept waiting.
+    /// A learner serves nothing of this; a caller that asks for a leader is refused without one, rather than kept waiting.
     pub(super) fn admit<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+        if self.api.is_learner() {
+            return self.refuse_at_learner(call);
+        }
+        self.admit_at_learner(call, request)
+    }
+
+    fn refuse_at_learner<T>(&self, call: Call) -> Result<T, Status> {
+        let refused = Err(ApiError::NotSupportedForLearner);
+        self.calls.done(call, refused).map(Response::into_inner)
+    }
+
+    /// As [`Self::admit`], for what a learner serves as well.
+    fn admit_at_learner<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
         if wants_leader(&request) && !self.api.has_leader() {
             return self
                 .calls
@@ -187,7 +208,12 @@ impl<A: Api> Front<A> {
 #[tonic::async_trait]
 impl<A: Api> pb::kv_server::Kv for Front<A> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Answer<pb::RangeResponse> {
-        let request = self.admit(Call::Range, request)?;
+        let serializable = request.get_ref().serializable;
+        let request = if serializable {
+            self.admit_at_learner(Call::Range, request)?
+        } else {
+            self.admit(Call::Range, request)?
+        };
         self.calls.done(Call::Range, self.api.range(request).await)
     }
 
@@ -220,11 +246,6 @@ impl<A: Api> pb::kv_server::Kv for Front<A> {
     }
 }
 
-/// Membership is fixed at the first start.
-fn fixed_membership<T>() -> Answer<T> {
-    Err(ApiError::NotImplemented("changing the membership").into())
-}
-
 #[tonic::async_trait]
 impl<A: Api> pb::cluster_server::Cluster for Front<A> {
     async fn member_list(
@@ -238,30 +259,38 @@ impl<A: Api> pb::cluster_server::Cluster for Front<A> {
 
     async fn member_add(
         &self,
-        _request: Request<pb::MemberAddRequest>,
+        request: Request<pb::MemberAddRequest>,
     ) -> Answer<pb::MemberAddResponse> {
-        fixed_membership()
+        let request = self.admit(Call::MemberAdd, request)?;
+        self.calls
+            .done(Call::MemberAdd, self.api.member_add(request).await)
     }
 
     async fn member_remove(
         &self,
-        _request: Request<pb::MemberRemoveRequest>,
+        request: Request<pb::MemberRemoveRequest>,
     ) -> Answer<pb::MemberRemoveResponse> {
-        fixed_membership()
+        let request = self.admit(Call::MemberRemove, request)?;
+        self.calls
+            .done(Call::MemberRemove, self.api.member_remove(request).await)
     }
 
     async fn member_update(
         &self,
-        _request: Request<pb::MemberUpdateRequest>,
+        request: Request<pb::MemberUpdateRequest>,
     ) -> Answer<pb::MemberUpdateResponse> {
-        fixed_membership()
+        let request = self.admit(Call::MemberUpdate, request)?;
+        self.calls
+            .done(Call::MemberUpdate, self.api.member_update(request).await)
     }
 
     async fn member_promote(
         &self,
-        _request: Request<pb::MemberPromoteRequest>,
+        request: Request<pb::MemberPromoteRequest>,
     ) -> Answer<pb::MemberPromoteResponse> {
-        fixed_membership()
+        let request = self.admit(Call::MemberPromote, request)?;
+        self.calls
+            .done(Call::MemberPromote, self.api.member_promote(request).await)
     }
 }
 

@@ -300,8 +300,8 @@ fn missing_parts_say_so_and_health_service_serves() {
             .member_add(pb::MemberAddRequest::default())
             .await
             .unwrap_err();
-        assert_eq!(add.code(), Code::Unimplemented);
-        assert!(add.message().contains("changing the membership"));
+        assert_eq!(add.code(), Code::InvalidArgument);
+        assert_eq!(add.message(), "etcdserver: given member URLs are invalid");
         // No watch service was given to this server.
         let mut watch = pb::watch_client::WatchClient::new(channel);
         let missing = watch.watch(tokio_stream::pending()).await.unwrap_err();
@@ -310,6 +310,36 @@ fn missing_parts_say_so_and_health_service_serves() {
             missing.message().contains("/etcdserverpb.Watch/Watch"),
             "{missing:?}"
         );
+    });
+}
+
+#[test]
+fn learner_serves_stale_ranges_and_its_status_only() {
+    let (server, state) = start();
+    state.learns.store(true, Ordering::SeqCst);
+    with_channel(server.local_addrs()[0], async |channel| {
+        let range = |serializable| pb::RangeRequest {
+            key: "a".into(),
+            serializable,
+            ..Default::default()
+        };
+        let mut kv = KvClient::new(channel.clone());
+        assert!(kv.range(range(true)).await.is_ok());
+        let refused = kv.range(range(false)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert_eq!(
+            refused.message(),
+            "etcdserver: rpc not supported for learner"
+        );
+        let mut cluster = ClusterClient::new(channel.clone());
+        let list = pb::MemberListRequest::default();
+        assert!(cluster.member_list(list).await.is_err());
+        let mut maintenance = MaintenanceClient::new(channel);
+        let status = maintenance.status(pb::StatusRequest {}).await.unwrap();
+        assert!(status.into_inner().is_learner);
+        // One that will vote is none for its clients.
+        state.joins.store(true, Ordering::SeqCst);
+        assert!(kv.range(range(false)).await.is_ok());
     });
 }
 

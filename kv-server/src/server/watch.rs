@@ -14,6 +14,7 @@ use std::thread::ThreadId;
 use std::time::Duration;
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge};
+use raft_log::NodeId;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep};
 use tokio_stream::Stream;
@@ -127,6 +128,12 @@ impl WatchService {
 }
 
 impl Shared {
+    fn is_learner(&self) -> bool {
+        let me = NodeId(self.options.member_id);
+        let joins = || self.store.member(me).is_some_and(|row| row.joins_as_voter);
+        self.replica.learns() && !joins()
+    }
+
     fn has_leader(&self) -> bool {
         self.replica.status().leader.is_some()
     }
@@ -251,6 +258,8 @@ impl Watch for WatchService {
             Some(ApiError::Stopped)
         } else if shared.is_corrupt() {
             Some(ApiError::Corrupt)
+        } else if shared.is_learner() {
+            Some(ApiError::NotSupportedForLearner)
         } else if needs_leader && !shared.has_leader() {
             Some(ApiError::NoLeader)
         } else {

@@ -17,8 +17,8 @@ use raft_log::{GroupId, Index, NodeId, StoreId, Term};
 use raft_node::core::{Message, SnapshotReport};
 
 use super::{
-    Inbound, Links, Me, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbound, StoreGate,
-    Transport, TransportSetup,
+    Inbound, Links, Me, Members, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbound,
+    StoreGate, Transport, TransportSetup,
 };
 use crate::forward::ForwardMessage;
 use crate::liveness::Beat;
@@ -111,7 +111,11 @@ fn start(
     snapshots: Option<Arc<dyn SnapshotInbound>>,
     bytes_per_second: u64,
 ) -> (Box<dyn Outbox>, Transport) {
-    let links = Links::new([other.0], QueueLimits::default());
+    let members = Members {
+        urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
+        ..Members::default()
+    };
+    let links = Links::new(&members, QueueLimits::default());
     let setup = TransportSetup {
         me: Me {
             cluster: 0xc,
@@ -121,7 +125,7 @@ fn start(
         },
         inbound: Arc::new(Deaf),
         gate: Arc::new(Disks),
-        urls: BTreeMap::from([(other.0, vec![format!("http://{}", other.1)])]),
+        directory: None,
         snapshots,
         snapshot_bytes_per_second: bytes_per_second,
         seed: me.0,

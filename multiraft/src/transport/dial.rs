@@ -13,6 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::codec::encode_batch;
+use super::hello::{REMOVED, Refusal};
 use super::outbox::Peer;
 use super::pb::peer_client::PeerClient;
 use super::stats::Begun;
@@ -51,15 +52,32 @@ impl Pauses {
     }
 }
 
-/// Keeps a link to a member. Never returns, except when the member has no URL.
-pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, urls: Vec<String>, seed: u64) -> String {
-    if urls.is_empty() {
-        return format!("member {:x} has no peer URL", to.0);
-    }
-    let peer = Arc::clone(&shared.links.peers[&to]);
+/// Keeps a link to a member for as long as it is one. Returns a reason when this member is none any more.
+pub(super) async fn keep(
+    shared: Arc<Shared>,
+    to: NodeId,
+    peer: Arc<Peer>,
+    seed: u64,
+) -> Option<String> {
     let mut pauses = Pauses::new(seed);
-    for (link, url) in (1_u64..).zip(urls.iter().cycle()) {
-        let ended = hold(&shared, &peer, to, url, link).await;
+    let mut moved = peer.urls.subscribe();
+    let mut urls = Vec::new().into_iter();
+    loop {
+        let url: String = match urls.next() {
+            Some(url) => url,
+            None => {
+                urls = moved.borrow_and_update().clone().into_iter();
+                urls.next()?
+            }
+        };
+        // What it is in the middle of when the URLs change ends where it is; what was queued is told of.
+        let ended = tokio::select! {
+            ended = hold(&shared, &peer, to, &url) => ended,
+            _ = moved.changed() => {
+                urls = Vec::new().into_iter();
+                continue;
+            }
+        };
         match ended {
             Ended::Lost(reason) => {
                 tracing::info!(%to, url, reason, "the link to a member is down");
@@ -70,13 +88,17 @@ pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, urls: Vec<String>, see
                     tracing::warn!(%to, url, reason, "cannot link to a member");
                 }
             }
+            Ended::Removed => {
+                tracing::error!(%to, url, "a member says that this one was removed");
+                return Some(REMOVED.to_owned());
+            }
         }
         tokio::select! {
             () = sleep(pauses.next()) => {}
-            () = shared.heard[&to].notified() => {}
+            () = peer.heard.notified() => {}
+            _ = moved.changed() => urls = Vec::new().into_iter(),
         }
     }
-    unreachable!("there is always a next try");
 }
 
 enum Ended {
@@ -84,31 +106,58 @@ enum Ended {
     Lost(String),
     /// It never was.
     Failed(String),
+    /// The other side says that this member was removed.
+    Removed,
+}
+
+/// A link that is up. Dropped, whenever that is, what waited for it is told of.
+struct Held<'a> {
+    shared: &'a Shared,
+    peer: &'a Peer,
+    link: u64,
+}
+
+impl<'a> Held<'a> {
+    fn new(shared: &'a Shared, peer: &'a Peer, link: u64) -> Self {
+        peer.queue.open(link);
+        peer.counters.linked(true);
+        Self { shared, peer, link }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.peer.counters.linked(false);
+        for item in self.peer.queue.close(self.link) {
+            self.peer.counters.dropped();
+            self.peer
+                .queue
+                .bounce(Some(self.shared.inbound.as_ref()), item);
+        }
+    }
 }
 
 /// One link, from the connection to its end.
-async fn hold(shared: &Shared, peer: &Arc<Peer>, to: NodeId, url: &str, link: u64) -> Ended {
+async fn hold(shared: &Shared, peer: &Arc<Peer>, to: NodeId, url: &str) -> Ended {
+    let link = peer.next_link();
     let mut inbound = match open(shared, peer, to, url, link).await {
         Ok(inbound) => inbound,
-        Err(reason) => return Ended::Failed(reason),
+        Err(Refusal::Removed) => return Ended::Removed,
+        Err(Refusal::Other(reason)) => return Ended::Failed(reason),
     };
-    peer.queue.open(link);
-    peer.counters.linked(true);
+    let _held = Held::new(shared, peer, link);
     tracing::info!(%to, url, "linked to a member");
-    let reason = loop {
+    loop {
         match inbound.message().await {
             // Nothing is said after the hello, in this version.
             Ok(Some(_)) => {}
-            Ok(None) => break "it was closed".to_owned(),
-            Err(status) => break describe(&status),
+            Ok(None) => return Ended::Lost("it was closed".to_owned()),
+            Err(status) => match refusal(&status) {
+                Refusal::Removed => return Ended::Removed,
+                Refusal::Other(reason) => return Ended::Lost(reason),
+            },
         }
-    };
-    peer.counters.linked(false);
-    for item in peer.queue.close(link) {
-        peer.counters.dropped();
-        peer.queue.bounce(Some(shared.inbound.as_ref()), item);
     }
-    Ended::Lost(reason)
 }
 
 /// Connects and shakes hands.
@@ -118,7 +167,7 @@ async fn open(
     to: NodeId,
     url: &str,
     link: u64,
-) -> Result<tonic::Streaming<pb::Frame>, String> {
+) -> Result<tonic::Streaming<pb::Frame>, Refusal> {
     let shake = async {
         let mut client = connect(url).await?;
         let outgoing = Outgoing {
@@ -130,11 +179,10 @@ async fn open(
             link,
         };
         let response = client.link(outgoing).await;
-        let mut inbound = response.map_err(|status| describe(&status))?.into_inner();
-        let first = inbound
-            .message()
-            .await
-            .map_err(|status| describe(&status))?;
+        let response = response.map_err(|status| refusal(&status))?;
+        let mut inbound = response.into_inner();
+        let first = inbound.message().await;
+        let first = first.map_err(|status| refusal(&status))?;
         let hello = first.and_then(|frame| frame.hello);
         shared
             .me
@@ -143,7 +191,7 @@ async fn open(
     };
     timeout(HELLO_TIMEOUT, shake)
         .await
-        .unwrap_or_else(|_| Err("no answer in time".to_owned()))
+        .unwrap_or_else(|_| Err("no answer in time".to_owned().into()))
 }
 
 /// A connection of its own to one of a member's URLs.
@@ -157,6 +205,15 @@ pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, String> {
         .keep_alive_while_idle(true);
     let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
     Ok(PeerClient::new(channel).max_encoding_message_size(FRAME_BYTES_MAX))
+}
+
+/// Why the other side does not want us, or what became of the connection.
+fn refusal(status: &Status) -> Refusal {
+    // The text as well: what stands between members, such as a proxy, has refusals of its own.
+    if status.code() == Code::PermissionDenied && status.message() == REMOVED {
+        return Refusal::Removed;
+    }
+    Refusal::Other(describe(status))
 }
 
 /// What the other side said, or what became of the connection.

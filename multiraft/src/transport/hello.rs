@@ -4,12 +4,51 @@
 //! store id; it may have voted and acknowledged with the old one, so it is no member any more until it is removed and
 //! added again.
 
+use std::fmt;
+
 use raft_log::{NodeId, StoreId};
+use tonic::Status;
 
 use super::{Links, StoreGate, pb};
 
 /// The version of the messages in `transport.proto`.
 pub(super) const FORMAT: u32 = 1;
+
+/// What a member hears that was removed, in etcd's words.
+pub(super) const REMOVED: &str = "the member has been permanently removed from the cluster";
+
+/// Why the other side is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It was removed: it may stop, and never comes back under its id.
+    Removed,
+    /// It may try again.
+    Other(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Removed => f.write_str(REMOVED),
+            Self::Other(reason) => f.write_str(reason),
+        }
+    }
+}
+
+impl From<String> for Refusal {
+    fn from(reason: String) -> Self {
+        Self::Other(reason)
+    }
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Removed => Self::permission_denied(REMOVED),
+            Refusal::Other(reason) => Self::failed_precondition(reason),
+        }
+    }
+}
 
 /// Who this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,35 +81,40 @@ impl Me {
         hello: Option<pb::Hello>,
         links: &Links,
         gate: &dyn StoreGate,
-    ) -> Result<NodeId, String> {
+    ) -> Result<NodeId, Refusal> {
         let Some(hello) = hello else {
-            return Err("the other side does not begin with a hello: it is no flotilla".to_owned());
+            let text = "the other side does not begin with a hello: it is no flotilla";
+            return Err(text.to_owned().into());
         };
         let (member, store) = (NodeId(hello.member), StoreId(hello.store));
         if hello.format != FORMAT {
             return Err(format!(
                 "member {:x} speaks version {} of the peer protocol, this one version {FORMAT}",
                 hello.member, hello.format
-            ));
+            )
+            .into());
         }
         if hello.cluster != self.cluster {
             return Err(format!(
                 "cluster ID mismatch: member {:x} belongs to cluster {:x}, this one to {:x}; compare \
                  --initial-cluster and --initial-cluster-token, which count at the first start only",
                 hello.member, hello.cluster, self.cluster
-            ));
+            )
+            .into());
+        }
+        if links.is_removed(member) {
+            return Err(Refusal::Removed);
         }
         if NodeId(hello.to) != self.member {
             return Err(format!(
                 "member {:x} is looking for member {:x}, but this is {:x}: peer URLs are mixed up",
                 hello.member, hello.to, self.member.0
-            ));
+            )
+            .into());
         }
-        if !links.peers.contains_key(&member) {
-            return Err(format!(
-                "{:x} is not another member of this cluster",
-                hello.member
-            ));
+        if links.get(member).is_none() {
+            let text = format!("{:x} is not another member of this cluster", hello.member);
+            return Err(text.into());
         }
         gate.admit(member, store)?;
         Ok(member)
@@ -84,7 +128,8 @@ impl Me {
         links: &Links,
         gate: &dyn StoreGate,
     ) -> Result<(), String> {
-        let from = self.judge(hello, links, gate)?;
+        let from = self.judge(hello, links, gate);
+        let from = from.map_err(|refusal| refusal.to_string())?;
         if from != to {
             return Err(format!(
                 "member {:x} answers where member {:x} should: peer URLs are mixed up",
@@ -97,7 +142,9 @@ impl Me {
 
 #[cfg(test)]
 mod tests {
-    use super::super::QueueLimits;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::super::{Members, QueueLimits};
     use super::*;
 
     const ME: Me = Me {
@@ -117,7 +164,15 @@ mod tests {
         }
     }
 
-    fn judge(change: impl FnOnce(&mut pb::Hello)) -> Result<NodeId, String> {
+    fn links() -> Links {
+        let members = Members {
+            urls: BTreeMap::from([(NodeId(2), vec!["http://two".to_owned()])]),
+            removed: BTreeSet::from([NodeId(8)]),
+        };
+        Links::new(&members, QueueLimits::default())
+    }
+
+    fn judge(change: impl FnOnce(&mut pb::Hello)) -> Result<NodeId, Refusal> {
         let other = Me {
             member: NodeId(2),
             store: StoreId(22),
@@ -125,8 +180,7 @@ mod tests {
         };
         let mut hello = other.hello(NodeId(1));
         change(&mut hello);
-        let links = Links::new([NodeId(2)], QueueLimits::default());
-        ME.judge(Some(hello), &links, &Known)
+        ME.judge(Some(hello), &links(), &Known)
     }
 
     #[test]
@@ -137,19 +191,21 @@ mod tests {
     #[test]
     fn hello_of_anybody_else_is_refused_with_the_reason() {
         type Change = fn(&mut pb::Hello);
-        let cases: [(Change, &str); 6] = [
+        let cases: [(Change, &str); 7] = [
             (|hello| hello.format = 2, "version 2 of the peer protocol"),
             (|hello| hello.cluster = 10, "cluster ID mismatch"),
             (|hello| hello.to = 3, "peer URLs are mixed up"),
             (|hello| hello.member = 7, "7 is not another member"),
             (|hello| hello.member = 1, "1 is not another member"),
             (|hello| hello.store = 23, "another disk"),
+            (|hello| hello.member = 8, REMOVED),
         ];
         for (change, reason) in cases {
             let error = judge(change).unwrap_err();
+            assert_eq!(error == Refusal::Removed, reason == REMOVED);
+            let error = error.to_string();
             assert!(error.contains(reason), "{error}");
         }
-        let links = Links::new([NodeId(2)], QueueLimits::default());
-        assert!(ME.judge(None, &links, &Known).is_err());
+        assert!(ME.judge(None, &links(), &Known).is_err());
     }
 }

@@ -17,6 +17,8 @@
 //! - A snapshot has a connection and a stream of its own, so that it keeps no message waiting: chunk by chunk, at a
 //!   bounded rate, one at a time to a member, and after a failure from the chunk on that is missing (`sending.rs`,
 //!   `receiving.rs`).
+//! - Members come, move and go while it runs ([`Links::update`]). One that was removed is told so, on each stream that it
+//!   opens; the transport of the member that hears this of itself ends.
 //! - Beats of [`crate::liveness`] ride on the same streams; of one that waits the next one takes the place.
 //!
 //! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft and keeps
@@ -26,6 +28,7 @@
 mod carrying;
 mod codec;
 mod dial;
+mod directory;
 mod hello;
 mod outbox;
 mod queue;
@@ -34,18 +37,17 @@ mod sending;
 mod serve;
 mod stats;
 
-use std::collections::BTreeMap;
-use std::future::pending;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use raft_log::{GroupId, NodeId, StoreId};
 use raft_node::StateMachine;
 use raft_node::core::Message;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use crate::HostHandle;
@@ -54,8 +56,9 @@ use crate::liveness::Beat;
 
 use stats::Counters;
 
+pub use directory::{ClusterView, Directory, ListedMember, ask_members};
 pub use hello::Me;
-pub use outbox::Links;
+pub use outbox::{Links, Members};
 pub use receiving::{SnapshotInbound, SnapshotInbox};
 pub use stats::PeerStatus;
 
@@ -146,8 +149,8 @@ pub struct TransportSetup {
     pub inbound: Arc<dyn Inbound>,
     /// Remembers disks.
     pub gate: Arc<dyn StoreGate>,
-    /// The peer URLs of every other member.
-    pub urls: BTreeMap<NodeId, Vec<String>>,
+    /// Says which members there are; without it who asks is refused.
+    pub directory: Option<Arc<dyn Directory>>,
     /// Takes the snapshots that others send; without it they are refused.
     pub snapshots: Option<Arc<dyn SnapshotInbound>>,
     /// Bytes of a snapshot that are sent to a member in a second, at most: what is left of the disks and of the network is
@@ -168,12 +171,11 @@ struct Shared {
     links: Links,
     inbound: Arc<dyn Inbound>,
     gate: Arc<dyn StoreGate>,
+    directory: Option<Arc<dyn Directory>>,
     snapshots: Option<Arc<dyn SnapshotInbound>>,
     snapshot_bytes_per_second: u64,
     /// Who called and is no member; only the newest refusal counts.
     strangers: Counters,
-    /// A member was heard of: whoever waits to dial it need not wait longer.
-    heard: BTreeMap<NodeId, Notify>,
 }
 
 /// A transport that runs.
@@ -215,23 +217,23 @@ impl Transport {
         let _ = links.inbound.set(Arc::clone(&setup.inbound));
         let shared = Arc::new(Shared {
             me: setup.me,
-            heard: links.peers.keys().map(|id| (*id, Notify::new())).collect(),
             links,
             strangers: Counters::default(),
             inbound: setup.inbound,
             gate: setup.gate,
+            directory: setup.directory,
             snapshots: setup.snapshots,
             snapshot_bytes_per_second: setup.snapshot_bytes_per_second.max(1),
         });
         let (stop, stopped) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
-        let (urls, seed) = (setup.urls, setup.seed);
+        let seed = setup.seed;
         let thread = std::thread::Builder::new()
             .name("flotilla-peers".to_owned())
             .spawn(move || {
                 let failed = runtime.block_on(async {
                     tokio::select! {
-                        failed = run(for_thread, listeners, urls, seed) => Some(failed),
+                        failed = run(for_thread, listeners, seed) => Some(failed),
                         // Stopped, or its owner is gone.
                         _ = stopped => None,
                     }
@@ -285,38 +287,39 @@ impl TransportWatcher {
     /// One line per other member, by id.
     #[must_use]
     pub fn status(&self) -> Vec<PeerStatus> {
-        let peers = self
-            .0
-            .links
-            .peers
-            .iter()
-            .map(|(id, peer)| peer.counters.status(*id, peer.queue.waiting()));
-        peers.collect()
+        let peers = self.0.links.all().into_iter();
+        peers
+            .map(|(id, peer)| peer.counters.status(id, peer.queue.waiting()))
+            .collect()
     }
 }
 
 /// Runs all tasks; returns only when one of them cannot go on.
-async fn run(
-    shared: Arc<Shared>,
-    listeners: Vec<TcpListener>,
-    mut urls: BTreeMap<NodeId, Vec<String>>,
-    seed: u64,
-) -> String {
+async fn run(shared: Arc<Shared>, listeners: Vec<TcpListener>, seed: u64) -> String {
     let mut tasks = JoinSet::new();
     for listener in listeners {
         let shared = Arc::clone(&shared);
-        tasks.spawn(async move { serve::listen(listener, shared).await });
+        tasks.spawn(async move { Some(serve::listen(listener, shared).await) });
     }
-    for id in shared.links.peers.keys().copied() {
-        let urls = urls.remove(&id).unwrap_or_default();
-        let (for_snapshots, of_member) = (Arc::clone(&shared), urls.clone());
-        tasks.spawn(async move { sending::keep(for_snapshots, id, of_member).await });
-        let shared = Arc::clone(&shared);
-        tasks.spawn(async move { dial::keep(shared, id, urls, seed ^ id.0).await });
-    }
-    match tasks.join_next().await {
-        Some(Ok(error)) => error,
-        Some(Err(error)) => format!("a task of the transport panicked: {error}"),
-        None => pending().await,
+    loop {
+        for (id, peer) in shared.links.all() {
+            if peer.is_served.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            let (for_snapshots, to) = (Arc::clone(&shared), Arc::clone(&peer));
+            tasks.spawn(async move { sending::keep(for_snapshots, id, to).await });
+            let shared = Arc::clone(&shared);
+            tasks.spawn(async move { dial::keep(shared, id, peer, seed ^ id.0).await });
+        }
+        let ended = tokio::select! {
+            () = shared.links.changed.notified() => continue,
+            Some(ended) = tasks.join_next() => ended,
+        };
+        match ended {
+            // Its member is gone.
+            Ok(None) => {}
+            Ok(Some(error)) => return error,
+            Err(error) => return format!("a task of the transport panicked: {error}"),
+        }
     }
 }

@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::dial::{connect, describe};
+use super::outbox::Peer;
 use super::pb::snapshot_frame::Body;
 use super::{HELLO_TIMEOUT, Shared, pb};
 use crate::SnapshotTransfer;
@@ -27,22 +28,32 @@ const WINDOW_BYTES: u64 = 1 << 20;
 /// How often it is looked whether the transfer is still wanted, and how often its owner hears that it moves.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Carries what is to go to a member. Never returns while the transport runs.
-pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, urls: Vec<String>) -> String {
-    let carried = &shared.links.peers[&to].carried;
-    let carried = carried
+/// Carries what is to go to a member, for as long as it is one. Returns a reason when that cannot be.
+pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, peer: Arc<Peer>) -> Option<String> {
+    let carried = peer
+        .carried
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
         .take();
     let Some(mut carried) = carried else {
-        return "the links of a transport belong to another one".to_owned();
+        return Some("the links of a transport belong to another one".to_owned());
     };
-    while let Some(transfer) = carried.recv().await {
+    let mut moved = peer.urls.subscribe();
+    loop {
+        let transfer = tokio::select! {
+            transfer = carried.recv() => transfer?,
+            _ = moved.wait_for(Vec::is_empty) => return None,
+        };
         if !transfer.is_wanted() {
             continue;
         }
         let (group, snapshot) = (transfer.group(), transfer.snapshot().clone());
-        match carry(&shared, transfer, &urls).await {
+        let urls = peer.urls.borrow().clone();
+        let carried = tokio::select! {
+            carried = carry(&shared, transfer, &urls) => carried,
+            _ = moved.wait_for(Vec::is_empty) => return None,
+        };
+        match carried {
             Ok(()) => {
                 tracing::info!(%group, %to, index = %snapshot.index, "a member has taken a snapshot");
             }
@@ -51,7 +62,6 @@ pub(super) async fn keep(shared: Arc<Shared>, to: NodeId, urls: Vec<String>) -> 
             }
         }
     }
-    "the links of a transport are gone".to_owned()
 }
 
 /// Carries one; dropped before it is taken, it has failed.

@@ -15,6 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 use raft_log::NodeId;
 
 use super::codec::{Item, decode_batch};
+use super::directory::encode;
+use super::hello::Refusal;
+use super::outbox::Peer as Other;
 use super::pb::peer_server::{Peer, PeerServer};
 use super::pb::snapshot_frame::Body;
 use super::receiving::take_in;
@@ -92,11 +95,9 @@ impl Peer for Service {
         let first = timeout(HELLO_TIMEOUT, inbound.message())
             .await
             .map_err(|_| Status::deadline_exceeded("no hello in time"))??;
-        let from = admit(shared, first.and_then(|frame| frame.hello))?;
-        shared.links.peers[&from]
-            .counters
-            .refused(Begun::There, None);
-        shared.heard[&from].notify_one();
+        let (from, peer) = admit(shared, first.and_then(|frame| frame.hello))?;
+        peer.counters.refused(Begun::There, None);
+        peer.heard.notify_one();
         let (answers, answered) = mpsc::channel(2);
         let hello = pb::Frame {
             hello: Some(shared.me.hello(from)),
@@ -106,7 +107,7 @@ impl Peer for Service {
         let _ = answers.try_send(Ok(hello));
         let shared = Arc::clone(shared);
         tokio::spawn(async move {
-            if let Err(status) = receive(&shared, from, inbound).await {
+            if let Err(status) = receive(&shared, from, &peer, inbound).await {
                 tracing::info!(%from, reason = status.message(), "a member's stream ended");
                 // Who called may be gone as well.
                 let _ = answers.try_send(Err(status));
@@ -130,34 +131,69 @@ impl Peer for Service {
             Some(Body::Hello(hello)) => Some(hello),
             _ => None,
         };
-        let from = admit(shared, hello)?;
+        let (from, _) = admit(shared, hello)?;
         Ok(Response::new(take_in(shared, from, inbound)))
+    }
+
+    async fn members(
+        &self,
+        _request: Request<pb::MembersRequest>,
+    ) -> Result<Response<pb::MembersResponse>, Status> {
+        match &self.0.directory {
+            Some(directory) => Ok(Response::new(encode(directory.view()))),
+            None => Err(Status::unimplemented("this member has no list of members")),
+        }
     }
 }
 
 /// Who called, if it may.
-fn admit(shared: &Shared, hello: Option<pb::Hello>) -> Result<NodeId, Status> {
+fn admit(shared: &Shared, hello: Option<pb::Hello>) -> Result<(NodeId, Arc<Other>), Status> {
     let judged = shared.me.judge(hello, &shared.links, shared.gate.as_ref());
-    judged.map_err(|reason| {
+    let judged = judged.and_then(|from| {
+        // It may have left meanwhile.
+        let peer = shared.links.get(from);
+        peer.map(|peer| (from, peer))
+            .ok_or_else(|| gone(shared, from))
+    });
+    judged.map_err(|refusal| {
         // Named although it is not admitted, so that its owner is told whom we refuse.
         let claimed = NodeId(hello.map_or(0, |hello| hello.member));
-        let peer = shared.links.peers.get(&claimed);
-        let counters = peer.map_or(&shared.strangers, |peer| &peer.counters);
+        let peer = shared.links.get(claimed);
+        let counters = peer.as_ref().map(|peer| &peer.counters);
+        let reason = refusal.to_string();
+        let counters = counters.unwrap_or(&shared.strangers);
         if counters.refused(Begun::There, Some(reason.clone())) {
             tracing::warn!(from = %claimed, reason, "refused a member that called");
         }
-        Status::failed_precondition(reason)
+        refusal.into()
     })
 }
 
-/// Hands over what a member sends, until it ends the stream.
+/// What is said to a member that left.
+fn gone(shared: &Shared, from: NodeId) -> Refusal {
+    if shared.links.is_removed(from) {
+        return Refusal::Removed;
+    }
+    Refusal::Other(format!("{:x} is no member any more", from.0))
+}
+
+/// Hands over what a member sends, until it ends the stream or leaves.
 async fn receive(
     shared: &Shared,
     from: NodeId,
+    peer: &Other,
     mut inbound: Streaming<pb::Frame>,
 ) -> Result<(), Status> {
-    let peer = &shared.links.peers[&from];
-    while let Some(frame) = inbound.message().await? {
+    let mut urls = peer.urls.subscribe();
+    loop {
+        let frame = tokio::select! {
+            frame = inbound.message() => frame?,
+            // The sender is the peer's own, so this never fails.
+            _ = urls.wait_for(Vec::is_empty) => return Err(gone(shared, from).into()),
+        };
+        let Some(frame) = frame else {
+            return Ok(());
+        };
         peer.counters.received(frame.batch.len());
         let (items, beat) =
             decode_batch(frame).map_err(|error| Status::data_loss(error.to_string()))?;
@@ -171,5 +207,4 @@ async fn receive(
             }
         }
     }
-    Ok(())
 }

@@ -1,13 +1,16 @@
 //! What the transport tells of itself: counters per member, for metrics and for people.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use raft_log::NodeId;
+use tokio::time::Instant;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    linked: AtomicBool,
+    /// Since when messages can be sent.
+    linked: Mutex<Option<Instant>>,
     bytes_sent: AtomicU64,
     bytes_received: AtomicU64,
     messages_dropped: AtomicU64,
@@ -40,7 +43,7 @@ impl Counters {
     }
 
     pub(super) fn linked(&self, linked: bool) {
-        self.linked.store(linked, Ordering::Relaxed);
+        *self.linked.lock().unwrap_or_else(PoisonError::into_inner) = linked.then(Instant::now);
         if linked {
             self.links.fetch_add(1, Ordering::Relaxed);
             self.refused(Begun::Here, None);
@@ -58,9 +61,11 @@ impl Counters {
 
     pub(super) fn status(&self, id: NodeId, waiting: (usize, usize)) -> PeerStatus {
         let refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        let linked = *self.linked.lock().unwrap_or_else(PoisonError::into_inner);
         PeerStatus {
             id,
-            linked: self.linked.load(Ordering::Relaxed),
+            linked: linked.is_some(),
+            linked_for: linked.map(|since| since.elapsed()),
             links: self.links.load(Ordering::Relaxed),
             bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
             bytes_received: self.bytes_received.load(Ordering::Relaxed),
@@ -79,6 +84,8 @@ pub struct PeerStatus {
     pub id: NodeId,
     /// Messages can be sent to it.
     pub linked: bool,
+    /// For how long, without a break.
+    pub linked_for: Option<Duration>,
     /// How often a link to it came up.
     pub links: u64,
     /// Bytes of messages sent to it.

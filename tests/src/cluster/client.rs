@@ -270,6 +270,61 @@ impl Client {
         Ok(self.run(call)?.into_inner().members)
     }
 
+    /// Adds a member; returns it, and all of them.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    ///
+    /// # Panics
+    /// When an answer names no member.
+    pub fn member_add(
+        &self,
+        peer_url: &str,
+        is_learner: bool,
+    ) -> Result<(pb::Member, Vec<pb::Member>), Status> {
+        let request = pb::MemberAddRequest {
+            peer_ur_ls: vec![peer_url.to_owned()],
+            is_learner,
+        };
+        let call = async |channel| ClusterClient::new(channel).member_add(request).await;
+        let answer = self.run(call)?.into_inner();
+        let added = answer.member.expect("the answer names the new member");
+        Ok((added, answer.members))
+    }
+
+    /// Removes a member; returns those that are left.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn member_remove(&self, id: u64) -> Result<Vec<pb::Member>, Status> {
+        let request = pb::MemberRemoveRequest { id };
+        let call = async |channel| ClusterClient::new(channel).member_remove(request).await;
+        Ok(self.run(call)?.into_inner().members)
+    }
+
+    /// Gives a member another peer URL; returns all of them.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn member_update(&self, id: u64, peer_url: &str) -> Result<Vec<pb::Member>, Status> {
+        let request = pb::MemberUpdateRequest {
+            id,
+            peer_ur_ls: vec![peer_url.to_owned()],
+        };
+        let call = async |channel| ClusterClient::new(channel).member_update(request).await;
+        Ok(self.run(call)?.into_inner().members)
+    }
+
+    /// Lets a learner vote; returns all members.
+    ///
+    /// # Errors
+    /// The server's, or none came.
+    pub fn member_promote(&self, id: u64) -> Result<Vec<pb::Member>, Status> {
+        let request = pb::MemberPromoteRequest { id };
+        let call = async |channel| ClusterClient::new(channel).member_promote(request).await;
+        Ok(self.run(call)?.into_inner().members)
+    }
+
     /// Grants a lease; returns its id.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kv_server::pb::etcdserverpb::Member;
 use tempfile::TempDir;
 
 pub use client::Client;
@@ -30,7 +31,7 @@ pub struct Cluster {
     /// The network between them.
     pub net: Net,
     servers: Vec<Option<Server>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -40,30 +41,67 @@ impl Cluster {
     /// When there is no directory or no port.
     #[must_use]
     pub fn new(binary: &str, members: usize, flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory can be made");
-        let net = Net::default();
-        let mut setups: Vec<Setup> = (0..members)
-            .map(|member| {
-                let mut setup = Setup::new(binary, &dir.path().join(format!("m{member}")));
-                setup.name = format!("m{member}");
-                setup.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-                setup.peer_url = Some(format!("http://{}", net.add(member, setup.peer_port)));
-                setup
-            })
-            .collect();
-        let pairs = setups
+        let mut cluster = Self {
+            setups: Vec::new(),
+            net: Net::default(),
+            servers: Vec::new(),
+            dir: tempfile::tempdir().expect("a directory can be made"),
+        };
+        for _ in 0..members {
+            cluster.add_setup(binary, flags);
+        }
+        let pairs = cluster
+            .setups
             .iter()
             .map(|setup| format!("{}={}", setup.name, setup.peer_url.as_deref().unwrap_or("")));
-        let cluster = pairs.collect::<Vec<_>>().join(",");
-        for setup in &mut setups {
-            setup.initial_cluster = Some(cluster.clone());
+        let initial = pairs.collect::<Vec<_>>().join(",");
+        for setup in &mut cluster.setups {
+            setup.initial_cluster = Some(initial.clone());
         }
-        Self {
-            servers: setups.iter().map(|_| None).collect(),
-            setups,
-            net,
-            _dir: dir,
+        cluster
+    }
+
+    /// Makes one more process that could become a member, with an empty directory. Returns its number.
+    ///
+    /// # Panics
+    /// When there is no port.
+    pub fn add_setup(&mut self, binary: &str, flags: &[&str]) -> usize {
+        let member = self.setups.len();
+        let mut setup = Setup::new(binary, &self.dir.path().join(format!("m{member}")));
+        setup.name = format!("m{member}");
+        setup.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let address = self.net.add(member, setup.peer_port);
+        setup.peer_url = Some(format!("http://{address}"));
+        self.setups.push(setup);
+        self.servers.push(None);
+        member
+    }
+
+    /// Lets a process join the cluster when it starts: its flags name all members, as `member add` prints them.
+    pub fn joins(&mut self, member: usize, members: &[Member]) {
+        let setup = &mut self.setups[member];
+        let urls = |one: &Member| one.peer_ur_ls.clone();
+        let pairs = members.iter().flat_map(|one| {
+            let is_new = urls(one).first() == setup.peer_url.as_ref();
+            let name = if is_new { &setup.name } else { &one.name };
+            let named = |url| format!("{name}={url}");
+            urls(one).into_iter().map(named).collect::<Vec<_>>()
+        });
+        setup.initial_cluster = Some(pairs.collect::<Vec<_>>().join(","));
+        let state = ["--initial-cluster-state", "existing"].map(str::to_owned);
+        if !setup.flags.contains(&state[0]) {
+            setup.flags.extend(state);
         }
+    }
+
+    /// A member's id, as it says itself.
+    ///
+    /// # Panics
+    /// When it does not.
+    #[must_use]
+    pub fn id(&self, member: usize) -> u64 {
+        let status = self.client(member).status().expect("it says who it is");
+        status.header.expect("every answer has a header").member_id
     }
 
     /// Makes members and starts all of them.
@@ -90,6 +128,27 @@ impl Cluster {
         for server in self.servers.iter().flatten() {
             server.wait_for_line(READY);
         }
+    }
+
+    /// As [`Cluster::start_all`], without one of them.
+    ///
+    /// # Panics
+    /// When they do not in time.
+    pub fn start_all_but(&mut self, out: usize) {
+        for member in (0..self.setups.len()).filter(|member| *member != out) {
+            if self.servers[member].is_none() {
+                self.spawn(member);
+            }
+        }
+        for server in self.servers.iter().flatten() {
+            server.wait_for_line(READY);
+        }
+    }
+
+    /// What each process that runs has logged.
+    #[must_use]
+    pub fn logs(&self) -> Vec<String> {
+        self.servers.iter().flatten().map(Server::log).collect()
     }
 
     /// Starts a member, and waits for nothing.
@@ -190,9 +249,15 @@ impl Cluster {
     /// # Panics
     /// When they do not in time.
     pub fn wait_for_equal_state(&self) {
-        let clients: Vec<_> = (0..self.setups.len())
-            .map(|member| self.client(member))
-            .collect();
+        self.wait_for_equal_state_among(&(0..self.setups.len()).collect::<Vec<_>>());
+    }
+
+    /// Waits until these members have the same content.
+    ///
+    /// # Panics
+    /// When they do not in time.
+    pub fn wait_for_equal_state_among(&self, members: &[usize]) {
+        let clients: Vec<_> = members.iter().map(|member| self.client(*member)).collect();
         self.wait("equal state everywhere", || {
             let state = |client: &Client| {
                 let revision = client.status().ok()?.header?.revision;
@@ -211,8 +276,10 @@ impl Cluster {
         let deadline = Instant::now() + PATIENCE;
         while !is_so() {
             if Instant::now() > deadline {
-                let logs: Vec<_> = self.servers.iter().flatten().map(Server::log).collect();
-                panic!("no {what} in time; the logs:\n{}", logs.join("\n---\n"));
+                panic!(
+                    "no {what} in time; the logs:\n{}",
+                    self.logs().join("\n---\n")
+                );
             }
             thread::park_timeout(LOOK);
         }

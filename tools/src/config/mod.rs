@@ -45,7 +45,7 @@ pub(crate) struct ServerConfig {
     pub(crate) listen_client: Vec<SocketAddr>,
     /// What clients are told to connect to. Default: the listening addresses.
     pub(crate) advertise_client_urls: Vec<String>,
-    /// Where members connect; used when there are several. Default 127.0.0.1:2380.
+    /// Where members connect. Default 127.0.0.1:2380.
     pub(crate) listen_peer: Vec<SocketAddr>,
     /// What members are told; decides this member's id. Default `http://127.0.0.1:2380`.
     pub(crate) peer_urls: Vec<String>,
@@ -64,6 +64,10 @@ pub(crate) struct ServerConfig {
     /// Go on without a last batch of the log that is damaged and may have been acknowledged. Danger: it may lose that
     /// batch. Default false.
     pub(crate) accept_suspect_tail: bool,
+    /// Changes of the members that could cost the quorum are refused. Default true.
+    pub(crate) strict_changes: bool,
+    /// Learners at a time. Default 1.
+    pub(crate) learners_max: usize,
     /// Operations in one transaction. Default 128, from 1 on.
     pub(crate) txn_ops_max: usize,
     /// Bytes of one request. Default 1.5 MiB, at most 16 MiB: a request is held in memory several times over.
@@ -114,6 +118,8 @@ impl ServerConfig {
             election_ms,
             snapshot_entries: read.number("snapshot-count", 1, u64::MAX)?,
             accept_suspect_tail: read.flag("accept-suspect-tail")?,
+            strict_changes: read.flag("strict-reconfig-check")?,
+            learners_max: read.size("max-learners", 1, 1 << 10)?,
             txn_ops_max: read.size("max-txn-ops", 1, 1 << 20)?,
             request_bytes_max: read.size("max-request-bytes", 1024, REQUEST_BYTES_MAX)?,
             auto_compaction: read.auto_compaction()?,

@@ -87,7 +87,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "listen-peer-urls",
         "http://127.0.0.1:2380",
-        "Where members connect; one member alone opens no peer socket",
+        "Where members connect, and who wants to become one",
     ),
     text(
         "initial-advertise-peer-urls",
@@ -102,7 +102,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "initial-cluster-state",
         "new",
-        "`new`; `existing` only where the data directory is a member already",
+        "`new`, or `existing` for a member that was added to a cluster that is there",
     ),
     text(
         "initial-cluster-token",
@@ -180,13 +180,14 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "elections without a pre-vote",
         "`true`",
     ),
-    missing(
-        "strict-reconfig-check",
-        &["true"],
-        Kind::Bool,
-        "unchecked changes of members",
-        "`true`",
-    ),
+    Opt {
+        name: "strict-reconfig-check",
+        default: "true",
+        kind: Kind::Bool,
+        support: Support::Full,
+        help: "Refuse changes of the members that could cost the quorum",
+    },
+    text("max-learners", "1", "Learners that there may be at a time"),
     missing(
         "enable-pprof",
         &["false"],

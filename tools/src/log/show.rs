@@ -389,6 +389,11 @@ fn describe_op(op: &Op) -> String {
             format!("{action} the alarm {alarm} of member {member:x}")
         }
         Op::CheckState(_) => "compare the states of the members".to_owned(),
+        Op::UpdateMember(update) => format!(
+            "member {:x} is reached at {}",
+            update.id,
+            update.peer_urls.join(",").escape_default()
+        ),
         Op::LeaseCheckpoint(checkpoint) => format!("checkpoint {} leases", checkpoint.items.len()),
     }
 }

@@ -145,7 +145,7 @@ fn flags_that_do_not_fit_are_refused_while_new_and_not_looked_at_later() {
     setup
         .flags
         .extend(["--initial-cluster-state", "existing"].map(str::to_owned));
-    exits_with(&setup, "is not supported by this version");
+    exits_with(&setup, "no member of the cluster lets this one in");
     assert!(
         !setup.data_dir.join("IDENTITY").exists(),
         "a refused start leaves no member behind"

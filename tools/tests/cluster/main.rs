@@ -11,8 +11,10 @@ mod faults;
 mod hand_over;
 mod idle;
 mod majority;
+mod members;
 mod recover;
 mod repair;
+mod replace;
 mod status;
 
 use std::time::Duration;

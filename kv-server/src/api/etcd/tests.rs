@@ -1,6 +1,6 @@
 use super::*;
 use crate::api::testing::{FakeApi, FakeState, fake_api, fake_api_with};
-use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
+use crate::pb::peer::{LeaseAnswer, LeaseCall, MemberAnswer, MemberCall, MemberError, lease_call};
 
 fn block<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -515,4 +515,80 @@ fn backup_that_fails_says_so_and_only_two_are_made_at_a_time() {
         // The end of the stream comes with the end of the thread, its permit included.
         assert!(parts.blocking_recv().is_none());
     }
+}
+
+#[test]
+fn change_of_the_members_is_what_the_leader_answers() {
+    let (api, state) = fake_api();
+    let add = |url: &str| {
+        block(api.member_add(pb::MemberAddRequest {
+            peer_ur_ls: vec![url.to_owned()],
+            is_learner: true,
+        }))
+    };
+    assert_eq!(add("nowhere").unwrap_err(), ApiError::BadMemberUrls);
+    assert!(state.calls.lock().unwrap().is_empty());
+    assert_eq!(add("http://a:1").unwrap_err(), ApiError::Timeout);
+    let refusal = MemberError {
+        code: Code::Unavailable as u32,
+        text: ApiError::Unhealthy.to_string(),
+    };
+    let answer = MemberAnswer {
+        error: Some(refusal),
+        members: Vec::new(),
+    };
+    *state.leader_answers.lock().unwrap() = Some(answer.encode_to_vec().into());
+    let refused = add("http://a:1").unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert_eq!(refused.to_string(), "etcdserver: unhealthy cluster");
+
+    let left = pb::Member {
+        id: 7,
+        ..Default::default()
+    };
+    let answer = MemberAnswer {
+        error: None,
+        members: vec![left.clone()],
+    };
+    *state.leader_answers.lock().unwrap() = Some(answer.encode_to_vec().into());
+    let removed = block(api.member_remove(pb::MemberRemoveRequest { id: 9 })).unwrap();
+    assert_eq!(removed.members, [left]);
+    assert_eq!(removed.header.unwrap().revision, 0);
+    let promote = pb::MemberPromoteRequest { id: 9 };
+    assert!(block(api.member_promote(promote)).is_ok());
+    let calls = state.calls.lock().unwrap();
+    let calls: Vec<_> = calls
+        .iter()
+        .map(|call| MemberCall::decode(call.clone()).unwrap())
+        .collect();
+    let requests: std::collections::BTreeSet<_> = calls.iter().map(|call| call.request).collect();
+    assert_eq!(requests.len(), calls.len(), "each has a number of its own");
+    match &calls[0].op {
+        Some(member_call::Op::Add(add)) => {
+            assert!(add.is_learner && add.id != 0);
+            assert_eq!(add.peer_urls, ["http://a:1"]);
+        }
+        other => panic!("unexpected: {other:?}"),
+    }
+    assert_eq!(calls[2].op, Some(member_call::Op::Remove(9)));
+    assert_eq!(calls[3].op, Some(member_call::Op::Promote(9)));
+}
+
+#[test]
+fn update_of_a_member_is_proposed_where_nobody_has_the_urls() {
+    let (api, state) = fake_api();
+    let update = |id, url: &str| {
+        block(api.member_update(pb::MemberUpdateRequest {
+            id,
+            peer_ur_ls: vec![url.to_owned()],
+        }))
+    };
+    assert_eq!(update(7, "x").unwrap_err(), ApiError::BadMemberUrls);
+    assert_eq!(
+        update(8, "http://a:1").unwrap_err(),
+        ApiError::MemberNotFound
+    );
+    assert_eq!(update(7, "http://a:1").unwrap().members.len(), 1);
+    let expected = (7, vec!["http://a:1".to_owned()]);
+    assert_eq!(*state.updates.lock().unwrap(), [expected]);
 }

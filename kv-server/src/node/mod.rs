@@ -293,6 +293,7 @@ impl Node {
             config.upkeep.quota_bytes,
         ));
         let looked_after = upkeep::Parts {
+            member: identity.member,
             handle: host.handle(),
             store: Arc::clone(&store),
             engine: Arc::clone(&engine),

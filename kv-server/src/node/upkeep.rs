@@ -46,6 +46,7 @@ pub struct UpkeepConfig {
 
 /// What is looked after.
 pub(super) struct Parts {
+    pub(super) member: NodeId,
     pub(super) handle: HostHandle<KvStateMachine>,
     pub(super) store: Arc<Store>,
     pub(super) engine: Arc<dyn Engine>,
@@ -121,9 +122,8 @@ impl Rounds {
     }
 
     fn watch_quota(&mut self) {
-        let status = self.status();
         let own = AlarmMember {
-            member_id: status.node.0,
+            member_id: self.parts.member.0,
             alarm: AlarmType::Nospace.into(),
         };
         let look = QuotaLook {
@@ -188,10 +188,12 @@ impl Rounds {
                 return debug!(%error, "the states of members are not compared now");
             }
             reports = self.parts.reports.lock();
-            reports.asked(self.status().applied);
+            // What is published may be older than the answer.
+            let asked = self.status().applied.max(status.applied.next());
+            reports.asked(asked);
         }
         if !leads {
-            return;
+            return reports.abandon();
         }
         let findings = reports.judge(now, &status.voters, &status.learners);
         drop(reports);
@@ -237,7 +239,7 @@ impl Rounds {
             let raised = AlarmMember { member_id, alarm };
             self.parts.store.alarm(raised).is_some()
         };
-        let quarantined = corrupt(status.node);
+        let quarantined = corrupt(self.parts.member);
         if quarantined && !self.quarantined {
             error!(
                 "the alarm CORRUPT is raised for this member: it serves nobody from now on; when its data differs from \

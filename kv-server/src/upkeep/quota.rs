@@ -1,7 +1,7 @@
 //! When the alarm of a full quota is raised and cleared, and when space is to be given back meanwhile.
 //!
-//! It is raised when a request did not fit or the data has outgrown the quota, and cleared, unlike etcd's, once a tenth of
-//! the quota is free again: with less the next request would raise it anew.
+//! It is raised when the data has outgrown the quota, or is near it and a request did not fit; and cleared, unlike etcd's,
+//! once a tenth of the quota is free again: with less the next request would raise it anew.
 
 use std::time::Duration;
 
@@ -43,12 +43,15 @@ pub struct QuotaWatch {
 impl QuotaWatch {
     /// What to do now; nothing most of the time. What is not done is asked for again.
     pub fn look(&mut self, now: Duration, look: QuotaLook) -> Option<QuotaAct> {
+        let free_from = look.limit - look.limit / 10;
         let Some(by_quota) = look.raised else {
             self.reclaimed = None;
-            let full = look.limit > 0 && (look.refused || look.used >= look.limit);
+            // One request too large for what is left, while there is room for others, is refused and nothing more.
+            let full = look.used >= look.limit || (look.refused && look.used >= free_from);
+            let full = look.limit > 0 && full;
             return full.then_some(QuotaAct::Raise);
         };
-        if look.used < look.limit - look.limit / 10 || look.limit == 0 {
+        if look.used < free_from || look.limit == 0 {
             return by_quota.then_some(QuotaAct::Clear);
         }
         let due = self.reclaimed.is_none_or(|(at, removals)| {
@@ -91,6 +94,14 @@ mod tests {
                 Some(QuotaAct::Raise),
             ),
             (QuotaLook { limit: 0, ..FULL }, None),
+            (
+                QuotaLook {
+                    used: 899,
+                    refused: true,
+                    ..FULL
+                },
+                None,
+            ),
             (
                 QuotaLook {
                     limit: 0,

@@ -46,6 +46,8 @@ pub struct StateChecks {
     /// The index of the last entry that asked for a comparison.
     asked: Index,
     open: BTreeMap<Index, Comparison>,
+    /// The last comparison found a difference, but not everybody reported.
+    inconclusive: bool,
 }
 
 impl StateChecks {
@@ -57,6 +59,7 @@ impl StateChecks {
             next: now + interval.unwrap_or_default(),
             asked: Index::ZERO,
             open: BTreeMap::new(),
+            inconclusive: false,
         }
     }
 
@@ -86,15 +89,38 @@ impl StateChecks {
         }
     }
 
+    /// This member does not lead: what it heard as a leader says nothing without what others may have heard since.
+    pub fn abandon(&mut self) {
+        self.open.clear();
+        self.inconclusive = false;
+    }
+
     /// What can be said now of the comparisons that are open.
     pub fn judge(&mut self, now: Duration, voters: &[NodeId], learners: &[NodeId]) -> Vec<Finding> {
+        let Self {
+            open,
+            inconclusive,
+            asked,
+            ..
+        } = self;
         let mut findings = Vec::new();
-        self.open.retain(|index, comparison| {
+        open.retain(|index, comparison| {
             let since = *comparison.since.get_or_insert(now);
             let reported = |member: &NodeId| comparison.hashes.contains_key(member);
             let is_complete = voters.iter().chain(learners).all(reported);
             let is_over = is_complete || now.saturating_sub(since) >= WAIT;
-            findings.extend(comparison.judge(*index, voters, is_complete, is_over));
+            let found = comparison.judge(*index, voters, is_complete, is_over);
+            match &found {
+                Some(Finding::NoMajority(_)) if !is_complete && !*inconclusive => {
+                    // Who is missing may have reported to another leader: everybody is asked once more.
+                    *inconclusive = true;
+                    *asked = Index::ZERO;
+                    return false;
+                }
+                _ if is_complete => *inconclusive = false,
+                _ => {}
+            }
+            findings.extend(found);
             !is_over
         });
         findings
@@ -176,7 +202,7 @@ mod tests {
             ),
             // A member that is away is waited for, but no longer than that.
             (&three, &[], &[(1, 7), (2, 7)], [&none, &none]),
-            (&three, &[], &[(1, 7), (2, 8)], [&none, &no_majority]),
+            (&three, &[], &[(1, 7), (2, 8)], [&none, &none]),
             (
                 &three,
                 &[],
@@ -211,6 +237,36 @@ mod tests {
             let found = judged(voters, learners, hashes);
             assert_eq!([&found[0], &found[1]], expected, "{voters:?} {hashes:?}");
         }
+    }
+
+    #[test]
+    fn difference_without_all_reports_counts_when_it_comes_twice() {
+        let voters = ids(&[1, 2, 3]);
+        let mut checks = StateChecks::new(Some(WAIT), Duration::ZERO);
+        let differ = |checks: &mut StateChecks, index, at| {
+            checks.report(NodeId(1), index, 7);
+            checks.report(NodeId(2), index, 8);
+            assert_eq!(checks.judge(at, &voters, &[]), []);
+        };
+        checks.asked(AT);
+        differ(&mut checks, AT, Duration::ZERO);
+        assert_eq!(checks.judge(WAIT, &voters, &[]), []);
+        assert!(
+            checks.is_due(2 * WAIT, true, 3, AT),
+            "asked again, with nothing new"
+        );
+        let next = AT.next();
+        differ(&mut checks, next, 2 * WAIT);
+        let found = [Finding::NoMajority(next)];
+        assert_eq!(checks.judge(3 * WAIT, &voters, &[]), found);
+
+        // Another leader begins anew.
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        differ(&mut checks, AT, Duration::ZERO);
+        assert_eq!(checks.judge(WAIT, &voters, &[]), []);
+        checks.abandon();
+        differ(&mut checks, next, WAIT);
+        assert_eq!(checks.judge(2 * WAIT, &voters, &[]), []);
     }
 
     #[test]

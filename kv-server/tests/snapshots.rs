@@ -609,17 +609,6 @@ fn reader_of_the_old_state_keeps_it_from_being_removed() {
     assert_eq!(generations(&engine).len(), 1);
 }
 
-/// Tasks that wait until somebody runs them.
-#[derive(Default)]
-struct Later(Mutex<Vec<Task>>);
-
-impl Tasks for Later {
-    fn run(&self, task: Task) -> Result<(), Task> {
-        self.0.lock().unwrap().push(task);
-        Ok(())
-    }
-}
-
 /// Else the host would turn without a pause until the engine is done, which takes a thread that wants the same core.
 #[test]
 fn install_that_waits_for_the_tables_of_the_one_before_says_so() {

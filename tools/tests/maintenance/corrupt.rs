@@ -98,6 +98,26 @@ fn member_with_other_data_than_the_majority_serves_nobody() {
         drop(writer.put("other", "again"));
         alarms(&writer) == [corrupt]
     });
+
+    // Built again from its own log, its data is right.
+    let mut server = cluster.take(wrong);
+    server.terminate();
+    assert!(server.wait_exit().success());
+    let engine = cluster.data_dir(wrong).join("engine");
+    std::fs::rename(&engine, engine.with_extension("wrong")).unwrap();
+    cluster.start_all();
+    let leader = cluster.leader();
+    alarm(
+        &cluster.client(leader),
+        AlarmAction::Deactivate,
+        member,
+        pb::AlarmType::Corrupt,
+    );
+    cluster.wait("right data", || {
+        let read = cluster.client(wrong).get("key", false);
+        read.is_ok_and(|value| value.as_deref() == Some("a sound value"))
+    });
+    cluster.wait_for_equal_state();
 }
 
 #[test]

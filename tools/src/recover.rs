@@ -114,6 +114,8 @@ struct Standing {
     last: Index,
     commit: Index,
     membership: Membership,
+    /// The log was damaged and begun anew, and has not been given back what it lost.
+    is_guarded: bool,
     /// A recovery was begun and is not finished.
     is_pending: bool,
 }
@@ -203,13 +205,15 @@ fn standing(dir: &Path) -> Result<Standing, Failure> {
         last: group.last_index,
         commit: group.hard_state.commit,
         membership,
+        is_guarded: group.incarnation.guarded,
         is_pending: pending.is_some(),
     })
 }
 
-/// The directories whose entries reach furthest: as in an election, the term of the last entry counts first.
+/// The directories whose entries reach furthest: as in an election, the term of the last entry counts first. One whose log
+/// may lack acknowledged entries in the middle of its past counts after all others.
 fn best(found: &[Standing]) -> Vec<&Standing> {
-    let reach = |one: &&Standing| (one.last_term, one.last);
+    let reach = |one: &&Standing| (!one.is_guarded, one.last_term, one.last);
     let newest = found.iter().map(|one| reach(&one)).max();
     found
         .iter()
@@ -262,6 +266,14 @@ fn standing_text(found: &[Standing]) -> String {
         )
         .expect(INTO_STRING);
     }
+    for one in found.iter().filter(|one| one.is_guarded) {
+        writeln!(
+            out,
+            "{}: its log was damaged and begun anew; it may lack entries that it had acknowledged",
+            one.dir.display()
+        )
+        .expect(INTO_STRING);
+    }
     let clusters = |a: &Standing, b: &Standing| a.identity.cluster == b.identity.cluster;
     if !found.iter().all(|one| clusters(one, &found[0])) {
         out.push_str("These are members of different clusters: they cannot be compared.\n");
@@ -307,6 +319,7 @@ fn standing_json(one: &Standing) -> Value {
         "voters": hex(&one.membership.voters),
         "outgoing": hex(&one.membership.voters_outgoing),
         "learners": hex(&one.membership.learners),
+        "guarded": one.is_guarded,
         "recovery_pending": one.is_pending,
     })
 }

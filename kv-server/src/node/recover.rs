@@ -15,7 +15,7 @@
 //! | step | what a crash after it leaves |
 //! |---|---|
 //! | write `RECOVERY`: temporary file, sync, rename, sync of the directory | a decision that the next start carries out |
-//! | one batch of the log: the entry, the term, a vote for itself, everything committed | the same; the batch is found by index and term |
+//! | one batch of the log: the entry, the term, a vote for itself, everything committed, the end of a guard | the same; the batch is found by index and term |
 //! | write `PEERS` with the member alone, in the same way | the same |
 //! | write `IDENTITY` with the new cluster, in the same way | the new member, and a decision that is carried out |
 //! | rename `RECOVERY` to `RECOVERED-<new cluster>`, sync the directory | the new member; the file is the evidence |
@@ -26,8 +26,8 @@ use std::sync::Arc;
 
 use raft_log::vfs::{RealFs, SharedVfs};
 use raft_log::{
-    Entry, EntryKind, GroupId, HardState, Index, IoMode, Log, LogOptions, NodeId, Record, Term,
-    WriteBatch,
+    Entry, EntryKind, GroupId, HardState, Incarnation, Index, IoMode, Log, LogOptions, NodeId,
+    Record, Term, WriteBatch,
 };
 use raft_node::core::Membership;
 use raft_node::driver::newest_membership;
@@ -72,6 +72,8 @@ pub struct RecoveredGroup {
     pub term: Term,
     /// Who voted and who learned.
     pub membership: Membership,
+    /// The log was damaged and begun anew, and may lack what the member had acknowledged. Nobody is left to give that back.
+    pub guarded: bool,
 }
 
 /// Makes the member in a data directory, whose server is stopped, the only member of a new cluster; or finishes a recovery
@@ -137,6 +139,7 @@ fn plan(vfs: &SharedVfs, dir: &Path, cluster: u64) -> Result<Recovery, NodeError
             commit: info.hard_state.commit,
             term: Term(info.hard_state.term.max(info.last_term).0 + 1),
             membership,
+            guarded: info.incarnation.guarded,
         });
     }
     // What was found is durable, and stays as it is from here on.
@@ -204,8 +207,9 @@ fn enter(
     let alone = Membership::of_voters([identity.member]).encode();
     let mut batch = WriteBatch::new();
     for group in &recovery.groups {
-        let there = log.group(group.group);
-        let there = there.map(|info| (info.last_index, info.last_term));
+        let info = log.group(group.group);
+        let incarnation = info.as_ref().map(|info| info.incarnation);
+        let there = info.map(|info| (info.last_index, info.last_term));
         let index = group.last.next();
         if there == Some((index, group.term)) {
             continue;
@@ -230,6 +234,15 @@ fn enter(
         };
         batch.push(group.group, Record::Entries(vec![entry]));
         batch.push(group.group, Record::HardState(state));
+        if let Some(incarnation) = incarnation.filter(|incarnation| incarnation.guarded) {
+            // Who is guarded neither votes nor campaigns.
+            let guarded = false;
+            let over = Incarnation {
+                guarded,
+                ..incarnation
+            };
+            batch.push(group.group, Record::Incarnation(over));
+        }
     }
     if !batch.is_empty() {
         log.write(batch)?;
@@ -282,7 +295,8 @@ impl Recovery {
             let RecoveredGroup { membership, .. } = group;
             writeln!(
                 lines,
-                "group {:016x} last {:x} term {:x} commit {:x} next {:x} voters {} outgoing {} learners {}",
+                "group {:016x} last {:x} term {:x} commit {:x} next {:x} voters {} outgoing {} learners {} \
+                 guarded {}",
                 group.group.0,
                 group.last.0,
                 group.last_term.0,
@@ -290,7 +304,8 @@ impl Recovery {
                 group.term.0,
                 ids(&membership.voters),
                 ids(&membership.voters_outgoing),
-                ids(&membership.learners)
+                ids(&membership.learners),
+                u8::from(group.guarded)
             )
             .expect("writing to a string does not fail");
         }
@@ -342,6 +357,7 @@ fn decode_group(line: &str) -> Option<RecoveredGroup> {
         voters_outgoing: members(field(words, "outgoing")?)?,
         learners: members(field(words, "learners")?)?,
     };
+    let guarded = field(words, "guarded")? == "1";
     Some(RecoveredGroup {
         group,
         last,
@@ -349,6 +365,7 @@ fn decode_group(line: &str) -> Option<RecoveredGroup> {
         commit,
         term,
         membership,
+        guarded,
     })
 }
 
@@ -443,9 +460,16 @@ mod tests {
                 commit: Index(7),
             };
             batch.push(group, Record::HardState(state));
+            if group == GROUPS[1] {
+                batch.push(group, Record::Incarnation(incarnation(true)));
+            }
             log.write(batch).unwrap();
         }
         fs
+    }
+
+    fn incarnation(guarded: bool) -> Incarnation {
+        Incarnation { number: 4, guarded }
     }
 
     /// What a start would be.
@@ -454,6 +478,8 @@ mod tests {
         cluster: u64,
         book: BTreeSet<NodeId>,
         groups: Vec<(Index, Term, HardState, Membership)>,
+        /// Of the second group.
+        incarnation: Incarnation,
     }
 
     fn found(fs: &SimFs) -> Found {
@@ -474,11 +500,13 @@ mod tests {
             (info.last_index, info.last_term, info.hard_state, membership)
         };
         let groups = GROUPS.map(group).to_vec();
+        let incarnation = log.group(GROUPS[1]).unwrap().incarnation;
         log.close().unwrap();
         Found {
             cluster: identity.cluster,
             book: book.ids().into_iter().collect(),
             groups,
+            incarnation,
         }
     }
 
@@ -494,6 +522,7 @@ mod tests {
             cluster: OLD,
             book: [1, 2, 3].map(NodeId).into(),
             groups: vec![group.clone(), group],
+            incarnation: incarnation(true),
         }
     }
 
@@ -508,6 +537,7 @@ mod tests {
             cluster: NEW,
             book: [ME].into(),
             groups: vec![group.clone(), group],
+            incarnation: incarnation(false),
         }
     }
 

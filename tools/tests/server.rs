@@ -12,7 +12,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_tests::process::{PATIENCE, Server, Setup, SmallDisk};
 use kv_server::pb::etcdserverpb as pb;
@@ -491,6 +491,70 @@ fn full_disk_refuses_writes_serves_reads_and_ends_when_space_returns() {
     });
     stop(server);
     stop(setup.start());
+}
+
+/// Takes all the space that is left.
+fn take_all(path: &Path) {
+    let file = fs::File::create(path).unwrap();
+    let (mut at, mut piece) = (0, vec![1; 1 << 20]);
+    while !piece.is_empty() {
+        match file.write_at(&piece, at) {
+            Ok(written) => at += written as u64,
+            Err(_) => piece.truncate(piece.len() / 2),
+        }
+    }
+}
+
+#[test]
+fn start_without_a_byte_free_serves_what_is_there_and_goes_on_when_space_returns() {
+    let Some(disk) = SmallDisk::mount(48) else {
+        println!("skipped: this process may not mount a file system");
+        return;
+    };
+    let ballast = disk.path().join("ballast");
+    let setup = Setup::new(FLOTILLA, &disk.path().join("data"));
+    let mut server = setup.start();
+    for round in 0..4 {
+        let key = format!("key-{round}");
+        block_on(async {
+            let mut kv = kv(&server).await;
+            let put = async || {
+                kv.clone()
+                    .put(put_request(key.clone().into(), b"value".to_vec()))
+                    .await
+            };
+            let begun = Instant::now();
+            // Space is looked for once in a while.
+            while put().await.is_err() {
+                assert!(begun.elapsed() < PATIENCE, "{server}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let get = pb::RangeRequest {
+                key: key.into(),
+                ..Default::default()
+            };
+            kv.range(get).await.unwrap();
+        });
+        if round % 2 == 0 {
+            stop(server);
+        } else {
+            server.kill_9();
+        }
+        take_all(&ballast);
+        server = setup.start();
+        block_on(async {
+            let all = pb::RangeRequest {
+                key: "key-".into(),
+                range_end: "key.".into(),
+                serializable: true,
+                ..Default::default()
+            };
+            let found = kv(&server).await.range(all).await.unwrap().into_inner();
+            assert_eq!(found.count, round + 1, "{server}");
+        });
+        fs::remove_file(&ballast).unwrap();
+    }
+    stop(server);
 }
 
 /// A library that makes `fdatasync` fail once the file that `FAIL_SYNC` names exists, and then succeed again, as a

@@ -110,7 +110,7 @@ impl Identity {
             self.store.0,
             self.cluster,
             self.member.0,
-            self.name.escape_default(),
+            text::in_line(&self.name),
             self.boot
         );
         text::seal(KIND, &lines)
@@ -164,6 +164,23 @@ mod tests {
         sample().write(&vfs, dir.path()).unwrap();
         sample().write(&vfs, dir.path()).unwrap();
         assert_eq!(Identity::read(&vfs, dir.path()).unwrap(), Some(sample()));
+    }
+
+    /// Each start escaped the name once more: after some ten the file was too long, and the start refused.
+    #[test]
+    fn name_stays_as_it_is_however_often_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let vfs = RealFs::default();
+        let mut identity = Identity {
+            name: "möwe \"7\\b\"\n".to_owned(),
+            ..sample()
+        };
+        identity.write(&vfs, dir.path()).unwrap();
+        for _ in 0..20 {
+            identity = Identity::read(&vfs, dir.path()).unwrap().unwrap();
+            assert_eq!(identity.name, "möwe \"7\\b\"\\n");
+            identity.write(&vfs, dir.path()).unwrap();
+        }
     }
 
     #[test]

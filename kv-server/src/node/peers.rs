@@ -287,8 +287,8 @@ fn encode(content: &Content) -> String {
             lines,
             "member {:016x} store {store} urls {} name {}",
             id.0,
-            peer.peer_urls.join(",").escape_default(),
-            peer.name.escape_default()
+            text::in_line(&peer.peer_urls.join(",")),
+            text::in_line(&peer.name)
         )
         .expect("writing to a string does not fail");
     }

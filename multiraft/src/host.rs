@@ -124,6 +124,8 @@ pub struct HostCore<S: StateMachine> {
     housekeeping_at: u64,
     /// What the inbox was last told of the disk.
     full: bool,
+    /// When it is next tried to lead nothing on a full disk.
+    leave_at: u64,
 }
 
 impl<S: StateMachine> HostCore<S> {
@@ -161,6 +163,7 @@ impl<S: StateMachine> HostCore<S> {
             stores: None,
             housekeeping_at: HOUSEKEEPING_TICKS,
             full: false,
+            leave_at: 0,
         };
         host.publish();
         (host, handle)
@@ -179,7 +182,14 @@ impl<S: StateMachine> HostCore<S> {
         self.slots.tick(now);
         self.take_inbox(now);
         self.take_arrived();
+        if let Some(stores) = &mut self.stores {
+            stores.set_full(self.full);
+        }
         self.watch(now);
+        if self.full && now >= self.leave_at {
+            self.leave_at = now + HOUSEKEEPING_TICKS;
+            self.leave_full_disk(now);
+        }
         self.forward_due(now);
         self.collect(now)?;
         self.serve_lagging(now);
@@ -601,9 +611,10 @@ impl<S: StateMachine> HostCore<S> {
         // are refused none of them wakes the host: it must look itself whether there is space again.
         let dirty = self.full || self.slots.is_dirty();
         let housekeeping = dirty.then_some(self.housekeeping_at);
+        let leave = self.full.then_some(self.leave_at);
         let forward = self.forward_deadline().map(|at| at.max(now + 1));
         let own = groups.into_iter().chain(housekeeping);
-        own.chain(forward).chain(beats).min()
+        own.chain(forward).chain(beats).chain(leave).min()
     }
 
     fn slot(&mut self, group: GroupId) -> &mut Slot<S> {

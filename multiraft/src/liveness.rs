@@ -57,6 +57,8 @@ pub struct Beat {
     pub number: u64,
     /// The newest epoch in which the sender has heard the receiver; 0 when it has not, or not for too long.
     pub heard: u64,
+    /// The sender's disk is full: its groups cannot take entries.
+    pub full: bool,
 }
 
 /// What is known of one store.
@@ -71,6 +73,8 @@ struct Peer {
     heard_at: Option<u64>,
     /// When it last said that it hears this run.
     confirmed_at: Option<u64>,
+    /// What it said last of its disk.
+    full: bool,
     /// When it is sent the next beat.
     due: u64,
     sent: u64,
@@ -94,6 +98,8 @@ pub enum Health {
 pub struct Liveness {
     store: StoreId,
     epoch: u64,
+    /// This store's disk is full.
+    full: bool,
     config: LivenessConfig,
     peers: BTreeMap<NodeId, Peer>,
     foreign: BTreeMap<NodeId, StoreId>,
@@ -115,6 +121,7 @@ impl Liveness {
         Self {
             store,
             epoch,
+            full: false,
             config,
             peers: BTreeMap::new(),
             foreign: BTreeMap::new(),
@@ -148,11 +155,17 @@ impl Liveness {
         }
     }
 
+    /// Says whether this store's disk is full, from the next beats on.
+    pub fn set_full(&mut self, full: bool) {
+        self.full = full;
+    }
+
     /// The beats that are due. They are sent to members, whatever group they are shared in.
     pub fn take_due(&mut self, now: u64) -> Vec<(NodeId, Beat)> {
         let Self {
             store,
             epoch,
+            full,
             config,
             ref mut peers,
             ..
@@ -178,6 +191,7 @@ impl Liveness {
                     epoch,
                     number,
                     heard,
+                    full,
                 },
             ));
         }
@@ -201,6 +215,7 @@ impl Liveness {
             peer.confirmed_at = None;
         }
         (peer.epoch, peer.number) = (beat.epoch, beat.number);
+        peer.full = beat.full;
         self.foreign.remove(&from);
         peer.heard_at = Some(now);
         if beat.heard == self.epoch {
@@ -230,6 +245,12 @@ impl Liveness {
     #[must_use]
     pub fn is_alive(&self, now: u64, id: NodeId) -> bool {
         self.health(now, id) == Health::Alive
+    }
+
+    /// True when a group's leader may move there: the store is alive and its disk takes entries. A hint as well.
+    #[must_use]
+    pub fn has_room(&self, now: u64, id: NodeId) -> bool {
+        self.is_alive(now, id) && self.peers.get(&id).is_some_and(|peer| !peer.full)
     }
 
     /// The run of a member's store that was heard last; 0 before the first beat.

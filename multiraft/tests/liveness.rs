@@ -148,16 +148,28 @@ fn deadline_is_the_next_beat_or_the_end_of_a_life() {
         epoch: 7,
         number: 1,
         heard: 4,
+        full: false,
     };
     store.receive(6, NodeId(2), beat);
     assert!(store.is_alive(6 + config.timeout_ticks, NodeId(2)));
     assert!(!store.is_alive(7 + config.timeout_ticks, NodeId(2)));
     assert!(!store.is_alive(6, NodeId(3)), "it is no peer");
+    assert!(store.has_room(6, NodeId(2)));
+    let full = Beat {
+        number: 2,
+        full: true,
+        ..beat
+    };
+    store.receive(7, NodeId(2), full);
+    assert!(store.is_alive(7, NodeId(2)) && !store.has_room(7, NodeId(2)));
+    assert!(!store.take_due(16)[0].1.full);
+    store.set_full(true);
+    assert!(store.take_due(26)[0].1.full);
     store.set_peers(9, &BTreeMap::from([(NodeId(2), Some(StoreId(3)))]));
     assert!(
         !store.is_alive(9, NodeId(2)),
         "another store took its place"
     );
-    store.receive(9, NodeId(2), Beat { number: 2, ..beat });
+    store.receive(9, NodeId(2), Beat { number: 3, ..beat });
     assert!(!store.is_alive(9, NodeId(2)), "the old one does not count");
 }

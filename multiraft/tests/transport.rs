@@ -200,6 +200,7 @@ fn beat_arrives_and_one_without_a_link_is_lost() {
         epoch: 1,
         number,
         heard: 7,
+        full: true,
     };
     a.outbox.beat(NodeId(0xd), beat(1));
     a.outbox.beat(B, beat(2));

@@ -9,7 +9,9 @@ use raft_log::NodeId;
 use raft_node::StateMachine;
 use raft_node::core::Membership;
 
-use super::HostCore;
+use raft_node::core::Role;
+
+use super::{HOUSEKEEPING_TICKS, HostCore};
 use crate::liveness::{Beat, Health, Liveness};
 
 /// What is known of the stores.
@@ -50,6 +52,10 @@ impl Stores {
 
     pub(super) fn health(&self, now: u64, id: NodeId) -> Health {
         self.liveness.health(now, id)
+    }
+
+    pub(super) fn set_full(&mut self, full: bool) {
+        self.liveness.set_full(full);
     }
 
     pub(super) fn next_deadline(&self, now: u64) -> Option<u64> {
@@ -125,6 +131,30 @@ impl<S: StateMachine> HostCore<S> {
                 self.slots.wake_at(at).group.allow_sleep(false);
             }
             self.slots.at(at).group.allow_sleep(allowed);
+        }
+    }
+
+    /// On a full disk: hands the groups that are led here to members whose disks are not, as far as one knows. With nobody
+    /// to lead elsewhere this member goes on, and serves reads.
+    pub(super) fn leave_full_disk(&mut self, now: u64) {
+        let Some(stores) = &self.stores else {
+            return;
+        };
+        for at in 0..self.slots.len() {
+            let group = &self.slots.at(at).group;
+            let status = group.status();
+            if status.role != Role::Leader || status.transferring.is_some() {
+                continue;
+            }
+            let voters = group.membership().voters.iter().copied();
+            let others = voters.filter(|id| *id != status.id && stores.liveness.has_room(now, *id));
+            let others: Vec<_> = others.collect();
+            // One that lags does not take over in time; then it is another one's turn.
+            let turn = usize::try_from(now / HOUSEKEEPING_TICKS).unwrap_or_default();
+            if let Some(to) = others.get(turn % others.len().max(1)) {
+                tracing::info!(group = %group.id(), %to, "handing leadership over: the disk is full");
+                self.slots.wake_at(at).group.transfer(*to);
+            }
         }
     }
 

@@ -83,6 +83,7 @@ fn encode_beat(beat: Beat) -> pb::Beat {
         epoch: beat.epoch,
         number: beat.number,
         heard: beat.heard,
+        full: beat.full,
     }
 }
 
@@ -92,6 +93,7 @@ fn decode_beat(beat: pb::Beat) -> Beat {
         epoch: beat.epoch,
         number: beat.number,
         heard: beat.heard,
+        full: beat.full,
     }
 }
 
@@ -502,6 +504,7 @@ mod tests {
             epoch: 2,
             number: 3,
             heard: 4,
+            full: true,
         };
         let (frame, bytes) = encode_batch(every_kind(), Some(beat));
         assert_eq!(frame.batch.len(), bytes);

@@ -8,6 +8,7 @@
 mod begin;
 mod fail_over;
 mod faults;
+mod full_disk;
 mod hand_over;
 mod idle;
 mod majority;

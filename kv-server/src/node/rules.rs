@@ -84,7 +84,7 @@ impl Picture<'_> {
         }
         let left = self.voters().filter(|other| other.id != id);
         let (voters, started) = count(left);
-        if voters == 0 || started < voters / 2 + 1 {
+        if voters == 0 || started < quorum(voters) {
             return Err(ApiError::NotEnoughStarted);
         }
         // One that is down decides nothing.
@@ -106,7 +106,7 @@ impl Picture<'_> {
         }
         let (voters, started) = count(self.voters());
         // The learner itself counts as started: it holds the log.
-        if self.rules.strict && started + 1 < (voters + 1) / 2 + 1 {
+        if self.rules.strict && started + 1 < quorum(voters + 1) {
             return Err(ApiError::NotEnoughStarted);
         }
         Ok(())
@@ -129,7 +129,7 @@ impl Picture<'_> {
     fn may_add_voter(&self) -> bool {
         let (voters, started) = count(self.voters());
         // A member alone may always get a second one.
-        (voters == 1 && started == 1) || started >= (voters + 1) / 2 + 1
+        (voters == 1 && started == 1) || started >= quorum(voters + 1)
     }
 
     /// Voters that are connected for long enough.
@@ -140,6 +140,11 @@ impl Picture<'_> {
         };
         self.voters().filter(is_there).count()
     }
+}
+
+/// How many of so many decide.
+fn quorum(voters: usize) -> usize {
+    voters / 2 + 1
 }
 
 /// How many there are, and how many of them have started.

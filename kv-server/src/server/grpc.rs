@@ -188,6 +188,14 @@ impl<A: Api> Front<A> {
         self.admit_at_learner(call, request)
     }
 
+    /// For calls that no leader is needed for.
+    fn admit_voter<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+        if self.api.is_learner() {
+            return self.refuse_at_learner(call);
+        }
+        Ok(request.into_inner())
+    }
+
     fn refuse_at_learner<T>(&self, call: Call) -> Result<T, Status> {
         let refused = Err(ApiError::NotSupportedForLearner);
         self.calls.done(call, refused).map(Response::into_inner)
@@ -299,8 +307,8 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
     type SnapshotStream = Parts;
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Answer<pb::AlarmResponse> {
-        self.calls
-            .done(Call::Alarm, self.api.alarm(request.into_inner()).await)
+        let request = self.admit_voter(Call::Alarm, request)?;
+        self.calls.done(Call::Alarm, self.api.alarm(request).await)
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
@@ -312,20 +320,20 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Answer<pb::DefragmentResponse> {
-        self.calls.done(
-            Call::Defragment,
-            self.api.defragment(request.into_inner()).await,
-        )
+        let request = self.admit_voter(Call::Defragment, request)?;
+        self.calls
+            .done(Call::Defragment, self.api.defragment(request).await)
     }
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Answer<pb::HashResponse> {
-        self.calls
-            .done(Call::Hash, self.api.hash(request.into_inner()).await)
+        let request = self.admit_voter(Call::Hash, request)?;
+        self.calls.done(Call::Hash, self.api.hash(request).await)
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
+        let request = self.admit_voter(Call::HashKv, request)?;
         self.calls
-            .done(Call::HashKv, self.api.hash_kv(request.into_inner()).await)
+            .done(Call::HashKv, self.api.hash_kv(request).await)
     }
 
     async fn snapshot(
@@ -340,20 +348,18 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Answer<pb::MoveLeaderResponse> {
-        self.calls.done(
-            Call::MoveLeader,
-            self.api.move_leader(request.into_inner()).await,
-        )
+        let request = self.admit_voter(Call::MoveLeader, request)?;
+        self.calls
+            .done(Call::MoveLeader, self.api.move_leader(request).await)
     }
 
     async fn downgrade(
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Answer<pb::DowngradeResponse> {
-        self.calls.done(
-            Call::Downgrade,
-            self.api.downgrade(request.into_inner()).await,
-        )
+        let request = self.admit_voter(Call::Downgrade, request)?;
+        self.calls
+            .done(Call::Downgrade, self.api.downgrade(request).await)
     }
 }
 

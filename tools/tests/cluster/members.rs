@@ -84,7 +84,7 @@ fn one_member_grows_to_three_under_load() {
     let missing = "etcdserver: member not found";
     refused(client.member_update(1, &reachable), Code::NotFound, missing);
     let members = client.member_update(id, &reachable).unwrap();
-    assert_eq!(members[0].peer_ur_ls, [reachable.clone()]);
+    assert_eq!(members[0].peer_ur_ls[..], [reachable.as_str()]);
 
     let url = peer_url(&cluster, one);
     let (added, members) = client.member_add(&url, false).unwrap();

@@ -354,7 +354,13 @@ impl Shared {
     /// Lets the background thread flush what was written so far, then write everything anew.
     pub(super) fn request_reclaim(&self) -> Result<(), EngineError> {
         self.request_persist()?;
-        self.lock().reclaim = true;
+        let mut state = self.lock();
+        state.reclaim = true;
+        #[cfg(test)]
+        {
+            state.idle = false;
+        }
+        drop(state);
         self.work.notify_all();
         Ok(())
     }

@@ -165,6 +165,35 @@ fn superseded_values_leave_the_disk() {
     assert_eq!(contents(engine.snapshot().as_ref()).len(), 1);
 }
 
+/// With the default sizes nothing would be compacted for a long time: a quota would stay full.
+#[test]
+fn space_of_what_was_removed_is_given_back_on_demand() {
+    let setup = with(LsmOptions::default());
+    let engine = setup.open();
+    // Nothing to do is fine.
+    engine.request_reclaim().unwrap();
+    let keys = || (0..300).map(|i| format!("k{i:03}"));
+    let written = keys().map(|key| put(&key, &"v".repeat(1_000)));
+    engine.write(batch(1, written)).unwrap();
+    engine.persist().unwrap();
+    let before = engine.snapshot();
+    engine
+        .write(batch(2, keys().skip(1).map(|key| delete(&key))))
+        .unwrap();
+    assert!(engine.data_bytes() > 300_000);
+    engine.request_reclaim().unwrap();
+    wait_until(&engine, |state| state.idle && !state.reclaim);
+    let bytes = engine.data_bytes();
+    assert!(bytes < 20_000, "{bytes} bytes");
+    assert_eq!(contents(before.as_ref()).len(), 301, "and the index");
+    drop(before);
+    let left = contents(engine.snapshot().as_ref());
+    assert_eq!(left.len(), 2);
+    let engine = setup.reopen(engine);
+    assert_eq!(contents(engine.snapshot().as_ref()), left);
+    assert_eq!(engine.durable_index(GROUP), Index(2));
+}
+
 /// The tree counts the runs of a level in one byte.
 #[test]
 fn flushes_that_outpace_compactions_keep_the_runs_few() {

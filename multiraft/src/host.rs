@@ -16,7 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use raft_log::{GroupId, Log, NodeId, Space, Ticket, WriteBatch};
 use raft_node::StateMachine;
-use raft_node::core::{DropReason, Message, PersistId, Role};
+use raft_node::core::{DropReason, Membership, Message, PersistId, Role};
 use raft_node::driver::{Event, Group, GroupError};
 use tracing::info;
 
@@ -248,6 +248,12 @@ impl<S: StateMachine> HostCore<S> {
     #[must_use]
     pub fn core_status(&self, group: GroupId) -> Option<raft_node::core::Status> {
         self.slots.get(group).map(|slot| slot.group.status())
+    }
+
+    /// The membership that a group goes by, for checks.
+    #[must_use]
+    pub fn membership(&self, group: GroupId) -> Option<&Membership> {
+        self.slots.get(group).map(|slot| slot.group.membership())
     }
 
     /// How many groups have something to do, or had in the last turn; the others cost nothing.

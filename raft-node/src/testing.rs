@@ -40,6 +40,8 @@ pub enum Bug {
     TermNotPersisted,
     /// A heartbeat tells of all that is committed, also of what the member may not have.
     HeartbeatCommitUnbounded,
+    /// In a joint configuration a majority of the new voters decides alone.
+    JointByOneMajority,
     /// A log is compacted up to what is applied, durable or not.
     PurgeApplied,
     /// The state machine takes a snapshot up before the log says durably that it begins after it.

@@ -23,6 +23,7 @@ fn mixed_faults_break_no_property_and_peace_brings_agreement() {
     eprintln!("{total:?}");
     for what in [
         "bad networks",
+        "changes made",
         "clock jumps",
         "clock rates",
         "commands acknowledged",
@@ -35,6 +36,7 @@ fn mixed_faults_break_no_property_and_peace_brings_agreement() {
         "crashes while a snapshot is under way",
         "leaders cut off",
         "linearizable reads",
+        "members gone",
         "members that lag",
         "outcomes unknown",
         "partitions",

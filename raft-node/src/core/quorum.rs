@@ -2,6 +2,7 @@
 
 use super::change::VOTERS_MAX;
 use super::membership::Membership;
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId};
 
 /// Changes of the membership lead to no more voters than this; a group may have been created with more.
@@ -18,11 +19,21 @@ pub(super) enum VoteResult {
     Pending,
 }
 
+/// The lists of which each must have a majority; an empty one does not constrain.
+fn lists(membership: &Membership) -> [&[NodeId]; 2] {
+    let outgoing: &[NodeId] = if bug(Bug::JointByOneMajority) {
+        &[]
+    } else {
+        &membership.voters_outgoing
+    };
+    [&membership.voters, outgoing]
+}
+
 /// The highest index that a majority of each voter list has acknowledged. `acked` gives zero for members that have
 /// acknowledged nothing.
 pub(super) fn committed(membership: &Membership, acked: impl Fn(NodeId) -> Index) -> Index {
-    let reached = majority_index(&membership.voters, &acked)
-        .min(majority_index(&membership.voters_outgoing, &acked));
+    let [voters, outgoing] = lists(membership);
+    let reached = majority_index(voters, &acked).min(majority_index(outgoing, &acked));
     debug_assert!(
         has_majority(membership, |id| acked(id) >= reached)
             && !has_majority(membership, |id| acked(id) > reached),
@@ -33,11 +44,9 @@ pub(super) fn committed(membership: &Membership, acked: impl Fn(NodeId) -> Index
 
 /// True when a majority of each voter list fulfils `has`.
 pub(super) fn has_majority(membership: &Membership, has: impl Fn(NodeId) -> bool) -> bool {
-    [&membership.voters, &membership.voters_outgoing]
-        .into_iter()
-        .all(|voters| {
-            voters.is_empty() || voters.iter().filter(|id| has(**id)).count() > voters.len() / 2
-        })
+    lists(membership).into_iter().all(|voters| {
+        voters.is_empty() || voters.iter().filter(|id| has(**id)).count() > voters.len() / 2
+    })
 }
 
 /// Counts votes: `vote` gives none for members that have not answered.

@@ -41,6 +41,7 @@ mod table {
         (Bug::Node(node::Bug::ApplyBeforeSync), 40),
         (Bug::Node(node::Bug::TermNotPersisted), 40),
         (Bug::Node(node::Bug::HeartbeatCommitUnbounded), 40),
+        (Bug::Node(node::Bug::JointByOneMajority), 100),
         (Bug::Node(node::Bug::PurgeApplied), 40),
         (Bug::Node(node::Bug::RestoreBeforeSync), 40),
         (Bug::Node(node::Bug::RestartWithoutReference), 40),

@@ -7,8 +7,9 @@ use kv_server::ApiError;
 use kv_server::engine::memory::MemoryEngine;
 use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks, Store};
 use kv_server::pb::etcdserverpb::RangeRequest;
-use raft_log::{Entry, Index, NodeId};
+use raft_log::{Entry, EntryKind, Index, NodeId};
 use raft_node::StateMachine;
+use raft_node::core::Membership;
 
 use super::model::Model;
 use super::oracle::{Oracle, Shared, everything};
@@ -121,9 +122,15 @@ fn replayed_hash(oracle: &Shared<Oracle>, entries: &[Entry]) -> u64 {
         floor: store.compact_revision(),
     });
     let mut outputs = Vec::new();
-    machine
-        .apply(entries, None, &mut outputs)
-        .expect("what was applied once can be applied again");
+    // A membership ends its slice, as in the product.
+    for slice in entries.split_inclusive(|entry| entry.kind == EntryKind::Config) {
+        let last = slice.last().filter(|entry| entry.kind == EntryKind::Config);
+        let membership = last.map(|entry| Membership::decode(&entry.payload));
+        let membership = membership.map(|decoded| decoded.expect("the log holds memberships"));
+        machine
+            .apply(slice, membership.as_ref(), &mut outputs)
+            .expect("what was applied once can be applied again");
+    }
     let mut oracle = oracle.get();
     oracle.process_started(NodeId::ZERO, Index::ZERO);
     oracle.applied(NodeId::ZERO, entries, &outputs);

@@ -19,7 +19,8 @@ use kv_server::pb::etcdserverpb::{
 };
 use kv_server::pb::mvccpb::KeyValue;
 use prost::Message;
-use raft_log::Index;
+use raft_log::{Entry, EntryKind};
+use raft_node::core::Membership;
 
 /// A keyspace.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct Model {
     events: BTreeMap<i64, Vec<Event>>,
     leases: BTreeMap<i64, LeaseInfo>,
     forwarded: BTreeMap<u64, Run>,
+    /// The members, once an entry has named them.
+    members: Option<BTreeSet<u64>>,
 }
 
 /// What a member has forwarded in its newest run: which one that is, below which sequence all is over, and what was
@@ -51,6 +54,7 @@ impl Default for Model {
             events: BTreeMap::new(),
             leases: BTreeMap::new(),
             forwarded: BTreeMap::new(),
+            members: None,
         }
     }
 }
@@ -115,6 +119,9 @@ impl Model {
         let Some(origin) = origin(payload) else {
             return true;
         };
+        if self.is_stranger(origin.member) {
+            return false;
+        }
         let Some(run) = self.forwarded.get(&origin.member) else {
             return true;
         };
@@ -124,8 +131,23 @@ impl Model {
         origin.boot > run.boot || fresh
     }
 
+    /// The members, once an entry has named them.
+    #[must_use]
+    pub fn members(&self) -> Option<&BTreeSet<u64>> {
+        self.members.as_ref()
+    }
+
+    fn is_stranger(&self, member: u64) -> bool {
+        self.members
+            .as_ref()
+            .is_some_and(|members| !members.contains(&member))
+    }
+
     /// A second copy, too, tells what its member is done with.
     fn note(&mut self, origin: &Origin) {
+        if self.is_stranger(origin.member) {
+            return;
+        }
         let run = self.forwarded.entry(origin.member).or_default();
         if origin.boot < run.boot {
             return;
@@ -141,11 +163,20 @@ impl Model {
         run.seen.insert(origin.sequence);
     }
 
-    /// Applies the payload of one entry and says what the store must answer.
+    /// Applies one entry and says what the store must answer.
     ///
     /// # Panics
-    /// When the payload is no command.
-    pub fn apply(&mut self, index: Index, payload: &Bytes) -> CommandOutput {
+    /// When it is neither a command nor a membership.
+    pub fn apply(&mut self, entry: &Entry) -> CommandOutput {
+        let (index, payload) = (entry.index, &entry.payload);
+        if entry.kind == EntryKind::Config {
+            let membership = Membership::decode(payload).expect("the log holds memberships");
+            let members = membership.members().into_iter().map(|id| id.0).collect();
+            self.forwarded
+                .retain(|id, _| BTreeSet::contains(&members, id));
+            self.members = Some(members);
+            return Ok(CommandResult::None);
+        }
         if payload.is_empty() {
             return Ok(CommandResult::None);
         }

@@ -16,7 +16,7 @@ use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{SimFs, Vfs, sim::CrashKind};
 use raft_log::{Entry, GroupId, Index, Log, NodeId, Term};
 use raft_node::StateMachine;
-use raft_node::core::Status;
+use raft_node::core::{Membership, Status};
 
 use super::check;
 use super::oracle::{Answer, Oracle, ReadAnswer, Shared};
@@ -366,6 +366,24 @@ impl Node {
     #[must_use]
     pub fn watch_hub(&self) -> &Arc<WatchHub> {
         self.up().hub.watch()
+    }
+
+    /// The membership in force here.
+    #[must_use]
+    pub fn membership(&self) -> Membership {
+        let membership = self.up().core.membership(GROUP);
+        membership.expect("the host has the group").clone()
+    }
+
+    /// The membership as of the applied index.
+    #[must_use]
+    pub fn applied_membership(&self) -> Membership {
+        let machine = self.up().core.machine(GROUP);
+        let applied = machine.expect("the host has the group").applied();
+        applied.membership.map_or_else(
+            || Membership::of_voters(self.settings.voters.iter().copied()),
+            |(_, membership)| membership,
+        )
     }
 
     /// The applied index.

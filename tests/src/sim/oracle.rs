@@ -11,7 +11,7 @@ use bytes::Bytes;
 use kv_server::mvcc::{CommandOutput, CommandResult, RevisionEvents};
 use kv_server::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use multiraft::{GroupStatus, HostError};
-use raft_log::{Entry, Index, NodeId, Term};
+use raft_log::{Entry, EntryKind, Index, NodeId, Term};
 
 use super::checkers::{AppliedOnce, StateHash};
 use super::model::Model;
@@ -43,6 +43,12 @@ impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
+}
+
+/// The tag of the command in an entry.
+fn tag_of_entry(entry: &Entry) -> Option<u64> {
+    let normal = entry.kind == EntryKind::Normal;
+    tag_of(&entry.payload).filter(|_| normal)
 }
 
 /// What a client was told about its command.
@@ -146,7 +152,7 @@ impl Oracle {
         let mut model = Model::default();
         for entry in self.up_to(index) {
             // The output was checked when the entry became canonical.
-            drop(model.apply(entry.index, &entry.payload));
+            drop(model.apply(entry));
         }
         model
     }
@@ -283,7 +289,7 @@ impl Oracle {
         assert_eq!(entries.len(), outputs.len(), "one output per entry");
         for (entry, output) in entries.iter().zip(outputs) {
             // What was dropped as a second copy answers nothing.
-            let tag = tag_of(&entry.payload).filter(|_| *output != Ok(CommandResult::None));
+            let tag = tag_of_entry(entry).filter(|_| *output != Ok(CommandResult::None));
             if let Err(text) = self.applied_once.applied(node.0, entry.index.0, tag) {
                 panic!("{text}");
             }
@@ -300,7 +306,8 @@ impl Oracle {
         assert_eq!(entry.index, self.last().next(), "an entry is left out");
         let last_term = self.entries.last().map_or(Term::ZERO, |last| last.term);
         assert!(entry.term >= last_term, "terms go back at {}", entry.index);
-        if !entry.payload.is_empty() && self.model.admits(&entry.payload) {
+        let admitted = entry.kind == EntryKind::Config || self.model.admits(&entry.payload);
+        if entry.kind == EntryKind::Normal && !entry.payload.is_empty() && admitted {
             let tag = tag_of(&entry.payload).expect("every command carries a tag");
             let request = self.requests.get_mut(&tag).expect("somebody sent it");
             assert_eq!(
@@ -315,9 +322,8 @@ impl Oracle {
             );
             request.fate = Fate::Placed(entry.index);
         }
-        self.second_copies += u64::from(!self.model.admits(&entry.payload));
-        self.outputs
-            .push(self.model.apply(entry.index, &entry.payload));
+        self.second_copies += u64::from(!admitted);
+        self.outputs.push(self.model.apply(&entry));
         self.marks.push(Mark {
             revision: self.model.revision(),
             floor: self.model.floor(),
@@ -382,7 +388,7 @@ impl Oracle {
                 assert_eq!(known, entry, "the recovered log holds another entry");
                 continue;
             }
-            if let Some(tag) = tag_of(&entry.payload)
+            if let Some(tag) = tag_of_entry(entry)
                 && self.requests.get(&tag).is_some_and(|r| r.awaited)
             {
                 arrived.push(tag);

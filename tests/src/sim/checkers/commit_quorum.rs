@@ -3,9 +3,9 @@
 //!
 //! Source: Raft (extended version), sections 5.3 and 5.4.2, figure 8.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::Verdict;
+use super::{Verdict, Voters};
 
 /// The commit index that was last seen at the leader of each term.
 #[derive(Debug, Default)]
@@ -13,17 +13,18 @@ pub struct CommitQuorum(BTreeMap<u64, u64>);
 
 impl CommitQuorum {
     /// The leader of `term` says that `commit` is committed. It was at `before` when the election was won.
-    /// `entry_term` is the term of that entry, `copies` the number of `voters` that have it on disk.
+    /// `entry_term` is the term of that entry, `holders` are those who have it on disk. `voters` are the lists that were in
+    /// force since the last look.
     ///
     /// # Errors
-    /// When it has moved without a majority, or to an entry of another term.
+    /// When it has moved without a majority in any of them, or to an entry of another term.
     pub fn leads(
         &mut self,
         term: u64,
         commit: u64,
         entry_term: Option<u64>,
-        copies: usize,
-        voters: usize,
+        holders: &BTreeSet<u64>,
+        voters: &[Voters],
     ) -> Verdict {
         let Some(before) = self.0.insert(term, commit) else {
             // What it knew as a follower is not its own decision.
@@ -37,9 +38,9 @@ impl CommitQuorum {
                 "the leader of term {term} committed entry {commit} of term {entry_term:?} by counting"
             ));
         }
-        if copies <= voters / 2 {
+        if !voters.iter().any(|voters| voters.majority(holders)) {
             return Err(format!(
-                "the leader of term {term} committed entry {commit}, which {copies} of {voters} voters have on disk"
+                "the leader of term {term} committed entry {commit}, which {holders:?} have on disk; {voters:?} decide"
             ));
         }
         Ok(())
@@ -50,18 +51,29 @@ impl CommitQuorum {
 mod tests {
     use super::*;
 
+    fn three() -> [Voters; 1] {
+        [Voters::of([1, 2, 3])]
+    }
+
     #[test]
     fn commit_without_a_majority_is_refused() {
         let mut checker = CommitQuorum::default();
-        assert_eq!(checker.leads(3, 4, Some(2), 1, 3), Ok(()));
-        assert_eq!(checker.leads(3, 5, Some(3), 2, 3), Ok(()));
-        assert!(checker.leads(3, 6, Some(3), 1, 3).is_err());
+        assert_eq!(checker.leads(3, 4, Some(2), &[1].into(), &three()), Ok(()));
+        assert_eq!(
+            checker.leads(3, 5, Some(3), &[1, 3].into(), &three()),
+            Ok(())
+        );
+        assert!(
+            checker
+                .leads(3, 6, Some(3), &[1, 4].into(), &three())
+                .is_err()
+        );
     }
 
     #[test]
     fn commit_of_an_older_term_by_counting_is_refused() {
-        let mut checker = CommitQuorum::default();
-        assert_eq!(checker.leads(4, 1, Some(1), 3, 3), Ok(()));
-        assert!(checker.leads(4, 2, Some(2), 3, 3).is_err());
+        let (mut checker, all) = (CommitQuorum::default(), [1, 2, 3].into());
+        assert_eq!(checker.leads(4, 1, Some(1), &all, &three()), Ok(()));
+        assert!(checker.leads(4, 2, Some(2), &all, &three()).is_err());
     }
 }

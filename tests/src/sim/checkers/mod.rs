@@ -3,8 +3,11 @@
 //! A checker sees what happens from outside and remembers what it needs. It returns what it refuses as text; the
 //! [world](super::world) ends the run with it.
 
+use std::collections::BTreeSet;
+
 mod applied_once;
 mod commit_quorum;
+mod election_quorum;
 mod election_safety;
 mod leader_append_only;
 mod leader_completeness;
@@ -20,6 +23,7 @@ mod watch_guarantees;
 
 pub use applied_once::AppliedOnce;
 pub use commit_quorum::CommitQuorum;
+pub use election_quorum::ElectionQuorum;
 pub use election_safety::ElectionSafety;
 pub use leader_append_only::LeaderAppendOnly;
 pub use leader_completeness::LeaderCompleteness;
@@ -34,6 +38,35 @@ pub use watch_guarantees::WatchGuarantees;
 
 /// What a checker says: nothing, or why it refuses.
 pub type Verdict = Result<(), String>;
+
+/// Who decides: a majority of each list; the outgoing one is empty outside a joint configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Voters {
+    /// The voters.
+    pub incoming: BTreeSet<u64>,
+    /// Those of the configuration before, while both decide.
+    pub outgoing: BTreeSet<u64>,
+}
+
+impl Voters {
+    /// One list.
+    #[must_use]
+    pub fn of(voters: impl IntoIterator<Item = u64>) -> Self {
+        Self {
+            incoming: voters.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// True when these members are a majority of each list.
+    #[must_use]
+    pub fn majority(&self, members: &BTreeSet<u64>) -> bool {
+        [&self.incoming, &self.outgoing].into_iter().all(|voters| {
+            let there = voters.intersection(members).count();
+            voters.is_empty() || there > voters.len() / 2
+        })
+    }
+}
 
 /// An entry as checkers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -99,6 +99,12 @@ pub enum Fault {
     Lag { node: usize, ticks: u64 },
     /// A member makes a snapshot.
     Snapshot { node: usize },
+    /// Whoever leads is asked for a change of the membership, and is alone from that moment on for `alone` ticks.
+    Change {
+        kind: ChangeKind,
+        pick: u64,
+        alone: u64,
+    },
     /// At the next such moment, the process of the member that sends a snapshot ends, or that of the one that makes or takes
     /// it, as by [`Fault::Crash`].
     SnapshotCrash {
@@ -109,6 +115,23 @@ pub enum Fault {
         keep: u64,
         down: u64,
     },
+}
+
+/// Which change. A number that is drawn beforehand picks among the members of that moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChangeKind {
+    /// A new member learns.
+    Learner,
+    /// A new member votes at once.
+    Voter,
+    /// A learner is to vote.
+    Promote,
+    /// A member leaves.
+    Remove,
+    /// A voter leaves, one that is lost if there is one, and a learner or a new member votes.
+    Replace,
+    /// Learners are to vote, two new members come, and a voter leaves.
+    Several,
 }
 
 /// A moment in the life of a snapshot.
@@ -156,6 +179,40 @@ impl CutOff {
 }
 
 impl Fault {
+    /// The members that must be there for it.
+    #[must_use]
+    pub fn members(&self) -> Vec<usize> {
+        match *self {
+            Self::Crash { node, .. }
+            | Self::SlowDisk { node, .. }
+            | Self::DiskError { node, .. }
+            | Self::DiskFull { node, .. }
+            | Self::BitRot { node, .. }
+            | Self::ClockRate { node, .. }
+            | Self::ClockJump { node, .. }
+            | Self::Pause { node, .. }
+            | Self::SlowApply { node, .. }
+            | Self::Persist { node }
+            | Self::Compact { node, .. }
+            | Self::Lag { node, .. }
+            | Self::Snapshot { node } => vec![node],
+            Self::Transfer { to } => vec![to],
+            Self::Depose { to, how, .. } => {
+                let with = match how {
+                    CutOff::From(other) | CutOff::With(other) => Some(other),
+                    CutOff::Mute | CutOff::Deaf | CutOff::Alone => None,
+                };
+                to.into_iter().chain(with).collect()
+            }
+            Self::PowerLossOfAll { .. }
+            | Self::Partition { .. }
+            | Self::Network { .. }
+            | Self::SlowWatcher { .. }
+            | Self::SnapshotCrash { .. }
+            | Self::Change { .. } => Vec::new(),
+        }
+    }
+
     /// Ticks until it ends; none for one that is over at once.
     #[must_use]
     pub fn lasts(&self) -> Option<u64> {
@@ -169,6 +226,7 @@ impl Fault {
             | Self::Depose { ticks, .. }
             | Self::Lag { ticks, .. }
             | Self::SlowWatcher { ticks, .. } => Some(ticks),
+            Self::Change { alone, .. } => Some(alone).filter(|ticks| *ticks > 0),
             Self::Crash { .. }
             | Self::PowerLossOfAll { .. }
             | Self::DiskError { .. }
@@ -248,7 +306,13 @@ pub struct Scheduled {
 }
 
 /// The kinds that a seed has or has not.
-const KINDS: u64 = 19;
+const KINDS: u64 = 20;
+/// The kind of bits that rot: in members that were there from the beginning.
+const BIT_ROT: u64 = 6;
+/// The kind of changes of the membership.
+const CHANGES: u64 = 19;
+/// Members that faults are drawn for when some come and go.
+const PLACES: usize = 7;
 
 /// Draws the faults of a run of so many members and ticks.
 #[must_use]
@@ -261,7 +325,12 @@ pub fn draw(rng: &mut Rng, nodes: usize, ticks: u64) -> Vec<Scheduled> {
     let mut at = rng.below(2 * pause);
     while at < ticks && !kinds.is_empty() {
         let kind = kinds[rng.below(kinds.len() as u64) as usize];
-        let fault = one(rng, kind, nodes);
+        let places = if kinds.contains(&CHANGES) && kind != BIT_ROT {
+            PLACES
+        } else {
+            nodes
+        };
+        let fault = one(rng, kind, places);
         let allowed = match &fault {
             // More would leave nothing good.
             Fault::BitRot { node, .. } if !rotten.contains(node) => {
@@ -384,6 +453,18 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
             ticks: 2 * SECOND + ticks,
         },
         17 => Fault::Snapshot { node },
+        CHANGES => Fault::Change {
+            kind: match rng.below(8) {
+                0 => ChangeKind::Learner,
+                1 => ChangeKind::Voter,
+                2 | 3 => ChangeKind::Promote,
+                4 => ChangeKind::Remove,
+                5 | 6 => ChangeKind::Replace,
+                _ => ChangeKind::Several,
+            },
+            pick: rng.next_u64(),
+            alone: [0, 0, 0, 2 * SECOND][rng.below(4) as usize],
+        },
         _ => Fault::SnapshotCrash {
             moment: match rng.below(4) {
                 0 => Moment::Making,
@@ -454,6 +535,6 @@ mod tests {
                 kinds.insert(text.split(' ').next().unwrap().to_owned());
             }
         }
-        assert_eq!(kinds.len(), 20, "{kinds:?}");
+        assert_eq!(kinds.len(), 21, "{kinds:?}");
     }
 }

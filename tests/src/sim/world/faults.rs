@@ -29,6 +29,10 @@ impl World {
         let scheduled = self.plan.faults[which].clone();
         let (number, fault) = (scheduled.number, scheduled.fault);
         let now = self.now;
+        if fault.members().iter().any(|at| *at >= self.members.len()) {
+            // That member has not come yet, and may never.
+            return;
+        }
         self.trace
             .event(now, &fault, || format!("fault {number}: {fault:?}"));
         let lasting = Lasting {
@@ -149,6 +153,14 @@ impl World {
                 "compactions"
             }
             Fault::SlowWatcher { .. } => "slow watchers",
+            Fault::Change { kind, pick, .. } => {
+                let leader = self.leader();
+                let what = self.change(kind, pick);
+                if let Some(leader) = leader {
+                    lasting.cut = CutOff::Alone.links(leader, self.members.len());
+                }
+                what
+            }
             Fault::Lag { node, .. } => {
                 lasting.cut = CutOff::Alone.links(node, self.members.len());
                 "members that lag"
@@ -238,7 +250,7 @@ impl World {
     }
 
     /// What members, watchers and network are like, from all faults that last.
-    fn settle_faults(&mut self) {
+    pub(super) fn settle_faults(&mut self) {
         let now = self.now;
         let mut net = Net::default();
         let mut sick = vec![Sick::default(); self.members.len()];

@@ -10,6 +10,7 @@
 //!
 //! Whatever must not be ends in a panic; [`run`] catches it.
 
+mod churn;
 pub mod client;
 mod excuses;
 pub mod fault;
@@ -142,6 +143,8 @@ enum Event {
         node: usize,
     },
     Start(usize),
+    /// A member that has left is stopped for ever.
+    Leave(usize),
     /// Long work of a member is done, if the same process still runs.
     Task {
         node: usize,
@@ -183,6 +186,8 @@ struct Member {
     rotten: Vec<String>,
     /// It does not come back: its log is damaged.
     lost: bool,
+    /// It does not come back: it has left the group.
+    gone: bool,
     /// How much its engine keeps, of 16, and how long it is down, when it stops next.
     next_crash: (bool, u64, u64),
     was_applied: u64,
@@ -223,6 +228,10 @@ pub struct World {
     now: u64,
     plan: Plan,
     clients: Rng,
+    churn: Rng,
+    /// What members that come begin with.
+    settings: Settings,
+    disks: Rng,
     clients_stopped: bool,
     /// Members serve clients of a leader.
     forwards: bool,
@@ -288,42 +297,13 @@ impl World {
         let forwards = settings.forwards;
         let oracle = Shared::new(Oracle::default());
         let sent: Shared<Sent> = Shared::default();
-        let mut members = Vec::new();
-        for id in voters {
-            let outbox = {
-                let sent = sent.clone();
-                move || -> Box<dyn Outbox> {
-                    let sent = sent.clone();
-                    Box::new(Wire { from: id, sent })
-                }
-            };
-            let (disk, oracle) = (rng.next_u64(), oracle.clone());
-            let node = Node::new(id, settings.clone(), disk, oracle, Box::new(outbox));
-            members.push(Member {
-                node,
-                due: u64::MAX,
-                life: 0,
-                syncing: false,
-                working: false,
-                receiving: None,
-                sync_ticks: 0,
-                apply_ticks: 0,
-                paused_until: 0,
-                clock: (0, 0, 100),
-                struck: Vec::new(),
-                log_failed: false,
-                full: false,
-                rotten: Vec::new(),
-                lost: false,
-                next_crash: (false, 16, RETRY_TICKS),
-                was_applied: 0,
-                was_revision: 0,
-            });
-        }
+        let disks = rng.split();
         let mut world = Self {
-            witness: Witness::new(members.len(), oracle.clone()),
-            members,
+            witness: Witness::new(voters.len(), oracle.clone()),
+            members: Vec::new(),
             oracle,
+            settings,
+            disks,
             network: Network::new(rng.split()),
             snapshots: Snapshots::new(rng.split()),
             sent,
@@ -331,6 +311,7 @@ impl World {
             next_event: 0,
             now: 0,
             clients: rng.split(),
+            churn: rng.split(),
             clients_stopped: false,
             forwards,
             calls: BTreeMap::new(),
@@ -343,7 +324,9 @@ impl World {
             coverage: Coverage::new(),
             plan,
         };
-        for at in 0..world.members.len() {
+        for (at, id) in voters.into_iter().enumerate() {
+            let member = world.new_member(id);
+            world.members.push(member);
             world.at(0, Event::Start(at));
             world.at(1 + at as u64, Event::Client(at));
         }
@@ -351,6 +334,38 @@ impl World {
             world.at(scheduled.at, Event::Fault(at));
         }
         world
+    }
+
+    /// A member with an empty disk, down.
+    fn new_member(&mut self, id: NodeId) -> Member {
+        let sent = self.sent.clone();
+        let outbox = move || -> Box<dyn Outbox> {
+            let sent = sent.clone();
+            Box::new(Wire { from: id, sent })
+        };
+        let (disk, oracle) = (self.disks.next_u64(), self.oracle.clone());
+        let node = Node::new(id, self.settings.clone(), disk, oracle, Box::new(outbox));
+        Member {
+            node,
+            due: u64::MAX,
+            life: 0,
+            syncing: false,
+            working: false,
+            receiving: None,
+            sync_ticks: 0,
+            apply_ticks: 0,
+            paused_until: 0,
+            clock: (0, self.now, 100),
+            struck: Vec::new(),
+            log_failed: false,
+            full: false,
+            rotten: Vec::new(),
+            lost: false,
+            gone: false,
+            next_crash: (false, 16, RETRY_TICKS),
+            was_applied: 0,
+            was_revision: 0,
+        }
     }
 
     /// What happened, counted.
@@ -435,6 +450,7 @@ impl World {
             Event::Client(node) => self.client(node),
             Event::Retry { call, node } => self.retry(call, node),
             Event::Start(node) => self.start(node),
+            Event::Leave(node) => self.leave(node),
             Event::Task { node, life } => self.run_task(node, life),
             Event::Transfer(number) => self.look_after(number),
             Event::Fault(at) => self.begin(at),
@@ -564,7 +580,7 @@ impl World {
     fn start(&mut self, at: usize) {
         let now = self.now;
         let member = &mut self.members[at];
-        if member.node.is_up() || member.lost {
+        if member.node.is_up() || member.lost || member.gone {
             return;
         }
         member.life += 1;

@@ -130,6 +130,7 @@ impl World {
                 self.places()
             );
             self.run_until(self.now + SECOND / 10);
+            self.stop_strangers();
         }
     }
 
@@ -140,7 +141,11 @@ impl World {
         };
         let mut terms = Vec::new();
         let mut leaders = 0;
-        for member in self.members.iter().filter(|member| !member.lost) {
+        let Some(membership) = self.membership() else {
+            return false;
+        };
+        let present = |member: &&super::Member| !member.lost && membership.contains(member.node.id);
+        for member in self.members.iter().filter(present) {
             if !member.node.is_up() {
                 return false;
             }

@@ -10,6 +10,7 @@ use kv_server::pb::etcdserverpb::{RangeRequest, RangeResponse};
 use kv_server::pb::peer::lease_call;
 use multiraft::HostError;
 use raft_log::Index;
+use raft_node::core::ChangeStep;
 
 use super::client::{self, ClientOp};
 use super::fault::SECOND;
@@ -52,12 +53,18 @@ pub(super) enum Done {
         /// Its time in seconds, if it has that again.
         answer: Result<Option<i64>, HostError>,
     },
+    /// A change of the membership, and the place of the first member that it was to bring.
+    Changed {
+        steps: Vec<ChangeStep>,
+        first_new: usize,
+        answer: Result<CommandOutput, HostError>,
+    },
 }
 
 impl World {
     /// The client of a member sends its next operation.
     pub(super) fn client(&mut self, node: usize) {
-        if self.clients_stopped {
+        if self.clients_stopped || self.members[node].gone {
             return;
         }
         let next = self.now + 1 + self.clients.below(2 * OPERATION_TICKS - 1);
@@ -234,6 +241,11 @@ impl World {
                     Ok(ttl) => self.renewal_done(call, lease, ttl),
                     Err(error) => self.refused(call, Some(&error)),
                 },
+                Done::Changed {
+                    steps,
+                    first_new,
+                    answer,
+                } => self.change_done(&steps, first_new, &answer),
             }
         }
     }

@@ -1,16 +1,18 @@
 //! Sees what members do after each of their turns, and asks the checkers.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kv_server::pb::command::{Command, command::Op};
 use prost::Message as _;
-use raft_log::{Base, Entry, Index};
-use raft_node::core::{Body, Message, Role};
+use raft_log::{Base, Entry, Index, NodeId};
+use raft_node::core::{Body, Membership, Message, Role};
 
 use super::super::checkers::Place;
 use super::super::checkers::{
-    CommitQuorum, ElectionSafety, LeaderAppendOnly, LeaderCompleteness, LeaseLife, LogMatching,
-    Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety, Verdict,
+    CommitQuorum, ElectionQuorum, ElectionSafety, LeaderAppendOnly, LeaderCompleteness, LeaseLife,
+    LogMatching, Monotonic, OneVote, Seen, SerializableReads, StateHash, StateMachineSafety,
+    Verdict, Voters,
 };
 use super::super::node::{GROUP, Node, Stopped};
 use super::super::oracle::{Oracle, Shared};
@@ -30,6 +32,7 @@ struct Known {
     applied: u64,
     role: Role,
     term: u64,
+    voters: Voters,
 }
 
 /// All checkers that look at members.
@@ -37,6 +40,7 @@ pub struct Witness {
     members: Vec<Known>,
     oracle: Shared<Oracle>,
     election: ElectionSafety,
+    elected: ElectionQuorum,
     append_only: LeaderAppendOnly,
     matching: LogMatching,
     completeness: LeaderCompleteness,
@@ -81,6 +85,7 @@ impl Witness {
             members: vec![Known::default(); members],
             oracle,
             election: ElectionSafety::default(),
+            elected: ElectionQuorum::default(),
             append_only: LeaderAppendOnly::default(),
             matching: LogMatching::default(),
             completeness: LeaderCompleteness::default(),
@@ -93,6 +98,11 @@ impl Witness {
             hashes: StateHash::default(),
             terms_led: 0,
         }
+    }
+
+    /// One more member is watched.
+    pub fn joined(&mut self) {
+        self.members.push(Known::default());
     }
 
     /// Terms in which somebody led.
@@ -147,8 +157,14 @@ impl Witness {
     /// When it is a second vote.
     pub fn sent(&mut self, from: u64, to: u64, message: &Message) -> Verdict {
         match message.body {
-            Body::VoteReply { granted: true } => self.votes.sent(from, message.term.0, to),
-            Body::Vote { .. } => self.votes.sent(from, message.term.0, from),
+            Body::VoteReply { granted: true } => {
+                self.elected.voted(from, message.term.0, to);
+                self.votes.sent(from, message.term.0, to)
+            }
+            Body::Vote { .. } => {
+                self.elected.voted(from, message.term.0, from);
+                self.votes.sent(from, message.term.0, from)
+            }
             _ => Ok(()),
         }
     }
@@ -170,6 +186,8 @@ impl Witness {
         };
         self.monotonic.at(id, here)?;
         let before = (self.members[at].role, self.members[at].term);
+        let now_in_force = voters_of(&node.membership());
+        let was_in_force = std::mem::replace(&mut self.members[at].voters, now_in_force.clone());
         if status.role == Role::Leader {
             self.election.leads(id, term)?;
             let length = self.members[at].terms.len() as u64;
@@ -178,13 +196,15 @@ impl Witness {
             let new = before != (Role::Leader, term);
             if new {
                 self.terms_led += 1;
+                let in_force = [was_in_force.clone(), now_in_force.clone()];
+                self.elected.leads(id, term, &in_force)?;
                 self.completeness.leads(id, term, term_at)?;
             }
             let entry_term = (commit > 0).then(|| term_at(commit)).flatten();
-            let copies = self.copies(commit, entry_term.unwrap_or(0));
-            let voters = node.up().handle.status(GROUP).map_or(0, |s| s.voters.len());
+            let holders = self.holders(commit, entry_term.unwrap_or(0));
+            let in_force = [was_in_force, now_in_force];
             self.quorum
-                .leads(term, commit, entry_term, copies, voters)?;
+                .leads(term, commit, entry_term, &holders, &in_force)?;
             self.completeness
                 .committed(term, commit, entry_term.unwrap_or(0));
         } else {
@@ -249,13 +269,14 @@ impl Witness {
         Ok(kept as u64)
     }
 
-    /// On how many disks an entry is.
-    fn copies(&self, index: u64, term: u64) -> usize {
-        let has = |known: &&Known| {
+    /// On whose disks an entry is.
+    fn holders(&self, index: u64, term: u64) -> BTreeSet<u64> {
+        let has = |known: &Known| {
             index == 0
                 || (known.durable >= index && known.terms.get(index as usize - 1) == Some(&term))
         };
-        self.members.iter().filter(has).count()
+        let holders = (1..).zip(&self.members).filter(|(_, known)| has(known));
+        holders.map(|(id, _)| id).collect()
     }
 
     fn look_at_applied(
@@ -331,6 +352,14 @@ impl Witness {
         let hash = node.up().store.state_hash();
         let hash = hash.map_err(|error| error.to_string())?;
         self.hashes.at(node.id.0, node.applied().0, hash)
+    }
+}
+
+fn voters_of(membership: &Membership) -> Voters {
+    let ids = |ids: &[NodeId]| ids.iter().map(|id| id.0).collect();
+    Voters {
+        incoming: ids(&membership.voters),
+        outgoing: ids(&membership.voters_outgoing),
     }
 }
 

@@ -34,8 +34,6 @@ pub enum Bug {
     CountOverwritten,
     /// An entry is applied before the own log has it on disk.
     ApplyBeforeSync,
-    /// A follower commits what the leader has committed, although its own log may differ there.
-    CommitUnmatched,
     /// A new term is not written.
     TermNotPersisted,
     /// A heartbeat tells of all that is committed, also of what the member may not have.

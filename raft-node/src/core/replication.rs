@@ -182,12 +182,7 @@ impl Core {
         }
         out.recycle(entries);
         self.follow_memberships(memberships, appended_from);
-        let matched = if bug(Bug::CommitUnmatched) {
-            self.log.last_index()
-        } else {
-            at
-        };
-        self.commit_to(commit.min(matched), out);
+        self.commit_to(commit.min(at), out);
         self.agreed(at);
         self.check_guard(out);
         self.attest(from, Body::AppendReply { matched: at });

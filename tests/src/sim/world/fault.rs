@@ -82,6 +82,16 @@ pub enum Fault {
         sync_ticks: u64,
         late: u64,
     },
+    /// Everything that whoever leads is sent comes up to `late` ticks later than it should. After so long it hands over to a
+    /// member, and from then on nobody hears it, nor does it hear that member: what it gets is old mail of the others.
+    OldMail { to: usize, late: u64, ticks: u64 },
+    /// A member's process ends again and again, while everything that it is sent is late.
+    Flap {
+        node: usize,
+        times: u64,
+        every: u64,
+        late: u64,
+    },
     /// A client of a member compacts history up to so many revisions below the newest; the member's process then ends
     /// within so many operations of its disk, if a number is given.
     Compact {
@@ -158,6 +168,8 @@ pub enum CutOff {
     With(usize),
     /// It and one other member do not hear each other.
     From(usize),
+    /// Nobody hears it, and it does not hear one other member.
+    MuteAndDeafTo(usize),
 }
 
 impl CutOff {
@@ -167,6 +179,7 @@ impl CutOff {
         let inside = |at: usize| at == leader || matches!(self, Self::With(with) if with == at);
         let cut = |from: usize, to: usize| match self {
             Self::Mute => from == leader,
+            Self::MuteAndDeafTo(other) => from == leader || (from, to) == (other, leader),
             Self::Deaf => to == leader,
             Self::Alone | Self::With(_) => inside(from) != inside(to),
             Self::From(other) => (from, to) == (leader, other) || (from, to) == (other, leader),
@@ -195,11 +208,14 @@ impl Fault {
             | Self::Persist { node }
             | Self::Compact { node, .. }
             | Self::Lag { node, .. }
+            | Self::Flap { node, .. }
             | Self::Snapshot { node } => vec![node],
-            Self::Transfer { to } => vec![to],
+            Self::Transfer { to } | Self::OldMail { to, .. } => vec![to],
             Self::Depose { to, how, .. } => {
                 let with = match how {
-                    CutOff::From(other) | CutOff::With(other) => Some(other),
+                    CutOff::From(other) | CutOff::With(other) | CutOff::MuteAndDeafTo(other) => {
+                        Some(other)
+                    }
                     CutOff::Mute | CutOff::Deaf | CutOff::Alone => None,
                 };
                 to.into_iter().chain(with).collect()
@@ -227,6 +243,8 @@ impl Fault {
             | Self::Lag { ticks, .. }
             | Self::SlowWatcher { ticks, .. } => Some(ticks),
             Self::Change { alone, .. } => Some(alone).filter(|ticks| *ticks > 0),
+            Self::OldMail { late, ticks, .. } => Some(late + ticks),
+            Self::Flap { times, every, .. } => Some((times + 1) * every),
             Self::Crash { .. }
             | Self::PowerLossOfAll { .. }
             | Self::DiskError { .. }
@@ -306,7 +324,7 @@ pub struct Scheduled {
 }
 
 /// The kinds that a seed has or has not.
-const KINDS: u64 = 20;
+const KINDS: u64 = 22;
 /// The kind of bits that rot: in members that were there from the beginning.
 const BIT_ROT: u64 = 6;
 /// The kind of changes of the membership.
@@ -453,6 +471,17 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
             ticks: 2 * SECOND + ticks,
         },
         17 => Fault::Snapshot { node },
+        20 => Fault::OldMail {
+            to: node,
+            late: [60, 120, 200][rng.below(3) as usize],
+            ticks: SECOND + rng.below(2 * SECOND),
+        },
+        21 => Fault::Flap {
+            node,
+            times: 2 + rng.below(4),
+            every: 20 + rng.below(60),
+            late: [40, 80, 160][rng.below(3) as usize],
+        },
         CHANGES => Fault::Change {
             kind: match rng.below(8) {
                 0 => ChangeKind::Learner,
@@ -509,6 +538,10 @@ mod tests {
         assert_eq!(CutOff::Mute.links(1, 3), [(1, 0), (1, 2)]);
         assert_eq!(CutOff::Deaf.links(1, 3), [(0, 1), (2, 1)]);
         assert_eq!(
+            CutOff::MuteAndDeafTo(0).links(1, 3),
+            [(0, 1), (1, 0), (1, 2)]
+        );
+        assert_eq!(
             CutOff::With(0).links(1, 3),
             [(0, 2), (1, 2), (2, 0), (2, 1)]
         );
@@ -535,6 +568,6 @@ mod tests {
                 kinds.insert(text.split(' ').next().unwrap().to_owned());
             }
         }
-        assert_eq!(kinds.len(), 21, "{kinds:?}");
+        assert_eq!(kinds.len(), 23, "{kinds:?}");
     }
 }

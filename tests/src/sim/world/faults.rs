@@ -50,6 +50,15 @@ impl World {
                 Fault::Depose { to: Some(_), .. } => {
                     self.at(now + ORDER_TICKS, Event::Cut(which));
                 }
+                Fault::OldMail { late, .. } => {
+                    self.at(now + late, Event::Strike(which));
+                    self.at(now + late + ORDER_TICKS, Event::Cut(which));
+                }
+                Fault::Flap { times, every, .. } => {
+                    for time in 1..=times {
+                        self.at(now + time * every, Event::Strike(which));
+                    }
+                }
                 _ => self.cut(which),
             }
             self.at(now + ticks, Event::End(which));
@@ -153,6 +162,15 @@ impl World {
                 "compactions"
             }
             Fault::SlowWatcher { .. } => "slow watchers",
+            Fault::OldMail { to, .. } => {
+                let Some(leader) = self.leader() else {
+                    return ("leaders cut off in vain", None);
+                };
+                lasting.cut = CutOff::MuteAndDeafTo(to).links(leader, self.members.len());
+                lasting.leader = Some(leader);
+                "leaders with old mail"
+            }
+            Fault::Flap { .. } => "members that flap",
             Fault::Change { kind, pick, .. } => {
                 let leader = self.leader();
                 let what = self.change(kind, pick);
@@ -222,6 +240,24 @@ impl World {
         member.due = member.due.min(self.now);
     }
 
+    /// A fault that lasts does something once more.
+    pub(super) fn strike_again(&mut self, which: usize) {
+        let Some(lasting) = self.lasting.get(&which) else {
+            return;
+        };
+        match (&lasting.fault, lasting.leader) {
+            (Fault::OldMail { to, .. }, Some(leader)) if self.members[leader].node.is_up() => {
+                let to = *to;
+                self.transfer(leader, to);
+            }
+            (Fault::Flap { node, .. }, _) if self.members[*node].node.is_up() => {
+                let node = *node;
+                self.crash(node, false, 16, 1);
+            }
+            _ => {}
+        }
+    }
+
     /// The directions that a fault cuts carry nothing from now on.
     pub(super) fn cut(&mut self, which: usize) {
         if let Some(lasting) = self.lasting.get(&which) {
@@ -278,6 +314,12 @@ impl World {
                         sick[leader].late = sick[leader].late.max(late);
                     }
                 }
+                Fault::OldMail { late, .. } => {
+                    if let Some(leader) = lasting.leader {
+                        sick[leader].late = sick[leader].late.max(late);
+                    }
+                }
+                Fault::Flap { node, late, .. } => sick[node].late = sick[node].late.max(late),
                 Fault::SlowWatcher { watcher, .. } => slow[watcher] = true,
                 _ => {}
             }
@@ -309,8 +351,12 @@ impl World {
         for member in &mut self.members {
             member.paused_until = 0;
         }
-        self.events
-            .retain(|_, event| !matches!(event, Event::Fault(_) | Event::Cut(_) | Event::End(_)));
+        self.events.retain(|_, event| {
+            !matches!(
+                event,
+                Event::Fault(_) | Event::Strike(_) | Event::Cut(_) | Event::End(_)
+            )
+        });
     }
 
     /// Changes a byte in one of the files of a member.

@@ -153,6 +153,8 @@ enum Event {
     /// It is time to look after the transfer of a snapshot.
     Transfer(u64),
     Fault(usize),
+    /// Whoever led when a fault began hands over, or a member's process ends as a fault has it.
+    Strike(usize),
     /// What a fault cuts is cut.
     Cut(usize),
     /// A fault ends.
@@ -454,6 +456,7 @@ impl World {
             Event::Task { node, life } => self.run_task(node, life),
             Event::Transfer(number) => self.look_after(number),
             Event::Fault(at) => self.begin(at),
+            Event::Strike(at) => self.strike_again(at),
             Event::Cut(at) => self.cut(at),
             Event::End(at) => self.end(at),
         }

@@ -91,6 +91,26 @@ impl PeerBook {
         Self::begin(vfs, dir, content)
     }
 
+    /// Makes a member the only one in the book, durably. What applied state says as of an index below this one is older.
+    pub(super) fn keep_alone(
+        vfs: &SharedVfs,
+        dir: &Path,
+        member: &InitialMember,
+        index: Index,
+    ) -> Result<(), IdentityError> {
+        let peer = Peer {
+            name: member.name.clone(),
+            peer_urls: member.peer_urls.clone(),
+            store: None,
+        };
+        let content = Content {
+            joined: None,
+            index,
+            peers: Peers::from([(member.id, peer)]),
+        };
+        Self::begin(vfs, dir, content).map(drop)
+    }
+
     /// Begins the book of a new member of the cluster that it was told of, durably.
     pub(super) fn join(
         vfs: &SharedVfs,

@@ -35,7 +35,7 @@ use raft_node::driver::newest_membership;
 use super::identity::IdentityError;
 use super::initial::InitialMember;
 use super::peers::{self, PeerBook};
-use super::{Identity, NodeError, random_u64, text};
+use super::{DATA_GROUP, Identity, NodeError, random_u64, text};
 
 const FILE_NAME: &str = "RECOVERY";
 const KIND: &str = "flotilla-recovery";
@@ -157,6 +157,13 @@ fn plan(vfs: &SharedVfs, dir: &Path, cluster: u64) -> Result<Recovery, NodeError
             "holds a member that decides alone: there is no majority to recover from; start the server",
         ));
     }
+    let knows = |group: &RecoveredGroup| group.membership.contains(identity.member);
+    if !groups.iter().any(knows) {
+        return Err(refused(
+            dir,
+            "holds a member that was removed, or not let in yet: its cluster went on without it",
+        ));
+    }
     Ok(Recovery {
         member: identity.member,
         from: identity.cluster,
@@ -179,7 +186,13 @@ fn carry_out(vfs: &SharedVfs, dir: &Path, recovery: &Recovery) -> Result<(), Nod
             name: identity.name.clone(),
             peer_urls: known.unwrap_or_default().peer_urls,
         };
-        PeerBook::create(vfs, dir, &[alone])?;
+        // The log that is replayed names the others, which are not to be called any more.
+        let data = recovery
+            .groups
+            .iter()
+            .find(|group| group.group == DATA_GROUP);
+        let index = data.map_or(Index::ZERO, |group| group.last.next());
+        PeerBook::keep_alone(vfs, dir, &alone, index)?;
         identity.cluster = recovery.to;
     } else if identity.cluster != recovery.to {
         let detail = format!(
@@ -489,6 +502,9 @@ mod tests {
         assert_eq!((identity.store, identity.member), (STORE, ME));
         assert_eq!(identity.boot, 4);
         let book = PeerBook::open(&vfs, dir()).unwrap().unwrap();
+        let is_new = identity.cluster == NEW;
+        assert_eq!(book.is_ahead_of(Index(10)), is_new);
+        assert!(!book.is_ahead_of(Index(11)));
         let log = open_log(&vfs, dir(), &identity).unwrap();
         let group = |id| {
             let info = log.group(id).unwrap();
@@ -626,6 +642,29 @@ mod tests {
         assert!(empty.to_string().contains("holds nothing"), "{empty}");
         let now = Identity::read(vfs.as_ref(), dir()).unwrap();
         assert_eq!(now, Some(identity));
+    }
+
+    #[test]
+    fn member_that_was_removed_is_refused() {
+        let fs = survivor(1);
+        let vfs = fs.shared();
+        let identity = identity_of(&vfs, dir()).unwrap();
+        let log = open_log(&vfs, dir(), &identity).unwrap();
+        for group in GROUPS {
+            let entry = Entry {
+                index: Index(11),
+                term: Term(6),
+                kind: EntryKind::Config,
+                payload: Membership::of_voters([1, 3].map(NodeId)).encode(),
+            };
+            let mut batch = WriteBatch::new();
+            batch.push(group, Record::Entries(vec![entry]));
+            log.write(batch).unwrap();
+        }
+        log.close().unwrap();
+        let removed = recover_as(&vfs, dir(), NEW).unwrap_err();
+        assert!(removed.to_string().contains("was removed"), "{removed}");
+        assert_eq!(identity_of(&vfs, dir()).unwrap(), identity);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::process::{Command, Output};
 use flotilla_tests::cluster::Cluster;
 use flotilla_tests::process::READY;
 
-use super::{FLOTILLA, settle, under_load};
+use super::members::grow;
+use super::{FLOTILLA, QUICK, settle, under_load};
 
 fn recover(dirs: &[&Path], flags: &[&str]) -> Output {
     let mut command = Command::new(FLOTILLA);
@@ -103,6 +104,24 @@ fn last_member_becomes_a_cluster_of_its_own_with_everything_that_it_has() {
     );
     assert_eq!(client.members().unwrap().len(), 1);
     assert_eq!(cluster.client(leader).get("new", false).unwrap(), None);
+
+    // It grows to three, with members that are new.
+    let mut all = vec![left];
+    for _ in 0..2 {
+        let new = cluster.add_setup(FLOTILLA, &QUICK);
+        grow(&mut cluster, left, new);
+        all.push(new);
+    }
+    cluster.wait_for_equal_state_among(&all);
+    for member in all {
+        let client = cluster.client(member);
+        assert_eq!(client.members().unwrap().len(), 3);
+        let seen = client.get("kept", false).unwrap();
+        assert_eq!(seen.as_deref(), Some("before"));
+    }
+    for member in lost {
+        cluster.server(member).wait_for_line("cluster ID mismatch");
+    }
 }
 
 #[test]

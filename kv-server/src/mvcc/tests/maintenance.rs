@@ -235,7 +235,7 @@ fn alarms_go_with_their_members_but_not_those_of_the_cluster() {
         index: rig.machine.applied().index.next(),
         term: Term(1),
         kind: EntryKind::Config,
-        payload: Bytes::new(),
+        payload: membership.encode(),
     };
     let mut outputs = Vec::new();
     rig.machine

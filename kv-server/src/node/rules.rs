@@ -163,6 +163,10 @@ mod tests {
 
     const ME: NodeId = NodeId(1);
 
+    /// Members as `world` takes them, and what becomes of a change among them.
+    type Added = (&'static [(u64, char)], Result<(), ApiError>);
+    type Removed = (&'static [(u64, char)], u64, Result<(), ApiError>);
+
     /// What a member is: its id, and one letter. `v` votes, `n` votes and is connected for a moment only, `d` votes and is
     /// down, `u` was added as a voter and never started, `l` learns.
     fn world(members: &[(u64, char)]) -> (Roster, BTreeMap<NodeId, Duration>) {
@@ -223,7 +227,7 @@ mod tests {
     #[test]
     fn voter_is_added_where_a_quorum_of_what_there_will_be_has_started_and_all_are_there() {
         use ApiError::{NotEnoughStarted, Unhealthy};
-        let cases: [(&[(u64, char)], Result<(), ApiError>); 8] = [
+        let cases: [Added; 8] = [
             (&[(1, 'v')], Ok(())),
             (&[(1, 'v'), (2, 'u')], Err(NotEnoughStarted)),
             (&[(1, 'v'), (2, 'v')], Ok(())),
@@ -273,7 +277,7 @@ mod tests {
     #[test]
     fn member_is_removed_where_a_quorum_is_left_that_is_there() {
         use ApiError::{MemberNotFound, NotEnoughStarted, Unhealthy};
-        let cases: [(&[(u64, char)], u64, Result<(), ApiError>); 11] = [
+        let cases: [Removed; 11] = [
             (&[(1, 'v')], 1, Err(NotEnoughStarted)),
             (&[(1, 'v')], 7, Err(MemberNotFound)),
             (&[(1, 'v')], 99, Err(MemberNotFound)),

@@ -36,12 +36,13 @@ pub(super) struct Peer {
 
 type Peers = BTreeMap<NodeId, Peer>;
 
-/// With what the group of a member begins that joined a cluster.
+/// With what the group of a member begins that did not begin it together with its cluster: it joined one, or was recovered
+/// from one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Joined {
     /// The creation of the group.
     pub(super) creation: u64,
-    /// Who decides until the log says otherwise: voters, this member not among them.
+    /// Who decides until the log says otherwise: the voters without a member that joined, and a recovered one alone.
     pub(super) voters: Vec<NodeId>,
 }
 
@@ -91,20 +92,22 @@ impl PeerBook {
         Self::begin(vfs, dir, content)
     }
 
-    /// Makes a member the only one in the book, durably. What applied state says as of an index below this one is older.
+    /// Makes a member the only one in the book, durably. What applied state says as of an index below this one is older; its
+    /// group keeps its creation, under whatever cluster.
     pub(super) fn keep_alone(
         vfs: &SharedVfs,
         dir: &Path,
         member: &InitialMember,
-        index: Index,
+        (creation, index): (u64, Index),
     ) -> Result<(), IdentityError> {
         let peer = Peer {
             name: member.name.clone(),
             peer_urls: member.peer_urls.clone(),
             store: None,
         };
+        let voters = vec![member.id];
         let content = Content {
-            joined: None,
+            joined: Some(Joined { creation, voters }),
             index,
             peers: Peers::from([(member.id, peer)]),
         };
@@ -173,7 +176,7 @@ impl PeerBook {
         }
     }
 
-    /// The creation of the group that this member joined; none for one that began with its cluster.
+    /// The creation of the group of a member that joined or was recovered; none for one that began with its cluster.
     pub(super) fn creation(&self) -> Option<u64> {
         self.lock().joined.as_ref().map(|joined| joined.creation)
     }

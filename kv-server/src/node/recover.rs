@@ -180,7 +180,10 @@ fn carry_out(vfs: &SharedVfs, dir: &Path, recovery: &Recovery) -> Result<(), Nod
     let mut identity = identity_of(vfs, dir)?;
     if identity.cluster == recovery.from {
         enter(vfs, dir, &identity, recovery)?;
-        let known = PeerBook::open(vfs, dir)?.and_then(|book| book.get(identity.member));
+        let book = PeerBook::open(vfs, dir)?;
+        let creation = book.as_ref().and_then(PeerBook::creation);
+        let creation = creation.unwrap_or(recovery.from);
+        let known = book.and_then(|book| book.get(identity.member));
         let alone = InitialMember {
             id: identity.member,
             name: identity.name.clone(),
@@ -192,7 +195,7 @@ fn carry_out(vfs: &SharedVfs, dir: &Path, recovery: &Recovery) -> Result<(), Nod
             .iter()
             .find(|group| group.group == DATA_GROUP);
         let index = data.map_or(Index::ZERO, |group| group.last.next());
-        PeerBook::keep_alone(vfs, dir, &alone, index)?;
+        PeerBook::keep_alone(vfs, dir, &alone, (creation, index))?;
         identity.cluster = recovery.to;
     } else if identity.cluster != recovery.to {
         let detail = format!(
@@ -504,6 +507,8 @@ mod tests {
         let book = PeerBook::open(&vfs, dir()).unwrap().unwrap();
         let is_new = identity.cluster == NEW;
         assert_eq!(book.is_ahead_of(Index(10)), is_new);
+        // By which a damaged log, or the engine's state, is known to be this group's.
+        assert_eq!(book.creation(), is_new.then_some(OLD));
         assert!(!book.is_ahead_of(Index(11)));
         let log = open_log(&vfs, dir(), &identity).unwrap();
         let group = |id| {

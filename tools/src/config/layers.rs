@@ -72,7 +72,8 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
             .value_name("VALUE")
             .help(help);
         command = command.arg(match opt.kind {
-            Kind::Text => arg,
+            // A value below zero is refused for what it says, not taken for a flag.
+            Kind::Text => arg.allow_negative_numbers(true),
             Kind::Bool => arg
                 .num_args(0..=1)
                 .require_equals(true)

@@ -83,7 +83,7 @@ fn help_says_what_each_command_is_for() {
     let text = String::from_utf8_lossy(&output.stdout);
     for wanted in [
         "Look at the log of",
-        "Look at the snapshots of",
+        "Back up and restore, and look at the snapshots of",
         "Measure an etcd",
     ] {
         assert!(text.contains(wanted), "{text}");

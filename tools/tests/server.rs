@@ -167,6 +167,7 @@ fn data_directory_in_use_is_refused_by_name() {
     let server = setup.start();
     let mut second = setup.clone();
     second.port = flotilla_tests::process::free_port();
+    second.peer_port = flotilla_tests::process::free_port();
     let mut refused = second.spawn();
     assert_eq!(refused.wait_exit().code(), Some(1));
     let log = refused.log();

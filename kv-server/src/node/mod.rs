@@ -198,6 +198,10 @@ impl Node {
                     .to_owned(),
             ));
         }
+        // Looked at before the log is opened: a new one in the place of the old would pass for it from then on.
+        if identity.boot > 0 && !repair::is_log_there(&vfs, dir)? {
+            return Err(NodeError::LogLost { dir: dir.clone() });
+        }
         let log = repair::open_log(&vfs, config, &identity, &peers)?;
         let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
         let observe_flush = FlushObserver(Some(observers.flush));

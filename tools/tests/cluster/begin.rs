@@ -228,4 +228,6 @@ fn member_without_its_log_does_not_start() {
     let mut server = cluster.take(1);
     assert_eq!(server.wait_exit().code(), Some(3), "{server}");
     assert!(server.log().contains("but its log is gone"), "{server}");
+    // Whoever has the log can put it back.
+    assert!(!cluster.data_dir(1).join("log").exists());
 }

@@ -541,6 +541,19 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
 
     fn snapshot(&self) -> Result<SnapshotParts, ApiError> {
         self.view.check_sound()?;
+        let group = self.replica.status();
+        if group.leader.is_none() && group.applied < group.last_index {
+            // Which of those were acknowledged only a leader can tell.
+            return Err(ApiError::Other(
+                tonic::Code::Unavailable,
+                format!(
+                    "flotilla: no backup: there is no leader, and this member may lack acknowledged writes: its log ends \
+                     with entry {}, and it has applied {}; start the other members, or if they are lost for good see \
+                     `flotilla recover`",
+                    group.last_index, group.applied
+                ),
+            ));
+        }
         let source = BackupSource {
             cluster: self.options.cluster_id,
             member: self.options.member_id,

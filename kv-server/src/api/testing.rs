@@ -232,6 +232,7 @@ impl Replica for FakeReplica {
             }),
             voters: vec![NodeId(7)],
             leader_changes: 3,
+            last_index: Index(13),
             commit: Index(12),
             applied: Index(11),
             ..Default::default()

@@ -479,6 +479,19 @@ fn downgrade_is_refused_after_a_read_of_the_leader() {
 }
 
 #[test]
+fn backup_that_may_lack_what_was_acknowledged_is_refused() {
+    let (api, state) = fake_api();
+    state.no_leader.store(true, Ordering::SeqCst);
+    let refused = api.snapshot().map(drop).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    let text = refused.to_string();
+    assert!(
+        text.contains("ends with entry 13, and it has applied 11"),
+        "{text}"
+    );
+}
+
+#[test]
 fn backup_that_fails_says_so_and_only_two_are_made_at_a_time() {
     let (api, _) = fake_api();
     let mut first = api.snapshot().unwrap();

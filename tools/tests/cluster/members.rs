@@ -7,6 +7,7 @@ use flotilla_tests::process::READY;
 use kv_server::pb::etcdserverpb::Member;
 use tonic::{Code, Status};
 
+use super::status::status;
 use super::{CLIENTS, FLOTILLA, QUICK};
 
 /// What the leader says when a member that was added as a voter is one.
@@ -155,6 +156,11 @@ fn learner_serves_stale_reads_only_until_it_is_promoted() {
         seen.is_ok_and(|seen| seen.as_deref() == Some("value"))
     });
     assert!(at_learner.status().unwrap().is_learner);
+    // It does not list the members, and is one of a healthy cluster all the same.
+    let urls = cluster.urls();
+    cluster.wait("status that knows the learner", || {
+        status(&urls[..1], &[]).status.success()
+    });
     let unsupported = "etcdserver: rpc not supported for learner";
     let calls: [Result<(), Status>; 5] = [
         at_learner.get("key", false).map(drop),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{FLOTILLA, QUICK};
 
-fn status(endpoints: &[String], flags: &[&str]) -> Output {
+pub(super) fn status(endpoints: &[String], flags: &[&str]) -> Output {
     let mut command = Command::new(FLOTILLA);
     command
         .args(["status", "--endpoints", &endpoints.join(",")])

@@ -90,7 +90,7 @@ pub fn install<S: SnapshotState>(
 /// was; none when the log has all that follows the state, or when no snapshot would do, which opening the group reports.
 ///
 /// # Errors
-/// As for [`install`], and of looking at the snapshots.
+/// As for [`install`], and of looking at the snapshots: when none would do, what is wrong with the newest.
 pub fn restore<S: SnapshotState>(
     machine: &mut S,
     log: &Log,
@@ -110,7 +110,15 @@ pub fn restore<S: SnapshotState>(
             install(machine, store, group, &snapshot)?;
             Ok(Some(snapshot))
         }
-        RestorePoint::Log | RestorePoint::Nothing { .. } => Ok(None),
+        RestorePoint::Log => Ok(None),
+        RestorePoint::Nothing { .. } => {
+            // What is wrong with the newest one says more than that there is none.
+            if let Some(snapshot) = log.group(group).and_then(|info| info.snapshot) {
+                let verified = store.verify(group, &snapshot);
+                verified.map_err(|error| ApplyError(Box::new(error)))?;
+            }
+            Ok(None)
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Node {
     up: Option<Up>,
     /// Its runs so far, durably: the product keeps that number in a file of its own.
     boot: u64,
+    /// A start has begun its log anew since somebody asked.
+    anew: bool,
     /// The newest term in which it led.
     term_seen: Term,
     reads_served: u64,
@@ -112,6 +114,7 @@ impl Node {
             outbox,
             up: None,
             boot: 0,
+            anew: false,
             term_seen: Term::ZERO,
             reads_served: 0,
         }
@@ -130,6 +133,11 @@ impl Node {
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.up.is_some()
+    }
+
+    /// Whether a start has begun its log anew since the last call.
+    pub fn take_anew(&mut self) -> bool {
+        std::mem::take(&mut self.anew)
     }
 
     /// All files of log and snapshots, by their paths.

@@ -1,15 +1,21 @@
 //! The start of a simulated member, in the order in which the product starts.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use kv_server::engine::Engine;
 use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks};
+use kv_server::watch::WatchHub;
 use multiraft::forward::Outcomes;
 use multiraft::{HOLD_TICKS, HostCore, HostOptions, SnapshotSetup, restore};
-use raft_log::snapshot::{SnapshotOptions, SnapshotStore};
-use raft_log::{IoMode, Log, LogOptions, StoreId};
+use raft_log::log::renewal::open_or_renew;
+use raft_log::snapshot::{Catalog, SnapshotOptions, SnapshotStore};
+use raft_log::vfs::Vfs;
+use raft_log::{Base, GroupId, IoMode, Log, LogOptions, SnapshotRef, StoreId};
 use raft_node::core::{Config, Membership};
+use raft_node::driver::repair::covered;
 use raft_node::driver::{Group, GroupConfig, bootstrap};
+use raft_node::{Applied, StateMachine};
 
 use super::{GROUP, LOG_DIR, Node, SNAP_DIR, Stopped, Up};
 use crate::sim::forwarding::{self, Replica};
@@ -154,13 +160,57 @@ impl Node {
         Ok(())
     }
 
-    fn open_log(&self) -> Result<Log, Stopped> {
+    /// Of several members one whose log is damaged begins it anew.
+    fn open_log(&mut self) -> Result<Log, Stopped> {
         let mut options = LogOptions::new(LOG_DIR, StoreId(self.id.0));
         options.io = IoMode::Inline;
         options.segment_bytes_min = 16 << 10;
         options.segment_bytes_max = 16 << 10;
         options.cache_bytes = self.settings.log_cache_bytes;
-        Ok(Log::open(self.fs.shared(), options)?.0)
+        let vfs = self.fs.shared();
+        if self.settings.voters.len() < 2 {
+            return Ok(Log::open(vfs, options)?.0);
+        }
+        let store = options.store_id;
+        let catalog = Catalog::new(self.fs.shared(), SNAP_DIR, Some(store));
+        let has_snapshot =
+            |group: GroupId, snapshot: &SnapshotRef| catalog.verify(group, snapshot).is_ok();
+        let first = Membership::of_voters(self.settings.voters.iter().copied());
+        let state_of =
+            |_: GroupId, base: &Base| Ok(Some(covered(base, &self.applied_there(), &first)));
+        let opened = open_or_renew(&vfs, &options, &has_snapshot, &state_of)?;
+        if let Some((_, renewal)) = opened.anew {
+            self.forget(&renewal.evidence);
+            self.anew = true;
+        }
+        Ok(opened.log)
+    }
+
+    /// Where the engine stands.
+    fn applied_there(&self) -> Applied {
+        let sinks = Sinks {
+            events: Arc::new(WatchHub::new()),
+            leases: Arc::new(kv_server::lease::Lessor::new()),
+        };
+        let kv = KvOptions {
+            group: GROUP,
+            ..KvOptions::default()
+        };
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
+        let (machine, _) =
+            KvStateMachine::open(engine, kv, sinks).expect("an engine in memory can be read");
+        machine.applied()
+    }
+
+    /// Somebody has looked at a damaged log, and removes it: a disk keeps only so many. What fails is there still.
+    fn forget(&self, evidence: &Path) {
+        let _ = self.fs.list(evidence).map(|names| {
+            for name in names {
+                let _ = self.fs.remove(&evidence.join(name));
+            }
+        });
+        let gone = format!("/gone-{}", self.fs.op_count());
+        let _ = self.fs.rename(evidence, Path::new(&gone));
     }
 
     /// The store of snapshots, if there is one, and which of its files are of no use, as the end of a sentence.

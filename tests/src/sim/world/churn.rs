@@ -108,7 +108,9 @@ impl World {
     /// Enough stays, and what has rotted or is going to is a minority of it.
     fn is_safe(&self, next: &Membership) -> bool {
         let rots = |scheduled: &super::fault::Scheduled| match scheduled.fault {
-            Fault::BitRot { node, .. } => Some(NodeId(node as u64 + 1)),
+            Fault::BitRot { node, .. } | Fault::LoseLog { node, .. } => {
+                Some(NodeId(node as u64 + 1))
+            }
             _ => None,
         };
         let doomed: BTreeSet<NodeId> = self.plan.faults.iter().filter_map(rots).collect();

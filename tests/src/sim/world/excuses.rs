@@ -2,8 +2,8 @@
 //!
 //! - Its disk was cut off in the middle of an operation: the crash comes next.
 //! - An operation of its disk has failed. One failure excuses one stop, of the process that met it.
-//! - A byte of its log has changed, and the error names that file. The member stays down: it takes an operator to replace
-//!   it.
+//! - A byte of its log or snapshots has changed, and the error names that file. A log that it reads while it runs is begun
+//!   anew by the next start; a member that does not start stays down: it takes an operator to replace it.
 //! - Its disk is full, it was starting, and the error says so. A member that runs goes on.
 //!
 //! The reverse holds as well: a member whose sync failed must not write

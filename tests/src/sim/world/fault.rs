@@ -46,6 +46,14 @@ pub enum Fault {
     DiskFull { node: usize, room: u64, ticks: u64 },
     /// A byte of the log changes. At most a minority of the members is hit.
     BitRot { node: usize, place: u64, mask: u8 },
+    /// Members are cut off until only a majority with the leader and `node` is left, for a while. Then the log of `node` loses
+    /// its newest entries, and the rest of that majority stops: what they had agreed on is with those who stopped alone.
+    LoseLog {
+        node: usize,
+        place: u64,
+        ticks: u64,
+        down: u64,
+    },
     /// The clock of a member goes at so many percent for a while.
     ClockRate {
         node: usize,
@@ -201,6 +209,7 @@ impl Fault {
             | Self::DiskError { node, .. }
             | Self::DiskFull { node, .. }
             | Self::BitRot { node, .. }
+            | Self::LoseLog { node, .. }
             | Self::ClockRate { node, .. }
             | Self::ClockJump { node, .. }
             | Self::Pause { node, .. }
@@ -240,6 +249,7 @@ impl Fault {
             | Self::Partition { ticks, .. }
             | Self::Network { ticks, .. }
             | Self::Depose { ticks, .. }
+            | Self::LoseLog { ticks, .. }
             | Self::Lag { ticks, .. }
             | Self::SlowWatcher { ticks, .. } => Some(ticks),
             Self::Change { alone, .. } => Some(alone).filter(|ticks| *ticks > 0),
@@ -351,7 +361,7 @@ pub fn draw(rng: &mut Rng, nodes: usize, ticks: u64) -> Vec<Scheduled> {
         let fault = one(rng, kind, places);
         let allowed = match &fault {
             // More would leave nothing good.
-            Fault::BitRot { node, .. } if !rotten.contains(node) => {
+            Fault::BitRot { node, .. } | Fault::LoseLog { node, .. } if !rotten.contains(node) => {
                 let may = rotten.len() < (nodes - 1) / 2 && rng.chance(1, 4);
                 if may {
                     rotten.push(*node);
@@ -405,10 +415,18 @@ fn one(rng: &mut Rng, kind: u64, nodes: usize) -> Fault {
             room: rng.below(60_000),
             ticks,
         },
-        6 => Fault::BitRot {
-            node,
-            place: rng.next_u64(),
-            mask: 1 << rng.below(8),
+        6 => match (rng.next_u64(), rng.below(8)) {
+            (place, mask) if mask < 4 => Fault::BitRot {
+                node,
+                place,
+                mask: 1 << (mask * 2 + place % 2),
+            },
+            (place, down) => Fault::LoseLog {
+                node,
+                place,
+                ticks: ticks.min(SECOND) + SECOND / 5,
+                down: (down - 3) * SECOND / 2,
+            },
         },
         7 => {
             if rng.chance(1, 2) {
@@ -557,7 +575,7 @@ mod tests {
             let rotten: std::collections::BTreeSet<usize> = schedule
                 .iter()
                 .filter_map(|s| match s.fault {
-                    Fault::BitRot { node, .. } => Some(node),
+                    Fault::BitRot { node, .. } | Fault::LoseLog { node, .. } => Some(node),
                     _ => None,
                 })
                 .collect();
@@ -568,6 +586,6 @@ mod tests {
                 kinds.insert(text.split(' ').next().unwrap().to_owned());
             }
         }
-        assert_eq!(kinds.len(), 23, "{kinds:?}");
+        assert_eq!(kinds.len(), 24, "{kinds:?}");
     }
 }

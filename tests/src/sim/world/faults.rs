@@ -3,12 +3,16 @@
 //! Several may be there at a time, also of one kind and on one member. What a member or the network is like is worked out
 //! from all that last, whenever one begins or ends: the end of one leaves the others as they are.
 
+use std::path::Path;
+
+use kv_server::pb::command::command::Op;
+use kv_server::pb::etcdserverpb::CompactionRequest;
+use raft_log::vfs::Vfs;
+
 use super::fault::{CutOff, Net};
 use super::snapshots::Armed;
 use super::{Event, Fault, NodeId, World};
-use crate::sim::node::GROUP;
-use kv_server::pb::command::command::Op;
-use kv_server::pb::etcdserverpb::CompactionRequest;
+use crate::sim::node::{GROUP, LOG_DIR};
 
 /// Ticks between a transfer and the moment at which the old leader is cut off.
 const ORDER_TICKS: u64 = 2;
@@ -19,6 +23,8 @@ pub(super) struct Lasting {
     /// The member that led, and the directions that were cut.
     cut: Vec<(usize, usize)>,
     leader: Option<usize>,
+    /// Those who are not cut off by [`Fault::LoseLog`], first the one whose log is lost.
+    majority: Vec<usize>,
     /// Bytes that the disk may hold.
     capacity: u64,
 }
@@ -38,6 +44,7 @@ impl World {
         let lasting = Lasting {
             cut: Vec::new(),
             leader: None,
+            majority: Vec::new(),
             capacity: 0,
             fault: fault.clone(),
         };
@@ -107,6 +114,21 @@ impl World {
             Fault::BitRot { node, place, mask } => {
                 self.rot(node, place, mask);
                 "rotten bits"
+            }
+            Fault::LoseLog { node, .. } => {
+                let leader = self.leader();
+                let majority = leader.and_then(|leader| self.majority_with(node, leader));
+                let Some(majority) = majority else {
+                    return ("logs lost in vain", None);
+                };
+                let nodes = self.members.len();
+                let away = |at: usize| !majority.contains(&at);
+                let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
+                lasting.cut = links
+                    .filter(|(from, to)| away(*from) != away(*to))
+                    .collect();
+                lasting.majority = majority;
+                "logs lost"
             }
             Fault::ClockRate { .. } => "clock rates",
             Fault::ClockJump { node, ticks } => {
@@ -230,6 +252,34 @@ impl World {
         leads.max().map(|(_, at)| at)
     }
 
+    /// A voter, the leader, and as few others as they need for a majority of each list of voters that the leader goes by;
+    /// none when it is no voter.
+    fn majority_with(&self, node: usize, leader: usize) -> Option<Vec<usize>> {
+        let membership = self.members[leader].node.membership();
+        let lists = [&membership.voters, &membership.voters_outgoing];
+        let id = |at: usize| self.members[at].node.id;
+        if !lists.iter().any(|list| list.contains(&id(node))) {
+            return None;
+        }
+        let mut majority = vec![node];
+        if leader != node {
+            majority.push(leader);
+        }
+        for list in lists {
+            let here = majority
+                .iter()
+                .filter(|at| list.contains(&id(**at)))
+                .count();
+            let missing = (list.len() / 2 + 1).saturating_sub(here);
+            let places = list.iter().map(|id| id.0 as usize - 1);
+            let others: Vec<usize> = places.filter(|at| !majority.contains(at)).collect();
+            let after = others.partition_point(|at| *at < leader);
+            let others = others[after..].iter().chain(&others[..after]);
+            majority.extend(others.take(missing));
+        }
+        Some(majority)
+    }
+
     fn transfer(&mut self, leader: usize, to: usize) {
         let member = &mut self.members[leader];
         member
@@ -274,6 +324,16 @@ impl World {
         self.trace
             .event(self.now, &("end", which), || format!("fault {number} ends"));
         self.network.join(&lasting.cut);
+        if let Fault::LoseLog {
+            node, place, down, ..
+        } = lasting.fault
+        {
+            for at in &lasting.majority {
+                let down = if *at == node { 1 } else { down };
+                self.crash(*at, place % 4 == 0, place >> 8 & 15, down);
+            }
+            self.lose_log(node, place);
+        }
         if let Fault::SlowWatcher {
             watcher,
             again: true,
@@ -357,6 +417,36 @@ impl World {
                 Event::Fault(_) | Event::Strike(_) | Event::Cut(_) | Event::End(_)
             )
         });
+    }
+
+    /// Removes the newest segment of a member that is down, or changes a byte at the end of what is in it.
+    fn lose_log(&mut self, node: usize, place: u64) {
+        let member = &mut self.members[node];
+        let segments = member.node.files();
+        let segments = segments.iter().filter(|path| path.ends_with(".seg"));
+        let Some(path) = segments.max().cloned() else {
+            return;
+        };
+        let fs = &member.node.fs;
+        let manifest = format!("{LOG_DIR}/MANIFEST");
+        // Nothing else tells of the newest segment.
+        if place & 16 == 0 && !member.rotten.contains(&manifest) {
+            fs.remove(Path::new(&path)).expect("it was listed");
+            self.trace.say(self.now, &format!("{path} is lost"));
+        } else {
+            let content = fs.read_file(&path).expect("it was listed");
+            if content.is_empty() {
+                // A power loss has left nothing of it.
+                return;
+            }
+            let batches = &content[..content.len().saturating_sub(2048)];
+            let end = batches.iter().rposition(|byte| *byte != 0).unwrap_or(0);
+            let at = end.saturating_sub((place >> 32) as usize % 400);
+            fs.corrupt(&path, at as u64, 4).expect("it is in the file");
+            self.trace.say(self.now, &format!("{path} rots at {at}"));
+        }
+        let votes = format!("{LOG_DIR}/votes");
+        member.rotten.extend([path, manifest, votes]);
     }
 
     /// Changes a byte in one of the files of a member.

@@ -33,7 +33,7 @@ use raft_log::vfs::sim::{CrashKind, Fault as DiskFault, Rng};
 use raft_log::{GroupId, NodeId};
 use raft_node::core::{Body, Message};
 
-use super::node::{GROUP, Node, Stopped};
+use super::node::{GROUP, LOG_DIR, Node, Stopped};
 use super::oracle::{Oracle, Shared};
 use super::settings::{Settings, SnapshotSettings};
 use super::solo::Coverage;
@@ -71,19 +71,38 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The run of a seed.
+    /// The run of a seed, without the faults that lose the end of a log.
     #[must_use]
     pub fn new(seed: u64, nodes: usize, seconds: u64) -> Self {
-        let mut rng = Rng::new(seed ^ 0x000f_a017);
-        let ticks = seconds * SECOND;
-        Self {
+        let mut plan = Self {
             seed,
             nodes,
-            ticks,
-            faults: fault::draw(&mut rng, nodes, ticks),
+            ticks: seconds * SECOND,
+            faults: Vec::new(),
             shortened: false,
             bug: None,
-        }
+        };
+        plan.faults = plan.drawn();
+        let stays = |scheduled: &Scheduled| !matches!(scheduled.fault, Fault::LoseLog { .. });
+        plan.faults.retain(stays);
+        plan
+    }
+
+    /// All faults that the seed draws.
+    fn drawn(&self) -> Vec<Scheduled> {
+        fault::draw(
+            &mut Rng::new(self.seed ^ 0x000f_a017),
+            self.nodes,
+            self.ticks,
+        )
+    }
+
+    /// The same with the faults that lose the end of a log. It is repeated by the numbers of its faults.
+    #[must_use]
+    pub fn with_lost_logs(mut self) -> Self {
+        self.faults = self.drawn();
+        self.shortened = true;
+        self
     }
 
     /// The same with a bug in the product.
@@ -96,9 +115,9 @@ impl Plan {
     /// The same with those faults only, by their numbers in the seed's list.
     #[must_use]
     pub fn only(mut self, numbers: &[usize]) -> Self {
+        self = self.with_lost_logs();
         self.faults
             .retain(|scheduled| numbers.contains(&scheduled.number));
-        self.shortened = true;
         self
     }
 
@@ -186,7 +205,7 @@ struct Member {
     full: bool,
     /// Files of its log and snapshots with bytes that changed.
     rotten: Vec<String>,
-    /// It does not come back: its log is damaged.
+    /// It does not come back: what is damaged cannot be repaired from the others.
     lost: bool,
     /// It does not come back: it has left the group.
     gone: bool,
@@ -591,6 +610,16 @@ impl World {
         member.working = false;
         let local = member.local(now);
         let mut outcome = member.node.start(local);
+        let anew = member.node.take_anew();
+        if anew {
+            let is_damaged = member.rotten.iter().any(|path| path.starts_with(LOG_DIR));
+            assert!(
+                is_damaged,
+                "member {} begins its log anew, and no fault has damaged it",
+                at + 1
+            );
+            member.rotten.retain(|path| !path.starts_with(LOG_DIR));
+        }
         if outcome.is_ok() {
             member.was_applied = member.node.applied().0;
             member.due = now;
@@ -599,6 +628,11 @@ impl World {
                 Err(Refusal::Stopped(stopped)) => Err(stopped),
                 Err(Refusal::Violated(text)) => panic!("{text}"),
             };
+        }
+        if anew {
+            self.trace
+                .say(now, &format!("m{}: begins its log anew", at + 1));
+            self.count("logs begun anew");
         }
         match outcome {
             Ok(()) => {
@@ -622,8 +656,9 @@ impl World {
         let member = &mut self.members[at];
         let (mut power, keep, down) = member.next_crash;
         if excuse != Excuse::CutOff {
-            // What is damaged stays so: in this version it takes an operator to replace the member.
-            member.lost = excuse == Excuse::Damage;
+            // A log that it reads while it runs is looked at by the next start. What keeps it from starting takes an operator.
+            let starts = !member.node.is_up() || !error.0.contains(LOG_DIR);
+            member.lost = excuse == Excuse::Damage && starts;
             if member.node.is_up() {
                 // It has the time to answer.
                 member.node.fail(false);

@@ -150,7 +150,11 @@ impl World {
                 return false;
             }
             let status = member.node.core_status();
-            if status.applied != last || status.last_index != last || status.commit != last {
+            if status.guarded
+                || status.applied != last
+                || status.last_index != last
+                || status.commit != last
+            {
                 return false;
             }
             leaders += usize::from(status.committed_in_term);

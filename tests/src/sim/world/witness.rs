@@ -28,11 +28,24 @@ const READ_BYTES_MAX: usize = 1 << 20;
 struct Known {
     /// The terms of its entries, from index 1.
     terms: Vec<u64>,
+    /// Those that it had on disk before it lost some of them: until it has caught up they count for what it had said.
+    lost: Vec<u64>,
     durable: u64,
     applied: u64,
     role: Role,
     term: u64,
     voters: Voters,
+}
+
+impl Known {
+    /// What it may have acknowledged.
+    fn had(&self) -> Vec<u64> {
+        let durable = self.terms.len().min(self.durable as usize);
+        let mut had = self.lost.clone();
+        had.resize(had.len().max(durable), 0);
+        had[..durable].copy_from_slice(&self.terms[..durable]);
+        had
+    }
 }
 
 /// All checkers that look at members.
@@ -134,6 +147,9 @@ impl Witness {
             ..Known::default()
         };
         let before = std::mem::replace(&mut self.members[at], known);
+        if node.core_status().guarded {
+            self.members[at].lost = before.had();
+        }
         let outcome = self.turned(at, node, 0);
         if matches!(outcome, Err(Refusal::Stopped(_))) {
             // It acknowledged what it had; that it cannot be read any more does not undo that.
@@ -178,6 +194,9 @@ impl Witness {
         let id = node.id.0;
         let (term, commit, last) = (status.term.0, status.commit.0, status.last_index.0);
         let kept = self.read_log(at, node, last)?;
+        if !status.guarded {
+            self.members[at].lost.clear();
+        }
         let here = Place {
             term,
             commit,
@@ -274,6 +293,7 @@ impl Witness {
         let has = |known: &Known| {
             index == 0
                 || (known.durable >= index && known.terms.get(index as usize - 1) == Some(&term))
+                || known.lost.get(index as usize - 1) == Some(&term)
         };
         let holders = (1..).zip(&self.members).filter(|(_, known)| has(known));
         holders.map(|(id, _)| id).collect()

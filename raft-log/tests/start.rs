@@ -438,6 +438,11 @@ fn reading_that_fails_in_a_start_is_an_error_and_the_next_start_works() {
             matches!(error.kind(), ErrorKind::Io | ErrorKind::SuspectTail),
             "read {nth}: {error}"
         );
+        // Not taken for damage that nobody read about.
+        assert!(
+            error.to_string().contains("os error 5"),
+            "read {nth}: {error}"
+        );
         failed += 1;
         assert_eq!(state(&open(&fs).0), expected, "read {nth}");
     }

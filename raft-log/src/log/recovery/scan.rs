@@ -1,5 +1,6 @@
 //! Reads segments: by their footers where those verify and fit, else batch by batch, and judges what does not verify.
 
+use std::io;
 use std::sync::Arc;
 
 use super::super::LogOptions;
@@ -22,8 +23,8 @@ pub(in super::super) struct Segment {
     pub(super) header: SegmentHeader,
     pub(in super::super) file: Arc<dyn VfsFile>,
     pub(in super::super) data: Vec<u8>,
-    /// Some of it could not be read.
-    pub(in super::super) io_error: bool,
+    /// Why some of it could not be read.
+    pub(in super::super) io_error: Option<io::Error>,
 }
 
 /// A batch that verified and is not provably synced.
@@ -110,10 +111,11 @@ pub(in super::super) fn load(
     }
     let mut data = vec![0; len as usize];
     // Sector by sector after a failure, so that what is readable is judged by itself.
-    let mut io_error = false;
+    let mut io_error = None;
     if file.read_exact_at(&mut data, 0).is_err() {
         for (at, chunk) in data.chunks_mut(4096).enumerate() {
-            io_error |= file.read_exact_at(chunk, at as u64 * 4096).is_err();
+            let read = file.read_exact_at(chunk, at as u64 * 4096);
+            io_error = io_error.or(read.err());
         }
     }
     Ok(Segment {
@@ -345,7 +347,14 @@ impl Scan<'_> {
         let top = &segment.header;
         let end = footer::batches_end(&segment.data, top.salt()).max(at);
         let rest = segment.data.get(at..end).unwrap_or_default();
-        let finding = look(rest, at, top.salt(), expected, known, segment.io_error);
+        let finding = look(
+            rest,
+            at,
+            top.salt(),
+            expected,
+            known,
+            segment.io_error.is_some(),
+        );
         let path = segment_path(&self.options.dir, top.id);
         let verdict = table::judge(finding);
         if verdict == Verdict::CleanEnd {
@@ -353,9 +362,15 @@ impl Scan<'_> {
         }
         let batches = segment.data.get(..end).unwrap_or_default();
         let behind = behind(batches, at, top.salt(), expected);
-        let found = |what: &str| match behind {
-            None => what.to_owned(),
-            Some(behind) => format!("{what} ({behind})"),
+        let found = |what: &str| {
+            let what = match &segment.io_error {
+                None => what.to_owned(),
+                Some(error) => format!("{what}, in a file of which a part cannot be read: {error}"),
+            };
+            match behind {
+                None => what,
+                Some(behind) => format!("{what} ({behind})"),
+            }
         };
         let refusal = match verdict {
             Verdict::CleanEnd | Verdict::Cut => None,
@@ -402,7 +417,8 @@ fn idle_behind(segment: &Segment, at: usize) -> Option<Idle> {
     let end = footer::batches_end(&segment.data, segment.header.salt()) / block * block;
     let from = at.next_multiple_of(block);
     let zeros = segment.data.get(from..end)?;
-    let idle = !segment.io_error && !zeros.is_empty() && zeros.iter().all(|byte| *byte == 0);
+    let idle =
+        segment.io_error.is_none() && !zeros.is_empty() && zeros.iter().all(|byte| *byte == 0);
     idle.then_some(Idle {
         segment: segment.header.id,
         from: from as u64,

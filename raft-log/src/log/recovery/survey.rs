@@ -195,9 +195,11 @@ fn is_as_made(
     top: &SegmentHeader,
 ) -> Result<bool, LogError> {
     let segment = load(vfs, options, *top)?;
-    if segment.io_error {
+    if let Some(error) = &segment.io_error {
         let path = segment_path(&options.dir, top.id);
-        let text = "a part of the segment cannot be read; look at the disk, then start again";
+        let text = format!(
+            "a part of the segment cannot be read: {error}; look at the disk, then start again"
+        );
         return Err(LogError::at(ErrorKind::Io, &path, 0, text));
     }
     let (mut at, mut seq, mut chain) = (SEGMENT_DATA as usize, top.first_seq - 1, top.chain);

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use raft_log::vfs::sim::CrashKind;
 use raft_log::vfs::{SharedVfs, SimFs, Vfs};
@@ -12,6 +14,7 @@ use raft_log::{
 
 const GROUP: GroupId = GroupId(1);
 const PAYLOAD: usize = 1_000;
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn batch(index: u64) -> WriteBatch {
     let mut batch = WriteBatch::new();
@@ -71,6 +74,51 @@ fn disk_without_room_for_a_segment_says_full_until_there_is_room_and_loses_nothi
         .unwrap();
     assert_eq!(entries.len() as u64, index + 1);
     assert!(entries.iter().all(|entry| entry.payload.len() == PAYLOAD));
+}
+
+/// The log's thread looked for space when nobody had woken it for a second, so never where somebody always did.
+#[test]
+fn thread_finds_space_although_it_is_woken_all_the_time() {
+    let fs = SimFs::new(1);
+    let mut options = LogOptions::new("/log", StoreId(1));
+    options.segment_bytes_min = 16 << 10;
+    options.segment_bytes_max = 16 << 10;
+    let vfs: SharedVfs = Arc::new(fs.clone());
+    let (log, _) = Log::open(vfs, options).unwrap();
+    let mut first = WriteBatch::new();
+    first.push(GROUP, Record::Compact(Base::default()));
+    log.write(first).unwrap();
+    fs.set_capacity(Some(48 << 10));
+    let mut index = 0;
+    let until = |space: Space, step: &mut dyn FnMut()| {
+        let begun = Instant::now();
+        while log.space() != space {
+            assert!(begun.elapsed() < PATIENCE, "not {space:?} in time");
+            step();
+            log.wake();
+            thread::park_timeout(Duration::from_millis(50));
+        }
+    };
+    until(Space::Full, &mut || {
+        index += 1;
+        // What does not fit waits.
+        let _ = log.enqueue(batch(index));
+    });
+    fs.set_capacity(None);
+    // As a member does that follows: it goes on with what still fits.
+    let mut commit = 0;
+    until(Space::Available, &mut || {
+        commit += 1;
+        let mut batch = WriteBatch::new();
+        let state = HardState {
+            term: Term(1),
+            vote: None,
+            commit: Index(commit.min(index - 1)),
+        };
+        batch.push(GROUP, Record::HardState(state));
+        log.enqueue_accepted(batch).unwrap();
+    });
+    log.close().unwrap();
 }
 
 /// Entries that had to wait would stand before the compaction that makes room for them.

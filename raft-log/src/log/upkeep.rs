@@ -2,7 +2,7 @@
 //! segments that nobody needs any more.
 
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::format::BATCH_HEADER;
 use super::writer::Item;
@@ -130,7 +130,13 @@ impl Shared {
 
     /// The log's own thread: writes what nobody waits for, prepares segments, marks what is synced when the log is
     /// idle, and tries again when the disk was full.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a thread that drives; how often it is woken must not put off what it does by the clock"
+    )]
     pub(super) fn run(&self) {
+        // When it is next looked whether a full disk has space.
+        let mut look_at = Instant::now();
         loop {
             let mut core = self.core();
             if core.closed || core.error.is_some() {
@@ -146,11 +152,12 @@ impl Shared {
             if core.stuck || (core.full && idle) {
                 // Space comes back without anybody saying so.
                 core.asleep = !core.stuck;
-                let (woken, waited) = self
+                let left = look_at.saturating_duration_since(Instant::now());
+                let (woken, _) = self
                     .work
-                    .wait_timeout(core, FULL_RETRY)
+                    .wait_timeout(core, left)
                     .unwrap_or_else(PoisonError::into_inner);
-                (core, prepare) = (woken, waited.timed_out());
+                core = woken;
             } else if idle && !rotated && core.unproven() {
                 // While somebody writes, this only looks on, and nobody pays for waking it.
                 core.asleep = true;
@@ -168,6 +175,13 @@ impl Shared {
             (core.asleep, core.dozing) = (false, false);
             if core.closed {
                 return;
+            }
+            if core.full || core.stuck {
+                let now = Instant::now();
+                prepare = now >= look_at;
+                if prepare {
+                    look_at = now + FULL_RETRY;
+                }
             }
             drop(core);
             // Whoever waits learns of a failure by the state that it leaves.

@@ -124,6 +124,8 @@ pub struct HostCore<S: StateMachine> {
     housekeeping_at: u64,
     /// What the inbox was last told of the disk.
     full: bool,
+    /// What else writes to the log's disk, and may find no space first.
+    also_full: Box<dyn Fn() -> bool + Send>,
     /// When it is next tried to lead nothing on a full disk.
     leave_at: u64,
 }
@@ -163,6 +165,7 @@ impl<S: StateMachine> HostCore<S> {
             stores: None,
             housekeeping_at: HOUSEKEEPING_TICKS,
             full: false,
+            also_full: Box::new(|| false),
             leave_at: 0,
         };
         host.publish();
@@ -177,7 +180,7 @@ impl<S: StateMachine> HostCore<S> {
             let healthy = keeper.setup.store.healthy();
             healthy.map_err(GroupError::Snapshots)?;
         }
-        self.full = self.log.space() == Space::Full;
+        self.full = self.log.space() == Space::Full || (self.also_full)();
         self.inbox.set_full(self.full);
         self.slots.tick(now);
         self.take_inbox(now);
@@ -219,6 +222,12 @@ impl<S: StateMachine> HostCore<S> {
             sole_voter: self.slots.is_alone(),
             deadline: self.deadline(now),
         })
+    }
+
+    /// Asks at each turn whether there is space for what the state machines write as well. While there is none, the host does
+    /// as when its log finds none: it refuses proposals, gives back what it can, and leads nothing that others can lead.
+    pub fn share_disk(&mut self, is_full: Box<dyn Fn() -> bool + Send>) {
+        self.also_full = is_full;
     }
 
     /// True once [`HostHandle::stop`] was called.

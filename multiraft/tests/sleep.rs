@@ -13,7 +13,7 @@ use multiraft::liveness::{Beat, Health, Liveness, LivenessConfig};
 use multiraft::{HostCore, HostError, HostHandle, HostOptions, Outbox};
 use raft_log::vfs::SimFs;
 use raft_log::vfs::sim::CrashKind;
-use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
+use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, Space, StoreId};
 use raft_node::core::{Config, Membership, Message, Role};
 use raft_node::driver::{Group, GroupConfig, bootstrap};
 use raft_node::{Applied, ApplyError, Entry, Index, StateMachine, TickContext};
@@ -353,6 +353,28 @@ fn leader_whose_disk_is_full_hands_over_while_another_one_has_room() {
     let others = STORES.into_iter().filter(|id| *id != full);
     let elsewhere: usize = others.map(|id| world.leads(id).len()).sum();
     assert_eq!(elsewhere, GROUPS as usize);
+}
+
+#[test]
+fn leader_whose_state_machines_find_no_space_hands_over_before_its_log_is_full() {
+    let mut world = asleep();
+    let most = STORES.into_iter().max_by_key(|id| world.leads(*id).len());
+    let full = most.unwrap();
+    let led = world.leads(full);
+    let store = world.stores.get_mut(&full).unwrap();
+    let (log, core, handle) = store.running.as_mut().unwrap();
+    core.share_disk(Box::new(|| true));
+    core.turn(world.now).unwrap();
+    assert_eq!(log.space(), Space::Available);
+    let refused = Arc::new(Mutex::new(None));
+    let into = Arc::clone(&refused);
+    let reply = Box::new(move |result: Result<_, HostError>| {
+        *into.lock().unwrap() = result.err();
+    });
+    handle.propose(led[0], Bytes::from_static(b"more"), reply);
+    assert_eq!(refused.lock().unwrap().take(), Some(HostError::NoSpace));
+    world.run(5 * ELECTION_TICKS);
+    assert_eq!(world.leads(full), [], "{full} leads without space");
 }
 
 /// Answers of a read at a leader that hears nobody, after so many ticks.

@@ -286,6 +286,8 @@ impl Node {
                     limits: ForwardLimits::new(election_ticks(config)),
                 });
                 core.watch_stores(liveness(config, &identity));
+                let on_same_disk = Arc::clone(&engine);
+                core.share_disk(Box::new(move || on_same_disk.out_of_space()));
                 let store = snapshots.clone();
                 core.keep_snapshots(SnapshotSetup { store, tasks });
             },

@@ -356,10 +356,7 @@ impl Work {
                 if self.roster.table.removed.get(&id) == Some(&call.request) {
                     return Ok(None);
                 }
-                // One that is on its way out already is proposed again until it is gone: by then it is known who asked.
-                if !self.roster.leaving.contains(&id) {
-                    picture.check_remove(id)?;
-                }
+                picture.check_remove(id)?;
                 let removed = vec![id.0];
                 let context = MemberChange {
                     removed,

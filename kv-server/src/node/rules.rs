@@ -76,8 +76,11 @@ impl Picture<'_> {
         Ok(())
     }
 
-    /// A member leaves.
+    /// A member leaves. One that is on its way out already is proposed again until it is gone: by then it is known who asked.
     pub(super) fn check_remove(&self, id: NodeId) -> Result<(), ApiError> {
+        if self.roster.leaving.contains(&id) {
+            return Ok(());
+        }
         let member = self.roster.get(id).ok_or(ApiError::MemberNotFound)?;
         if !self.rules.strict || member.is_learner() {
             return Ok(());
@@ -299,6 +302,20 @@ mod tests {
             let without = check(members, lax(), remove);
             assert_eq!(without.is_ok(), exists, "{members:?}, {id}");
         }
+    }
+
+    /// The leader changed between the two entries of the change: the next one was asked again, and knew no such member.
+    #[test]
+    fn member_on_its_way_out_may_be_removed_until_it_is_gone() {
+        let (mut roster, linked) = world(&[(1, 'v'), (2, 'v')]);
+        roster.leaving.insert(NodeId(3));
+        let picture = Picture {
+            rules: ChangeRules::default(),
+            roster: &roster,
+            me: ME,
+            linked: &linked,
+        };
+        assert_eq!(picture.check_remove(NodeId(3)), Ok(()));
     }
 
     #[test]

@@ -47,6 +47,7 @@ use multiraft::transport::{
 use multiraft::{
     Host, HostError, HostHandle, HostOptions, SnapshotSetup, TaskThread, Tasks, restore,
 };
+use raft_log::log::renewal;
 use raft_log::snapshot::SnapshotStore;
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
@@ -199,7 +200,7 @@ impl Node {
             ));
         }
         // Looked at before the log is opened: a new one in the place of the old would pass for it from then on.
-        if identity.boot > 0 && !repair::is_log_there(&vfs, dir)? {
+        if identity.boot > 0 && !renewal::exists(vfs.as_ref(), &dir.join("log"))? {
             return Err(NodeError::LogLost { dir: dir.clone() });
         }
         let log = repair::open_log(&vfs, config, &identity, &peers)?;

@@ -4,7 +4,6 @@
 //! What is known here decides only whether there is anybody; `raft_log::log::renewal` keeps what may be kept, and refuses
 //! where term and vote are not known; the core does not vote with such a log before it has caught up.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use raft_log::log::renewal::{Renewal, open_or_renew, renew};
@@ -20,19 +19,6 @@ use tracing::{error, info, warn};
 
 use super::engine::applied_at_start;
 use super::{DATA_GROUP, Identity, NodeConfig, NodeError, PeerBook, log_options};
-
-/// True when a data directory has a log, or one whose renewal was cut short before its last rename.
-pub(super) fn is_log_there(vfs: &SharedVfs, dir: &Path) -> Result<bool, NodeError> {
-    for name in ["log", "log.renewed"] {
-        let path = dir.join(name);
-        match vfs.list(&path) {
-            Ok(_) => return Ok(true),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(NodeError::io("cannot list", &path, error)),
-        }
-    }
-    Ok(false)
-}
 
 /// Opens the log, or the one that takes its place.
 pub(super) fn open_log(

@@ -203,6 +203,18 @@ impl Names {
     }
 }
 
+/// True when `dir` is a log, or an open would finish a renewal of one: before somebody opens it and makes a new one there.
+///
+/// # Errors
+/// Failures of the file system.
+pub fn exists(vfs: &dyn Vfs, dir: &Path) -> Result<bool, LogError> {
+    let renewed = Names::of(dir).map(|names| names.renewed);
+    match renewed {
+        Some(renewed) => Ok(is_there(vfs, dir)? || is_there(vfs, &renewed)?),
+        None => is_there(vfs, dir),
+    }
+}
+
 /// Ends a renewal that was cut short between its last two renames: the new log gets the name that nobody has.
 pub(super) fn finish(vfs: &dyn Vfs, dir: &Path) -> Result<(), LogError> {
     match Names::of(dir) {

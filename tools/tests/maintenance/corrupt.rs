@@ -33,11 +33,11 @@ fn change(engine: &Path, from: &[u8], to: &[u8]) {
     engine.close().unwrap();
 }
 
-#[test]
-fn member_with_other_data_than_the_majority_serves_nobody() {
-    let mut cluster = Cluster::start(FLOTILLA, 3, &["--corrupt-check-time", "500ms"]);
+/// A cluster that compares its members, and which of them has another value than was written.
+fn cluster_with_a_wrong_value(members: usize) -> (Cluster, usize) {
+    let mut cluster = Cluster::start(FLOTILLA, members, &["--corrupt-check-time", "500ms"]);
     let leader = cluster.leader();
-    let wrong = (leader + 1) % 3;
+    let wrong = (leader + 1) % members;
     cluster.client(leader).put("key", "a sound value").unwrap();
     cluster.wait_for_equal_state();
     let mut server = cluster.take(wrong);
@@ -49,6 +49,12 @@ fn member_with_other_data_than_the_majority_serves_nobody() {
         b"a wrong value",
     );
     cluster.start_all();
+    (cluster, wrong)
+}
+
+#[test]
+fn member_with_other_data_than_the_majority_serves_nobody() {
+    let (mut cluster, wrong) = cluster_with_a_wrong_value(3);
     let client = cluster.client(wrong);
     let member = client.status().unwrap().header.unwrap().member_id;
     let corrupt = (member, pb::AlarmType::Corrupt);
@@ -122,20 +128,7 @@ fn member_with_other_data_than_the_majority_serves_nobody() {
 
 #[test]
 fn two_members_that_differ_refuse_everything_until_somebody_decides() {
-    let mut cluster = Cluster::start(FLOTILLA, 2, &["--corrupt-check-time", "500ms"]);
-    let leader = cluster.leader();
-    let wrong = (leader + 1) % 2;
-    cluster.client(leader).put("key", "a sound value").unwrap();
-    cluster.wait_for_equal_state();
-    let mut server = cluster.take(wrong);
-    server.terminate();
-    assert!(server.wait_exit().success());
-    change(
-        &cluster.data_dir(wrong).join("engine"),
-        b"a sound value",
-        b"a wrong value",
-    );
-    cluster.start_all();
+    let (cluster, _) = cluster_with_a_wrong_value(2);
     let leader = cluster.leader();
     let client = cluster.client(leader);
     let mut number = 0;

@@ -7,7 +7,8 @@
 //! - [`liveness`] says which stores are alive, by one exchange per pair of them.
 //! - [`SnapshotTransfer`] and [`begin_receive`] carry a snapshot to a member that lags.
 //! - [`forward`] lets a member serve clients while another one leads.
-//! - [`transport`] carries messages between members, and is the only module that knows a network.
+//! - [`transport`] carries messages between members, and is the only module of them that knows a network.
+//! - [`tls`] protects connections, those of clients too.
 
 mod error;
 pub mod forward;
@@ -24,6 +25,7 @@ pub mod testing;
 #[cfg(not(feature = "seeded-bugs"))]
 mod testing;
 mod thread;
+pub mod tls;
 mod transfer;
 pub mod transport;
 mod writer;

@@ -98,10 +98,12 @@ fn start(me: NodeId, listener: TcpListener, members: &Members) -> Member {
         snapshots: None,
         snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         seed: me.0,
+        tls: None,
     };
     let (sender, failed) = channel();
     let on_failure = Box::new(move |error: &str| sender.send(error.to_owned()).unwrap());
-    let transport = Transport::start(vec![listener], links.clone(), setup, on_failure).unwrap();
+    let transport =
+        Transport::start(vec![listener.into()], links.clone(), setup, on_failure).unwrap();
     Member {
         links,
         transport,
@@ -195,7 +197,7 @@ fn who_asks_is_told_which_members_there_are() {
     let (at_a, a_addr) = bind();
     let a = start(A, at_a, &Members::default());
     let url = format!("http://{a_addr}");
-    assert_eq!(ask_members(&url, PATIENCE), Ok(view()));
+    assert_eq!(ask_members(&url, None, PATIENCE), Ok(view()));
     a.transport.stop();
-    assert!(ask_members(&url, PATIENCE).is_err());
+    assert!(ask_members(&url, None, PATIENCE).is_err());
 }

@@ -90,10 +90,11 @@ fn start(me: Me, listener: TcpListener, other: (NodeId, SocketAddr), disks: &Arc
         snapshots: None,
         snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
         seed: me.member.0,
+        tls: None,
     };
     let outbox = links.outbox();
     let failed = Box::new(|error: &str| panic!("{error}"));
-    let transport = Transport::start(vec![listener], links, setup, failed).unwrap();
+    let transport = Transport::start(vec![listener.into()], links, setup, failed).unwrap();
     Member {
         outbox,
         transport,

@@ -4,5 +4,6 @@
 //! Used by the tests of this package and of `tools`. Nothing here is part of the product.
 
 pub mod cluster;
+pub mod pki;
 pub mod process;
 pub mod sim;

@@ -40,6 +40,10 @@ pub struct Setup {
     pub peer_url: Option<String>,
     /// All members as name=url; none for this one alone.
     pub initial_cluster: Option<String>,
+    /// Clients connect to an https URL.
+    pub is_https: bool,
+    /// Members do.
+    pub is_peer_https: bool,
     /// More flags.
     pub flags: Vec<String>,
     /// Variables of its environment.
@@ -63,6 +67,8 @@ impl Setup {
             name: "default".to_owned(),
             peer_url: None,
             initial_cluster: None,
+            is_https: false,
+            is_peer_https: false,
             flags: Vec::new(),
             env: Vec::new(),
         }
@@ -71,7 +77,7 @@ impl Setup {
     /// Where clients connect.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        url_at(self.port, self.is_https)
     }
 
     /// Starts the process, and returns without waiting for anything.
@@ -81,7 +87,7 @@ impl Setup {
     #[must_use]
     pub fn spawn(&self) -> Server {
         let url = self.url();
-        let listen = format!("http://127.0.0.1:{}", self.peer_port);
+        let listen = url_at(self.peer_port, self.is_peer_https);
         let peer = self.peer_url.as_ref().unwrap_or(&listen);
         let alone = format!("{}={peer}", self.name);
         let cluster = self.initial_cluster.as_ref().unwrap_or(&alone);
@@ -130,6 +136,11 @@ impl Setup {
         server.wait_for_line(READY);
         server
     }
+}
+
+fn url_at(port: u16, is_https: bool) -> String {
+    let scheme = if is_https { "https" } else { "http" };
+    format!("{scheme}://127.0.0.1:{port}")
 }
 
 /// Below the ports that the system gives to connections: one of those could be in use when a server starts again.

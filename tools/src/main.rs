@@ -12,6 +12,7 @@ mod server;
 mod sim;
 mod snapshot;
 mod status;
+mod tls;
 
 use std::process::ExitCode;
 

@@ -5,6 +5,7 @@
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
     Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
 };
+use multiraft::tls::{ClientTls, Listener, ServerTls};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -24,7 +26,7 @@ use tokio::sync::mpsc;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
-use crate::config::{self, ServerConfig};
+use crate::config::{self, ListenAddress, ServerConfig, TlsConfig};
 use crate::failure::Failure;
 use crate::logging;
 
@@ -71,7 +73,16 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
         sync: Arc::new(move |took| for_syncs.observe_wal_fsync(took)),
         flush: Arc::new(move |took| for_flushes.observe_backend_commit(took)),
     };
-    let mut node = Node::start(&node_config(&config), on_failure, observers).map_err(failure_of)?;
+    let unusable = |error: String| Failure::failed("setting up TLS", error);
+    // Before the data directory is touched, as far as that goes.
+    let peer_tls = config.tls.open_calls().map_err(unusable)?;
+    let opened = Protected::open(&config.tls).map_err(unusable)?;
+    let node_config = node_config(&config, peer_tls);
+    let mut node = Node::start(&node_config, on_failure, observers).map_err(failure_of)?;
+    let protected = opened.or_made(&config.tls, &config.data_dir);
+    let protected = protected.map_err(unusable)?;
+    let peer_listeners = listeners_of(peer_listeners, &config.listen_peer, &protected.peer);
+    let listeners = listeners_of(listeners, &config.listen_client, &protected.client);
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
     let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);
@@ -97,9 +108,55 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What protects the two addresses, where something does.
+struct Protected {
+    client: Option<ServerTls>,
+    peer: Option<ServerTls>,
+}
+
+impl Protected {
+    /// With the certificates that there are.
+    fn open(config: &TlsConfig) -> Result<Self, String> {
+        Ok(Self {
+            client: config.client.open()?,
+            peer: config.peer.open()?,
+        })
+    }
+
+    /// And those that the data directory keeps.
+    fn or_made(self, config: &TlsConfig, data_dir: &Path) -> Result<Self, String> {
+        let made = |opened: Option<ServerTls>, protection: &config::Protection| match opened {
+            Some(opened) => Ok(Some(opened)),
+            None => protection.open_in(data_dir),
+        };
+        Ok(Self {
+            client: made(self.client, &config.client)?,
+            peer: made(self.peer, &config.peer)?,
+        })
+    }
+}
+
+fn listeners_of(
+    sockets: Vec<TcpListener>,
+    addresses: &[ListenAddress],
+    tls: &Option<ServerTls>,
+) -> Vec<Listener> {
+    if tls.is_some() && !addresses.iter().any(|address| address.is_https) {
+        warn!(
+            addresses = ?addresses.iter().map(|listen| listen.address).collect::<Vec<_>>(),
+            "certificates are given, but no https URL to listen on: connections are not protected"
+        );
+    }
+    let protect = |(socket, address): (TcpListener, &ListenAddress)| Listener {
+        socket,
+        tls: tls.clone().filter(|_| address.is_https),
+    };
+    sockets.into_iter().zip(addresses).map(protect).collect()
+}
+
 /// Listens on all addresses, or on none.
-fn bind(addresses: &[SocketAddr], option: &str) -> Result<Vec<TcpListener>, Failure> {
-    let bind = |address: &SocketAddr| {
+fn bind(addresses: &[ListenAddress], option: &str) -> Result<Vec<TcpListener>, Failure> {
+    let bind = |ListenAddress { address, .. }: &ListenAddress| {
         TcpListener::bind(address).map_err(|error| {
             let hint = match error.kind() {
                 ErrorKind::AddrInUse => {
@@ -113,7 +170,7 @@ fn bind(addresses: &[SocketAddr], option: &str) -> Result<Vec<TcpListener>, Fail
     addresses.iter().map(bind).collect()
 }
 
-fn node_config(config: &ServerConfig) -> NodeConfig {
+fn node_config(config: &ServerConfig, peer_tls: Option<ClientTls>) -> NodeConfig {
     NodeConfig {
         data_dir: config.data_dir.clone(),
         name: config.name.clone(),
@@ -134,6 +191,7 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
             quota_bytes: config.quota_bytes,
             check_interval: config.check_interval,
         },
+        peer_tls,
     }
 }
 
@@ -141,7 +199,7 @@ fn node_config(config: &ServerConfig) -> NodeConfig {
 fn start(
     config: &ServerConfig,
     node: &mut Node,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
 ) -> Result<ServerHandle, Failure> {
     let has_leader = node.wait_until_serving().map_err(failure_of)?;
@@ -150,7 +208,7 @@ fn start(
     }
     let addresses: Vec<SocketAddr> = listeners
         .iter()
-        .map(TcpListener::local_addr)
+        .map(|listener| listener.socket.local_addr())
         .collect::<Result<_, _>>()
         .map_err(|error| Failure::failed("asking for the address of a socket", error))?;
     if let Some(watcher) = node.link_watcher() {

@@ -15,6 +15,7 @@ use kv_server::pb::etcdserverpb as pb;
 use tokio::task::JoinSet;
 
 use crate::failure::{Failure, print};
+use crate::tls::TlsArgs;
 use ask::{Answer, ask, ask_first};
 
 /// Flags of `flotilla status`.
@@ -23,6 +24,8 @@ pub(crate) struct StatusArgs {
     /// Members to ask for the others; one that answers is enough
     #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:2379")]
     endpoints: Vec<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Print JSON, an object on a line for each member
     #[arg(long)]
     json: bool,
@@ -80,10 +83,12 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 async fn look(args: &StatusArgs) -> Result<Report, Failure> {
     let patience = Duration::from_secs(args.timeout);
     let endpoints: BTreeSet<String> = args.endpoints.iter().map(|url| with_scheme(url)).collect();
+    let tls = args.tls.open()?;
     let mut asked = JoinSet::new();
     for url in endpoints {
+        let tls = tls.clone();
         asked.spawn(async move {
-            let answer = ask(&url, patience).await;
+            let answer = ask(&url, tls.as_ref(), patience).await;
             (url, answer)
         });
     }
@@ -122,8 +127,11 @@ async fn look(args: &StatusArgs) -> Result<Report, Failure> {
     let mut others = JoinSet::new();
     for (id, (_, member)) in &members {
         if !answered.contains_key(id) {
-            let (id, urls) = (*id, member.client_ur_ls.clone());
-            others.spawn(async move { (id, ask_first(id, urls, patience).await) });
+            let (id, urls, tls) = (*id, member.client_ur_ls.clone(), tls.clone());
+            others.spawn(async move {
+                let answer = ask_first(id, urls, tls.as_ref(), patience).await;
+                (id, answer)
+            });
         }
     }
     let mut missing = BTreeMap::new();

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use multiraft::tls::ClientTls;
 use multiraft::transport::{ClusterView, ListedMember, ask_members};
 use raft_log::NodeId;
 use tracing::info;
@@ -37,6 +38,7 @@ pub(super) fn ask(
     initial: &InitialCluster,
     name: &str,
     advertised: &[String],
+    tls: Option<&ClientTls>,
 ) -> Result<Joining, String> {
     let mine = initial.check_mine(name, advertised)?;
     let others: Vec<_> = initial.urls().filter(|url| !mine.contains(url)).collect();
@@ -50,7 +52,8 @@ pub(super) fn ask(
     loop {
         let mut reasons = Vec::new();
         for url in &others {
-            let joining = ask_members(url, ONE_ANSWER).and_then(|view| judge(initial, mine, view));
+            let joining =
+                ask_members(url, tls, ONE_ANSWER).and_then(|view| judge(initial, mine, view));
             match joining {
                 Ok(joining) => {
                     info!(url, member = %joining.me, "the members know this one");

@@ -33,13 +33,13 @@ mod text;
 mod upkeep;
 mod view;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
 use multiraft::liveness::{Liveness, LivenessConfig};
+use multiraft::tls::{ClientTls, Listener};
 use multiraft::transport::{
     Inbound, Links, Me, Members, QueueLimits, SNAPSHOT_BYTES_PER_SECOND, SnapshotInbox, Transport,
     TransportSetup, TransportWatcher,
@@ -122,6 +122,8 @@ pub struct NodeConfig {
     pub accept_suspect_tail: bool,
     /// What the member does on its own.
     pub upkeep: UpkeepConfig,
+    /// Protects calls to members whose URLs begin with `https`.
+    pub peer_tls: Option<ClientTls>,
 }
 
 /// Who sees how long the disk takes.
@@ -350,7 +352,7 @@ impl Node {
     /// for it may get others. `on_failure` is called once or twice when that cannot go on.
     pub fn connect(
         &mut self,
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Listener>,
         on_failure: impl Fn(&str) + Clone + Send + 'static,
     ) -> Result<(), NodeError> {
         let inbound: Arc<dyn Inbound> = Arc::new(self.handle.clone());
@@ -382,6 +384,7 @@ impl Node {
             })),
             snapshot_bytes_per_second: SNAPSHOT_BYTES_PER_SECOND,
             seed: random_u64()?,
+            tls: self.config.peer_tls.clone(),
         };
         let links_failed = Box::new(on_failure.clone());
         let transport = Transport::start(listeners, self.links.clone(), setup, links_failed);
@@ -572,7 +575,12 @@ fn identify(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook)
 /// A new data directory for a member that was added to a cluster. It is that member's once its identity is written; until
 /// then a start asks anew.
 fn join(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook), NodeError> {
-    let joining = join::ask(&config.initial, &config.name, &config.peer_urls);
+    let joining = join::ask(
+        &config.initial,
+        &config.name,
+        &config.peer_urls,
+        config.peer_tls.as_ref(),
+    );
     let joining = joining.map_err(NodeError::Initial)?;
     let peers = PeerBook::join(vfs, &config.data_dir, &joining)?;
     let identity = Identity {

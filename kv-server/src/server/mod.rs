@@ -21,10 +21,10 @@ mod watch;
 mod watch_tests;
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use multiraft::tls::Listener;
 use tonic::service::Routes;
 
 use crate::api::Api;
@@ -74,10 +74,7 @@ impl Default for ServerOptions {
 }
 
 /// Serves all listeners until the handle is shut down.
-pub fn serve<A: Api>(
-    listeners: Vec<TcpListener>,
-    parts: ServerParts<A>,
-) -> io::Result<ServerHandle> {
+pub fn serve<A: Api>(listeners: Vec<Listener>, parts: ServerParts<A>) -> io::Result<ServerHandle> {
     let (options, traffic) = (parts.options, parts.metrics.traffic.clone());
     let dispatch = http::Dispatch::new(parts);
     threads::start(listeners, dispatch, traffic, options)

@@ -33,7 +33,7 @@ fn start_with(election_ms: u64) -> (ServerHandle, Arc<FakeState>) {
         options: ServerOptions::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    (serve(vec![listener], parts).unwrap(), state)
+    (serve(vec![listener.into()], parts).unwrap(), state)
 }
 
 fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {

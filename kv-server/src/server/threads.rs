@@ -4,14 +4,15 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
+use std::net::{SocketAddr, TcpStream as StdStream};
 use std::pin::pin;
 use std::thread::{Builder as ThreadBuilder, JoinHandle};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::net::TcpStream;
+use multiraft::tls::{Connection, Listener, ServerTls};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -75,7 +76,7 @@ impl Drop for ServerHandle {
 }
 
 pub(super) fn start(
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     dispatch: Dispatch,
     traffic: Traffic,
     options: ServerOptions,
@@ -86,8 +87,8 @@ pub(super) fn start(
     );
     let mut local_addrs = Vec::new();
     for listener in &listeners {
-        listener.set_nonblocking(true)?;
-        local_addrs.push(listener.local_addr()?);
+        listener.socket.set_nonblocking(true)?;
+        local_addrs.push(listener.socket.local_addr()?);
     }
     let (stop, stopped) = watch::channel(false);
     // From here on a failure drops the handle, which stops the threads that run already.
@@ -123,9 +124,16 @@ fn spawn(
         .spawn(move || runtime.block_on(work))
 }
 
+/// A connection that was accepted, and what is to protect it.
+struct Accepted {
+    socket: StdStream,
+    from: SocketAddr,
+    tls: Option<ServerTls>,
+}
+
 async fn accept_all(
-    listeners: Vec<TcpListener>,
-    lanes: Vec<mpsc::Sender<StdStream>>,
+    listeners: Vec<Listener>,
+    lanes: Vec<mpsc::Sender<Accepted>>,
     stopped: watch::Receiver<bool>,
 ) {
     let mut loops = JoinSet::new();
@@ -136,11 +144,11 @@ async fn accept_all(
 }
 
 async fn accept_loop(
-    listener: TcpListener,
-    lanes: Vec<mpsc::Sender<StdStream>>,
+    Listener { socket, tls }: Listener,
+    lanes: Vec<mpsc::Sender<Accepted>>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let listener = match tokio::net::TcpListener::from_std(listener) {
+    let listener = match TcpListener::from_std(socket) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "cannot watch the client listener"),
     };
@@ -149,10 +157,14 @@ async fn accept_loop(
             accepted = listener.accept() => accepted,
             _ = stopped.changed() => return,
         };
-        match accepted.and_then(|(socket, _)| socket.into_std()) {
-            Ok(socket) => {
+        let accepted = accepted.and_then(|(socket, from)| {
+            let (socket, tls) = (socket.into_std()?, tls.clone());
+            Ok(Accepted { socket, from, tls })
+        });
+        match accepted {
+            Ok(accepted) => {
                 let handed_over = tokio::select! {
-                    sent = lane.send(socket) => sent.is_ok(),
+                    sent = lane.send(accepted) => sent.is_ok(),
                     _ = stopped.changed() => return,
                 };
                 if !handed_over {
@@ -168,7 +180,7 @@ async fn accept_loop(
 }
 
 async fn lane_loop(
-    mut sockets: mpsc::Receiver<StdStream>,
+    mut sockets: mpsc::Receiver<Accepted>,
     dispatch: (Dispatch, Traffic),
     mut stopped: watch::Receiver<bool>,
     drain: Duration,
@@ -195,7 +207,7 @@ async fn lane_loop(
 }
 
 async fn connection(
-    socket: StdStream,
+    Accepted { socket, from, tls }: Accepted,
     builder: Builder<TokioExecutor>,
     (dispatch, traffic): (Dispatch, Traffic),
     mut stopped: watch::Receiver<bool>,
@@ -204,9 +216,29 @@ async fn connection(
         .set_nodelay(true)
         .and_then(|()| TcpStream::from_std(socket));
     let socket = match socket {
-        Ok(socket) => TokioIo::new(AuthorityFilter::new(Counted::new(socket, traffic))),
+        Ok(socket) => Counted::new(socket, traffic),
         Err(error) => return tracing::warn!(%error, "cannot set up a connection"),
     };
+    let Some(tls) = tls else {
+        return serve(socket, &builder, dispatch, stopped).await;
+    };
+    let shaken = tokio::select! {
+        shaken = tls.accept(socket, from) => shaken,
+        _ = stopped.changed() => return,
+    };
+    match shaken {
+        Ok((stream, _)) => serve(stream, &builder, dispatch, stopped).await,
+        Err(reason) => tracing::warn!(%from, reason, "refused a connection"),
+    }
+}
+
+async fn serve(
+    socket: impl Connection + 'static,
+    builder: &Builder<TokioExecutor>,
+    dispatch: Dispatch,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let socket = TokioIo::new(AuthorityFilter::new(socket));
     let mut serving = pin!(builder.serve_connection(socket, dispatch));
     let result = tokio::select! {
         result = serving.as_mut() => result,

@@ -55,7 +55,7 @@ fn start_with(hub: WatchHub, adjust: impl FnOnce(&mut WatchOptions)) -> Rig {
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     Rig {
-        server: serve(vec![listener], parts).unwrap(),
+        server: serve(vec![listener.into()], parts).unwrap(),
         keyspace,
         state,
         metrics,

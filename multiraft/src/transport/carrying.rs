@@ -129,10 +129,11 @@ fn start(
         snapshots,
         snapshot_bytes_per_second: bytes_per_second,
         seed: me.0,
+        tls: None,
     };
     let outbox = links.outbox();
     let failed = Box::new(|error: &str| panic!("{error}"));
-    let transport = Transport::start(vec![listener], links, setup, failed).unwrap();
+    let transport = Transport::start(vec![listener.into()], links, setup, failed).unwrap();
     (outbox, transport)
 }
 

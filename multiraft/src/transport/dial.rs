@@ -18,6 +18,7 @@ use super::outbox::Peer;
 use super::pb::peer_client::PeerClient;
 use super::stats::Begun;
 use super::{FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT, Shared, pb};
+use crate::tls::{self, ClientTls};
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -169,7 +170,7 @@ async fn open(
     link: u64,
 ) -> Result<tonic::Streaming<pb::Frame>, Refusal> {
     let shake = async {
-        let mut client = connect(url).await?;
+        let mut client = connect(url, shared.tls.as_ref()).await?;
         let outgoing = Outgoing {
             hello: Some(pb::Frame {
                 hello: Some(shared.me.hello(to)),
@@ -195,7 +196,10 @@ async fn open(
 }
 
 /// A connection of its own to one of a member's URLs.
-pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, String> {
+pub(super) async fn connect(
+    url: &str,
+    tls: Option<&ClientTls>,
+) -> Result<PeerClient<Channel>, String> {
     let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|error| chain(&error))?
         .connect_timeout(HELLO_TIMEOUT)
@@ -203,7 +207,8 @@ pub(super) async fn connect(url: &str) -> Result<PeerClient<Channel>, String> {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    let channel = tls::connect(&endpoint, tls).await;
+    let channel = channel.map_err(|error| chain(&error))?;
     Ok(PeerClient::new(channel).max_encoding_message_size(FRAME_BYTES_MAX))
 }
 

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::dial::{connect, describe};
 use super::hello::FORMAT;
 use super::pb;
+use crate::tls::ClientTls;
 
 /// One member of a cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,13 +89,17 @@ fn decode(response: pb::MembersResponse) -> Result<ClusterView, String> {
 ///
 /// # Errors
 /// Why there is no answer.
-pub fn ask_members(url: &str, patience: Duration) -> Result<ClusterView, String> {
+pub fn ask_members(
+    url: &str,
+    tls: Option<&ClientTls>,
+    patience: Duration,
+) -> Result<ClusterView, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| error.to_string())?;
     let ask = async {
-        let mut client = connect(url).await?;
+        let mut client = connect(url, tls).await?;
         let request = pb::MembersRequest { format: FORMAT };
         let response = client.members(request).await;
         decode(response.map_err(|status| describe(&status))?.into_inner())

@@ -9,7 +9,8 @@
 //!                           lost without a link            CRC, at most about 1 MiB
 //! ```
 //!
-//! - A stream begins with a handshake, judged on both sides: cluster, member, disk, version (`hello.rs`).
+//! - A stream begins with a handshake, judged on both sides: cluster, member, disk, version (`hello.rs`). Below it may be
+//!   TLS, chosen for each listener, and for each link by the scheme of its URL (`stream.rs`).
 //! - A queue never blocks the host. Raft sends again what is lost; a forwarded command that never left is reported as not
 //!   proposed, so that it is sent to the next leader at once (`queue.rs`).
 //! - Who is not reached is dialled again after a pause that grows to a second, with jitter; a member that dials us is
@@ -36,9 +37,9 @@ mod receiving;
 mod sending;
 mod serve;
 mod stats;
+mod stream;
 
 use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -53,6 +54,7 @@ use tokio::task::JoinSet;
 use crate::HostHandle;
 use crate::forward::ForwardMessage;
 use crate::liveness::Beat;
+use crate::tls::{ClientTls, Listener};
 
 use stats::Counters;
 
@@ -158,6 +160,8 @@ pub struct TransportSetup {
     pub snapshot_bytes_per_second: u64,
     /// Where the jitter of pauses comes from.
     pub seed: u64,
+    /// Protects links to members whose URLs begin with `https`; without it they cannot be dialled.
+    pub tls: Option<ClientTls>,
 }
 
 /// What a disk and a network of today hardly notice.
@@ -174,6 +178,7 @@ struct Shared {
     directory: Option<Arc<dyn Directory>>,
     snapshots: Option<Arc<dyn SnapshotInbound>>,
     snapshot_bytes_per_second: u64,
+    tls: Option<ClientTls>,
     /// Who called and is no member; only the newest refusal counts.
     strangers: Counters,
 }
@@ -200,13 +205,13 @@ impl Transport {
     /// # Errors
     /// When there is no thread, or a listener cannot be used.
     pub fn start(
-        listeners: Vec<TcpListener>,
+        listeners: Vec<Listener>,
         links: Links,
         setup: TransportSetup,
         on_failure: Box<dyn FnOnce(&str) + Send>,
     ) -> io::Result<Self> {
         for listener in &listeners {
-            listener.set_nonblocking(true)?;
+            listener.socket.set_nonblocking(true)?;
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -224,6 +229,7 @@ impl Transport {
             directory: setup.directory,
             snapshots: setup.snapshots,
             snapshot_bytes_per_second: setup.snapshot_bytes_per_second.max(1),
+            tls: setup.tls,
         });
         let (stop, stopped) = oneshot::channel();
         let for_thread = Arc::clone(&shared);
@@ -295,7 +301,7 @@ impl TransportWatcher {
 }
 
 /// Runs all tasks; returns only when one of them cannot go on.
-async fn run(shared: Arc<Shared>, listeners: Vec<TcpListener>, seed: u64) -> String {
+async fn run(shared: Arc<Shared>, listeners: Vec<Listener>, seed: u64) -> String {
     let mut tasks = JoinSet::new();
     for listener in listeners {
         let shared = Arc::clone(&shared);

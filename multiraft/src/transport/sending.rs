@@ -115,7 +115,7 @@ async fn call(
         membership: manifest.snapshot.membership,
     };
     let shake = async {
-        let mut client = connect(url).await?;
+        let mut client = connect(url, shared.tls.as_ref()).await?;
         let (outgoing, frames) = mpsc::channel(2);
         for body in [Body::Hello(shared.me.hello(to)), Body::Offer(offer)] {
             // The channel is new and has room.

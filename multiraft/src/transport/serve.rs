@@ -1,13 +1,10 @@
 //! The streams that other members open: what comes on them goes to the host.
 
-use std::io;
-use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::net::{TcpListener as TokioListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -22,21 +19,23 @@ use super::pb::peer_server::{Peer, PeerServer};
 use super::pb::snapshot_frame::Body;
 use super::receiving::take_in;
 use super::stats::Begun;
+use super::stream;
 use super::{
     CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT,
     STREAM_WINDOW_BYTES, Shared, pb,
 };
+use crate::tls::Listener;
 
 /// A member opens one stream on a connection; this many are a mistake.
 const STREAMS_MAX: u32 = 16;
 const HTTP_FRAME_BYTES: u32 = 1 << 20;
 /// Sockets that wait to be served; the backlog holds more.
 const SOCKETS_MAX: usize = 16;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves one listener; returns why it cannot go on.
-pub(super) async fn listen(listener: TcpListener, shared: Arc<Shared>) -> String {
-    let listener = match TokioListener::from_std(listener) {
+pub(super) async fn listen(listener: Listener, shared: Arc<Shared>) -> String {
+    let tls = listener.tls;
+    let listener = match TcpListener::from_std(listener.socket) {
         Ok(listener) => listener,
         Err(error) => return format!("cannot watch a peer listener: {error}"),
     };
@@ -53,30 +52,11 @@ pub(super) async fn listen(listener: TcpListener, shared: Arc<Shared>) -> String
         .serve_with_incoming(ReceiverStream::new(incoming));
     let served = tokio::select! {
         served = server => served,
-        () = accept(listener, sockets) => Ok(()),
+        () = stream::accept(listener, tls, sockets) => Ok(()),
     };
     match served {
         Ok(()) => "a peer listener was closed".to_owned(),
         Err(error) => format!("a peer listener failed: {error}"),
-    }
-}
-
-/// Accepts for as long as somebody serves. A failed accept is no reason to stop: most often no descriptor is left.
-async fn accept(listener: TokioListener, sockets: mpsc::Sender<io::Result<TcpStream>>) {
-    loop {
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept a member's connection");
-                sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        // Only slower without it.
-        let _ = socket.set_nodelay(true);
-        if sockets.send(Ok(socket)).await.is_err() {
-            return;
-        }
     }
 }
 

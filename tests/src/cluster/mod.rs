@@ -61,6 +61,18 @@ impl Cluster {
         cluster
     }
 
+    /// Turns the URLs between members into https ones, before anything is started.
+    pub fn use_https_between(&mut self) {
+        let protect = |urls: &mut Option<String>| {
+            *urls = urls.take().map(|urls| urls.replace("http://", "https://"));
+        };
+        for setup in &mut self.setups {
+            setup.is_peer_https = true;
+            protect(&mut setup.peer_url);
+            protect(&mut setup.initial_cluster);
+        }
+    }
+
     /// Makes one more process that could become a member, with an empty directory. Returns its number.
     ///
     /// # Panics

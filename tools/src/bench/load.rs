@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use kv_server::pb::etcdserverpb::kv_client::KvClient;
+use multiraft::tls;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -169,14 +170,17 @@ async fn connect(
         .connect_timeout(Duration::from_secs(5))
         .timeout(args.timeout)
         .tcp_nodelay(true);
+    let tls = args.tls.open()?;
     let mut clients = Vec::with_capacity(count);
     for _ in 0..count {
-        let channel = endpoint.connect().await.map_err(|error| {
-            Failure::failed(
-                format!("connecting to {url} (is the server running?)"),
-                chain(&error),
-            )
-        })?;
+        let channel = tls::connect(&endpoint, tls.as_ref())
+            .await
+            .map_err(|error| {
+                Failure::failed(
+                    format!("connecting to {url} (is the server running?)"),
+                    chain(&error),
+                )
+            })?;
         clients.push(KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX));
     }
     Ok(clients)

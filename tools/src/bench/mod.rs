@@ -13,6 +13,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use crate::failure::{Failure, print};
+use crate::tls::TlsArgs;
 use report::{Comparison, Round};
 
 /// What is sent.
@@ -42,6 +43,8 @@ pub(crate) struct BenchArgs {
     /// A second endpoint: rounds alternate between the two, ratios are second over first
     #[arg(long, value_name = "URL")]
     pub(crate) compare: Option<String>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// Rounds per endpoint [default: 1, or 5 with --compare]
     #[arg(long)]
     pub(crate) rounds: Option<u32>,

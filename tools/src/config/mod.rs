@@ -6,6 +6,7 @@
 mod duration;
 mod layers;
 mod options;
+mod tls;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -20,6 +21,8 @@ use tracing::Level;
 use layers::{Origin, Setting};
 pub(crate) use layers::{Settings, add_flags, gather};
 use options::{OPTIONS, Support};
+pub(crate) use tls::{Protection, TlsConfig};
+use tls::{Urls, is_https};
 
 /// The most that `--max-request-bytes` allows. Requests that a member accepts before any is committed go to the log as one
 /// record, of at most 64 MiB; up to 32 MiB of them wait when the last is taken.
@@ -34,6 +37,14 @@ pub(crate) enum LogFormat {
     Json,
 }
 
+/// Where to listen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListenAddress {
+    pub(crate) address: SocketAddr,
+    /// The URL begins with `https`.
+    pub(crate) is_https: bool,
+}
+
 /// What the server needs to know, valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerConfig {
@@ -42,11 +53,11 @@ pub(crate) struct ServerConfig {
     /// Holds all data; created if missing. Default `./flotilla.data`.
     pub(crate) data_dir: PathBuf,
     /// Where clients connect: at least one address. Port 0 lets the system choose. Default 127.0.0.1:2379.
-    pub(crate) listen_client: Vec<SocketAddr>,
+    pub(crate) listen_client: Vec<ListenAddress>,
     /// What clients are told to connect to. Default: the listening addresses.
     pub(crate) advertise_client_urls: Vec<String>,
     /// Where members connect. Default 127.0.0.1:2380.
-    pub(crate) listen_peer: Vec<SocketAddr>,
+    pub(crate) listen_peer: Vec<ListenAddress>,
     /// What members are told; decides this member's id. Default `http://127.0.0.1:2380`.
     pub(crate) peer_urls: Vec<String>,
     /// The members that begin the cluster. Default: this one alone.
@@ -78,6 +89,8 @@ pub(crate) struct ServerConfig {
     pub(crate) quota_bytes: u64,
     /// How often the states of the members are compared. Default ten minutes; none for never.
     pub(crate) check_interval: Option<Duration>,
+    /// What protects both. Default nothing.
+    pub(crate) tls: TlsConfig,
     /// The least severe level that is logged. Default info.
     pub(crate) log_level: Level,
     /// Default text.
@@ -105,6 +118,16 @@ impl ServerConfig {
         if election_ms < 5 * heartbeat_ms {
             return Err(read.wrong("election-timeout", "at least 5 times --heartbeat-interval"));
         }
+        let members: Vec<_> = peer_urls
+            .iter()
+            .chain(initial_cluster.urls())
+            .cloned()
+            .collect();
+        let tls = read.tls(&Urls {
+            listen_client: &read.urls("listen-client-urls")?,
+            listen_peer: &read.urls("listen-peer-urls")?,
+            members: &members,
+        })?;
         Ok(Self {
             data_dir: PathBuf::from(read.nonempty("data-dir")?),
             listen_client,
@@ -125,6 +148,7 @@ impl ServerConfig {
             auto_compaction: read.auto_compaction()?,
             quota_bytes: read.quota()?,
             check_interval: read.check_interval()?,
+            tls,
             log_level: read.level("log-level")?,
             log_format: read.log_format("log-format")?,
             name,
@@ -193,7 +217,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Plain-text URLs, separated by commas, with a host and a port.
+    /// URLs, separated by commas, with a host and a port.
     fn urls(&self, name: &str) -> Result<Vec<String>, String> {
         let urls = self.settings.get(name).value.split(',').map(str::trim);
         self.checked_urls(name, urls)
@@ -207,11 +231,9 @@ impl Reader<'_> {
         let expected = "URLs such as http://127.0.0.1:2379, separated by commas";
         let mut urls = Vec::new();
         for url in given {
-            if url.starts_with("https://") {
-                return Err(self.wrong(name, "http:// (TLS is not supported by this version)"));
-            }
             let rest = url
                 .strip_prefix("http://")
+                .or_else(|| url.strip_prefix("https://"))
                 .ok_or_else(|| self.wrong(name, expected))?;
             let (host, port) = rest
                 .rsplit_once(':')
@@ -225,14 +247,18 @@ impl Reader<'_> {
     }
 
     /// URLs to listen on: the host is an address, or `localhost`.
-    fn addresses(&self, name: &str) -> Result<Vec<SocketAddr>, String> {
+    fn addresses(&self, name: &str) -> Result<Vec<ListenAddress>, String> {
         let urls = self.urls(name)?;
         let address = |url: &String| {
+            let is_https = is_https(url);
             let text = url
                 .trim_start_matches("http://")
+                .trim_start_matches("https://")
                 .replace("localhost:", "127.0.0.1:");
-            text.parse()
-                .map_err(|_| self.wrong(name, "an IP address and a port to listen on"))
+            let address = text.parse();
+            let address =
+                address.map_err(|_| self.wrong(name, "an IP address and a port to listen on"))?;
+            Ok(ListenAddress { address, is_https })
         };
         urls.iter().map(address).collect()
     }
@@ -384,7 +410,11 @@ mod tests {
     fn new_no_flag_gives_the_documented_defaults() {
         let config = config(&[]).unwrap();
         assert_eq!(config.data_dir, PathBuf::from("flotilla.data"));
-        assert_eq!(config.listen_client, ["127.0.0.1:2379".parse().unwrap()]);
+        let plain = |address: &str| ListenAddress {
+            address: address.parse().unwrap(),
+            is_https: false,
+        };
+        assert_eq!(config.listen_client, [plain("127.0.0.1:2379")]);
         assert_eq!(config.advertise_client_urls, ["http://127.0.0.1:2379"]);
         assert_eq!(
             (config.txn_ops_max, config.request_bytes_max),
@@ -417,15 +447,6 @@ mod tests {
     #[test]
     fn new_feature_that_does_not_exist_is_refused_by_name() {
         for (args, what) in [
-            (vec!["--cert-file", "a.pem"], "TLS"),
-            (
-                vec!["--listen-client-urls", "https://127.0.0.1:2379"],
-                "TLS",
-            ),
-            (
-                vec!["--initial-cluster", "a=https://x:1,b=https://y:2"],
-                "TLS",
-            ),
             (vec!["--initial-cluster", "a=http://x:1,b"], "empty URL"),
             (
                 vec!["--initial-cluster-state", "joining"],

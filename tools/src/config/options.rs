@@ -51,6 +51,16 @@ const fn text(name: &'static str, default: &'static str, help: &'static str) -> 
     }
 }
 
+const fn switch(name: &'static str, help: &'static str) -> Opt {
+    Opt {
+        name,
+        default: "false",
+        kind: Kind::Bool,
+        support: Support::Full,
+        help,
+    }
+}
+
 const fn missing(
     name: &'static str,
     accepted: &'static [&'static str],
@@ -67,7 +77,6 @@ const fn missing(
     }
 }
 
-const TLS: &str = "TLS";
 const CLUSTER: &str = "finding members by discovery, or forcing a new cluster";
 
 /// All of them, in the order of the help.
@@ -130,13 +139,10 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "1572864",
         "Bytes of a request, at most 16 MiB",
     ),
-    Opt {
-        name: "accept-suspect-tail",
-        default: "false",
-        kind: Kind::Bool,
-        support: Support::Full,
-        help: "Drop a last batch of the log that is damaged and may have been acknowledged",
-    },
+    switch(
+        "accept-suspect-tail",
+        "Drop a last batch of the log that is damaged and may have been acknowledged",
+    ),
     text(
         "auto-compaction-mode",
         "periodic",
@@ -231,22 +237,95 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "`false`",
     ),
     missing("discovery", &[""], Kind::Text, CLUSTER, "Empty"),
-    missing("cert-file", &[""], Kind::Text, TLS, "Empty"),
-    missing("key-file", &[""], Kind::Text, TLS, "Empty"),
-    missing("trusted-ca-file", &[""], Kind::Text, TLS, "Empty"),
-    missing("client-cert-auth", &["false"], Kind::Bool, TLS, "`false`"),
-    missing("auto-tls", &["false"], Kind::Bool, TLS, "`false`"),
-    missing("peer-cert-file", &[""], Kind::Text, TLS, "Empty"),
-    missing("peer-key-file", &[""], Kind::Text, TLS, "Empty"),
-    missing("peer-trusted-ca-file", &[""], Kind::Text, TLS, "Empty"),
-    missing(
-        "peer-client-cert-auth",
-        &["false"],
-        Kind::Bool,
-        TLS,
-        "`false`",
+    text(
+        "cert-file",
+        "",
+        "Certificate shown to clients, with those that lead to its authority, in PEM",
     ),
-    missing("peer-auto-tls", &["false"], Kind::Bool, TLS, "`false`"),
+    text("key-file", "", "Its private key, in PEM"),
+    text(
+        "trusted-ca-file",
+        "",
+        "Authorities of clients' certificates, in PEM; every client has to show one then",
+    ),
+    switch(
+        "client-cert-auth",
+        "Ask clients for a certificate; needs --trusted-ca-file",
+    ),
+    text(
+        "client-crl-file",
+        "",
+        "Clients' certificates that were taken back, PEM or DER",
+    ),
+    text(
+        "client-cert-allowed-hostname",
+        "",
+        "Hosts, separated by commas, for one of which a client's certificate has to be",
+    ),
+    switch(
+        "auto-tls",
+        "Protect https listeners for clients with a certificate of its own making",
+    ),
+    text(
+        "peer-cert-file",
+        "",
+        "Certificate shown to members, with those that lead to its authority, in PEM",
+    ),
+    text("peer-key-file", "", "Its private key, in PEM"),
+    text(
+        "peer-client-cert-file",
+        "",
+        "Certificate shown where this member calls another [default: --peer-cert-file]",
+    ),
+    text("peer-client-key-file", "", "Its private key, in PEM"),
+    text(
+        "peer-trusted-ca-file",
+        "",
+        "Authorities of members' certificates, in PEM; every member has to show one then",
+    ),
+    switch(
+        "peer-client-cert-auth",
+        "Ask members that call for a certificate; needs --peer-trusted-ca-file",
+    ),
+    text(
+        "peer-crl-file",
+        "",
+        "Members' certificates that were taken back, PEM or DER",
+    ),
+    text(
+        "peer-cert-allowed-cn",
+        "",
+        "Common names, separated by commas, that members' certificates may have",
+    ),
+    text(
+        "peer-cert-allowed-hostname",
+        "",
+        "Hosts, separated by commas, for one of which a member's certificate has to be",
+    ),
+    switch(
+        "peer-auto-tls",
+        "Protect links between members with certificates of their own making",
+    ),
+    switch(
+        "peer-skip-client-san-verification",
+        "Let a member call from an address that its certificate is not for",
+    ),
+    text(
+        "self-signed-cert-validity",
+        "1",
+        "Years that a certificate of its own making is good for",
+    ),
+    text(
+        "cipher-suites",
+        "",
+        "Cipher suites to use, separated by commas [default: all safe ones]",
+    ),
+    text("tls-min-version", "TLS1.2", "TLS1.2 or TLS1.3"),
+    text(
+        "tls-max-version",
+        "",
+        "TLS1.2 or TLS1.3 [default: the newest]",
+    ),
 ];
 
 /// Finds an option by its name.

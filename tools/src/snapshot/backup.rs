@@ -11,6 +11,7 @@ use kv_server::mvcc::{BackupInfo, BackupReader};
 use kv_server::node::{InitialCluster, RestoreOptions, restore_backup};
 use kv_server::pb::etcdserverpb::SnapshotRequest;
 use kv_server::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use multiraft::tls::{self, ClientTls};
 use raft_log::vfs::{RealFs, SharedVfs};
 use serde_json::{Value, json};
 use tonic::transport::Endpoint;
@@ -18,6 +19,7 @@ use tonic::transport::Endpoint;
 use crate::failure::{Failure, chain, print};
 use crate::log::table::columns;
 use crate::server::failure_of;
+use crate::tls::TlsArgs;
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -31,6 +33,8 @@ pub(super) struct SaveArgs {
     /// The member to ask
     #[arg(long, default_value = "http://127.0.0.1:2379")]
     endpoint: String,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 #[derive(Args, Debug)]
@@ -79,6 +83,7 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
         let text = format!("{:?} is no name for a file", args.file.display());
         return Err(Failure::Usage(text));
     }
+    let tls = args.tls.open()?;
     let mut part = name;
     part.push(".part");
     let part = args.file.with_file_name(part);
@@ -87,7 +92,7 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::failed("starting the runtime", error))?;
     let saved = runtime
-        .block_on(receive(&args.endpoint, &part))
+        .block_on(receive(&args.endpoint, tls.as_ref(), &part))
         .and_then(|()| read(&part, true))
         .and_then(|info| publish(&part, &args.file).map(|()| info));
     if saved.is_err() {
@@ -104,16 +109,15 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
     ))
 }
 
-async fn receive(endpoint: &str, part: &Path) -> Result<(), Failure> {
+async fn receive(endpoint: &str, tls: Option<&ClientTls>, part: &Path) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("a backup from {endpoint}"), chain(error))
     };
     let channel = Endpoint::from_shared(endpoint.to_owned())
         .map_err(|error| Failure::Usage(format!("--endpoint {endpoint:?}: {}", chain(&error))))?
-        .connect_timeout(CONNECT)
-        .connect()
-        .await
-        .map_err(|error| failed(&error))?;
+        .connect_timeout(CONNECT);
+    let channel = tls::connect(&channel, tls).await;
+    let channel = channel.map_err(|error| failed(&error))?;
     let mut client = MaintenanceClient::new(channel);
     let answer = client.snapshot(SnapshotRequest {}).await;
     let mut parts = answer

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper::Request;
+use hyper::client::conn::http1::handshake;
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
 use kv_server::pb::etcdserverpb as pb;
+use multiraft::tls::{self, ClientTls};
 use pb::cluster_client::ClusterClient;
 use pb::maintenance_client::MaintenanceClient;
 use tokio::time::timeout;
@@ -46,8 +49,12 @@ impl Answer {
 }
 
 /// Asks who serves at a URL.
-pub(super) async fn ask(url: &str, patience: Duration) -> Result<Answer, String> {
-    let answer = timeout(patience, call(url)).await;
+pub(super) async fn ask(
+    url: &str,
+    tls: Option<&ClientTls>,
+    patience: Duration,
+) -> Result<Answer, String> {
+    let answer = timeout(patience, call(url, tls)).await;
     answer
         .unwrap_or_else(|_| Err(format!("no answer in {} s", patience.as_secs())))
         .map_err(|error| format!("{url}: {error}"))
@@ -57,11 +64,12 @@ pub(super) async fn ask(url: &str, patience: Duration) -> Result<Answer, String>
 pub(super) async fn ask_first(
     id: u64,
     urls: Vec<String>,
+    tls: Option<&ClientTls>,
     patience: Duration,
 ) -> Result<(String, Answer), String> {
     let mut errors = Vec::new();
     for url in urls {
-        match ask(&url, patience).await {
+        match ask(&url, tls, patience).await {
             Ok(answer) if answer.member() == id => return Ok((url, answer)),
             Ok(answer) => errors.push(format!("{url}: member {:x} answers", answer.member())),
             Err(error) => errors.push(error),
@@ -73,9 +81,10 @@ pub(super) async fn ask_first(
     Err(errors.join("; "))
 }
 
-async fn call(url: &str) -> Result<Answer, String> {
+async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
-    let channel = endpoint.connect().await.map_err(|error| chain(&error))?;
+    let channel = tls::connect(&endpoint, tls).await;
+    let channel = channel.map_err(|error| chain(&error))?;
     let status = MaintenanceClient::new(channel.clone())
         .status(pb::StatusRequest {})
         .await
@@ -91,7 +100,7 @@ async fn call(url: &str) -> Result<Answer, String> {
         Err(_) if status.is_learner => Vec::new(),
         Err(status) => return Err(status.message().to_owned()),
     };
-    let figures = page(url).await.as_deref().map(figures);
+    let figures = page(url, tls).await.as_deref().map(figures);
     Ok(Answer {
         status,
         members,
@@ -100,12 +109,17 @@ async fn call(url: &str) -> Result<Answer, String> {
 }
 
 /// The page of metrics. A server without one is healthy all the same.
-async fn page(url: &str) -> Option<String> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let page = client
-        .get(format!("{url}/metrics").parse().ok()?)
-        .await
+async fn page(url: &str, tls: Option<&ClientTls>) -> Option<String> {
+    let uri = format!("{url}/metrics").parse().ok()?;
+    let stream = tls::open(&uri, tls).await.ok()?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.ok()?;
+    // It ends with the sender.
+    tokio::spawn(connection);
+    let request = Request::get(uri.path())
+        .header(HOST, uri.authority()?.as_str())
+        .body(Empty::<Bytes>::new())
         .ok()?;
+    let page = sender.send_request(request).await.ok()?;
     let body = Limited::new(page.into_body(), PAGE_BYTES_MAX);
     let page = body.collect().await.ok()?.to_bytes();
     String::from_utf8(page.to_vec()).ok()

@@ -1,0 +1,243 @@
+//! Certificates on the client and the peer address of real servers, and in the commands that call them.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed expectation of a test harness is a failed test"
+)]
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use flotilla_tests::cluster::Cluster;
+use flotilla_tests::pki::Authority;
+use flotilla_tests::process::{PATIENCE, Server, Setup};
+use multiraft::tls::KeyPairFiles;
+
+const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
+const HOST: &str = "127.0.0.1";
+const QUICK: [&str; 4] = ["--heartbeat-interval", "50", "--election-timeout", "400"];
+
+fn flotilla(args: &[&str], more: &[String]) -> Output {
+    Command::new(FLOTILLA)
+        .args(args)
+        .args(more)
+        .output()
+        .unwrap()
+}
+
+fn told(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
+}
+
+/// Ten puts, as `flotilla bench` does them.
+fn put(url: &str, flags: &[String]) -> Output {
+    let args = [
+        "bench",
+        "put",
+        "--endpoint",
+        url,
+        "--total",
+        "10",
+        "--clients",
+        "1",
+        "--conns",
+        "1",
+        "--json",
+    ];
+    flotilla(&args, flags)
+}
+
+#[track_caller]
+fn well(output: &Output) {
+    assert_eq!(output.status.code(), Some(0), "{}", told(output));
+}
+
+#[track_caller]
+fn fails(output: &Output, text: &str) {
+    assert_eq!(output.status.code(), Some(1), "{}", told(output));
+    assert!(told(output).contains(text), "{}", told(output));
+}
+
+fn flag(name: &str, file: &Path) -> [String; 2] {
+    [name.to_owned(), file.to_str().unwrap().to_owned()]
+}
+
+fn pair(prefix: &str, files: &KeyPairFiles) -> Vec<String> {
+    let cert = flag(&format!("--{prefix}cert-file"), &files.cert);
+    let key = flag(&format!("--{prefix}key-file"), &files.key);
+    [cert, key].concat()
+}
+
+fn trusting(authority: &Authority, shown: Option<&KeyPairFiles>) -> Vec<String> {
+    let shown =
+        shown.map(|files| [flag("--cert", &files.cert), flag("--key", &files.key)].concat());
+    [
+        flag("--cacert", &authority.file()).to_vec(),
+        shown.unwrap_or_default(),
+    ]
+    .concat()
+}
+
+#[test]
+fn clients_are_let_in_with_a_certificate_that_the_authority_signed() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let (server, client) = (
+        authority.issue("server", 1, &[HOST]),
+        authority.issue("client", 2, &[]),
+    );
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    setup.is_https = true;
+    setup.flags = pair("", &server);
+    setup
+        .flags
+        .extend(flag("--trusted-ca-file", &authority.file()));
+    setup.flags.push("--peer-auto-tls".to_owned());
+    let running = setup.start();
+    let url = running.url();
+
+    let known = trusting(&authority, Some(&client));
+    well(&put(url, &known));
+    let status = flotilla(&["status", "--json", "--endpoints", url], &known);
+    well(&status);
+    // From the page of metrics, which is plain HTTP over TLS.
+    assert!(
+        told(&status).contains(env!("CARGO_PKG_VERSION")),
+        "{}",
+        told(&status)
+    );
+    let backup = dir.path().join("backup");
+    let save = [
+        "snapshot",
+        "save",
+        backup.to_str().unwrap(),
+        "--endpoint",
+        url,
+    ];
+    well(&flotilla(&save, &known));
+
+    let ask = |flags: &[String]| flotilla(&["status", "--endpoints", url], flags);
+    fails(&ask(&trusting(&authority, None)), "no endpoint answers");
+    running.wait_for_line("it shows no certificate");
+    let other = Authority::new(dir.path(), "other");
+    fails(&ask(&trusting(&other, Some(&client))), "UnknownIssuer");
+    fails(&put(url, &[]), "needs the authority");
+    let plain = url.replace("https://", "http://");
+    assert_ne!(put(&plain, &[]).status.code(), Some(0));
+    running.wait_for_line("it speaks plain text, and this address takes TLS: use https://");
+
+    // New certificates, without a restart.
+    let replaced = other.issue("server", 3, &[HOST]);
+    assert_eq!(replaced, server);
+    let until = Instant::now() + PATIENCE;
+    while put(url, &trusting(&other, Some(&client))).status.code() != Some(0) {
+        assert!(Instant::now() < until, "{running}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn members_know_each_other_by_their_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let mut cluster = Cluster::new(FLOTILLA, 3, &QUICK);
+    for (at, setup) in (1..).zip(&mut cluster.setups) {
+        let name = if at == 3 { "stranger" } else { "member" };
+        let files = authority.issue(name, at, &[HOST]);
+        let by_name = ["--peer-cert-allowed-cn", "member"].map(str::to_owned);
+        let ca = flag("--peer-trusted-ca-file", &authority.file());
+        setup
+            .flags
+            .extend([pair("peer-", &files), ca.to_vec(), by_name.to_vec()].concat());
+    }
+    cluster.use_https_between();
+    for member in 0..3 {
+        cluster.spawn(member);
+    }
+    let leader = cluster.leader_among(&[0, 1]);
+    cluster.client(leader).put("key", "value").unwrap();
+    cluster.wait_for_equal_state_among(&[0, 1]);
+    // One of a certificate with another name is refused by both, and refuses nobody: it has no leader.
+    let refused = "allowed are member";
+    for member in [0, 1] {
+        cluster.server(member).wait_for_line(refused);
+    }
+    assert_eq!(cluster.client(2).status().unwrap().leader, 0);
+
+    // It gets another one, and is let in without a restart of anybody.
+    let stranger = cluster.setups[2].flags.iter();
+    let cert = stranger
+        .clone()
+        .find(|flag| flag.ends_with("stranger.pem"))
+        .unwrap();
+    let key = stranger
+        .clone()
+        .find(|flag| flag.ends_with("stranger.key"))
+        .unwrap();
+    let member = authority.issue("member", 4, &[HOST]);
+    std::fs::copy(&member.key, key).unwrap();
+    std::fs::copy(&member.cert, cert).unwrap();
+    cluster.wait_for_equal_state();
+}
+
+#[test]
+fn certificates_of_their_own_making_protect_all_addresses() {
+    let mut cluster = Cluster::new(FLOTILLA, 3, &QUICK);
+    for setup in &mut cluster.setups {
+        setup
+            .flags
+            .extend(["--auto-tls", "--peer-auto-tls"].map(str::to_owned));
+    }
+    cluster.use_https_between();
+    for setup in &mut cluster.setups {
+        setup.is_https = true;
+    }
+    cluster.start_all();
+    let urls = cluster.urls();
+    let trusted = cluster.data_dir(1).join("fixtures/client/cert.pem");
+    well(&put(&urls[1], &flag("--cacert", &trusted)));
+    let other = put(&urls[0], &flag("--cacert", &trusted));
+    fails(&other, "invalid peer certificate");
+    let status = [
+        "status",
+        "--endpoints",
+        &urls[0],
+        "--insecure-skip-tls-verify",
+    ];
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let status = flotilla(&status, &[]);
+        if told(&status).contains("healthy: 3 of 3 voters answer") {
+            break;
+        }
+        assert!(Instant::now() < until, "{}", told(&status));
+    }
+    // The same certificate after a restart.
+    let before = std::fs::read(&trusted).unwrap();
+    cluster.kill(1);
+    cluster.start_all();
+    assert_eq!(std::fs::read(&trusted).unwrap(), before);
+    well(&put(&urls[1], &flag("--cacert", &trusted)));
+}
+
+#[test]
+fn start_without_what_tls_needs_is_refused_and_touches_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    setup.is_https = true;
+    setup.flags = ["--peer-auto-tls"].map(str::to_owned).to_vec();
+    let ends = |server: &mut Server, code, text: &str| {
+        assert_eq!(server.wait_exit().code(), Some(code), "{server}");
+        server.wait_for_line(text);
+    };
+    let needs = "an https URL needs --cert-file and --key-file, or --auto-tls";
+    ends(&mut setup.spawn(), 2, needs);
+    let nowhere = KeyPairFiles {
+        cert: dir.path().join("nowhere.pem"),
+        key: dir.path().join("nowhere.key"),
+    };
+    setup.flags.extend(pair("", &nowhere));
+    ends(&mut setup.spawn(), 1, "nowhere.pem");
+    assert!(!setup.data_dir.exists());
+}

@@ -517,6 +517,7 @@ impl<S: StateMachine> HostCore<S> {
                 voters: slot.group.membership().voters.clone(),
                 learners: slot.group.membership().learners.clone(),
                 guarded: status.guarded,
+                transferring: status.transferring,
             });
             if std::mem::replace(&mut slot.is_guarded, status.guarded) && !status.guarded {
                 info!(group = %slot.group.id(), "repaired: the log has everything again, and this member votes");

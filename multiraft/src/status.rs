@@ -30,6 +30,8 @@ pub struct GroupStatus {
     pub learners: Vec<NodeId>,
     /// The log was begun anew after damage, and this member does not vote before it has caught up.
     pub guarded: bool,
+    /// Whom this member hands its leadership over to at this moment.
+    pub transferring: Option<NodeId>,
 }
 
 /// A group's state as the host thread last published it, and the readers that wait for it to advance.

@@ -500,15 +500,28 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             return Err(ApiError::BadLeaderTransferee);
         }
         let moved = async {
-            while self.replica.status().leader != Some(to) {
-                // Again and again: one that has to wait for another, or finds no room in the inbox, is not kept.
-                self.replica.hand_over(to);
+            let mut begun = false;
+            loop {
+                let now = self.replica.status();
+                if now.leader == Some(to) {
+                    return true;
+                }
+                if now.transferring == Some(to) {
+                    begun = true;
+                } else if begun && now.leader.is_some() {
+                    // It was given up, or somebody else was elected. Another one would hold up writes once more.
+                    return false;
+                } else if !begun {
+                    // Again and again: one that has to wait for another, or finds no room in the inbox, is not kept.
+                    self.replica.hand_over(to);
+                }
                 sleep(HAND_OVER_POLL).await;
             }
         };
-        timeout(self.options.request_timeout(), moved)
-            .await
-            .map_err(|_| ApiError::TimeoutLeaderTransfer)?;
+        let moved = timeout(self.options.request_timeout(), moved).await;
+        if !moved.unwrap_or(false) {
+            return Err(ApiError::TimeoutLeaderTransfer);
+        }
         Ok(pb::MoveLeaderResponse {
             header: self.header(),
         })

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use flotilla_tests::cluster::{Cluster, Load};
+use flotilla_tests::cluster::{Cluster, Fault, Load};
 
-use super::{CLIENTS, FLOTILLA, settle};
+use tonic::Code;
+
+use super::{CLIENTS, FLOTILLA, QUICK, settle};
 
 /// Long enough for nothing but a hand-over to end a leadership early, on a busy machine too.
 const PATIENT: [&str; 4] = ["--heartbeat-interval", "100", "--election-timeout", "4000"];
@@ -54,4 +56,37 @@ fn leader_that_is_told_to_stop_hands_over_first() {
     assert!(server.log().contains("handed leadership over"));
     cluster.start_all();
     cluster.wait_for_equal_state();
+}
+
+/// Writes wait while leadership is on its way, so it is on its way once, for an election timeout.
+#[test]
+fn leadership_that_cannot_move_stays_and_who_asked_is_told_in_time() {
+    let cluster = Cluster::start(FLOTILLA, 3, &QUICK);
+    let load = Load::start(&cluster.urls(), CLIENTS);
+    load.wait_for_writes(50);
+    let leader = cluster.leader();
+    let [cut, other] = [(leader + 1) % 3, (leader + 2) % 3];
+    let target = id(&cluster, cut);
+    cluster.net.isolate(cut, 3, Some(Fault::Cut));
+    let before = cluster.client(leader).status().unwrap();
+    let begun = Instant::now();
+    let refused = cluster.client(leader).move_leader(target).unwrap_err();
+    let text = "etcdserver: request timed out, leader transfer took too long";
+    assert_eq!(
+        (refused.code(), refused.message()),
+        (Code::Unavailable, text)
+    );
+    // Two election timeouts and five seconds are what any request may take.
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    load.wait_for_writes(50);
+    assert_eq!(cluster.leader_among(&[leader, other]), leader);
+    let after = cluster.client(leader).status().unwrap();
+    assert_eq!(after.raft_term, before.raft_term, "no election took place");
+    cluster.net.isolate(cut, 3, None);
+    settle(&cluster, load);
 }

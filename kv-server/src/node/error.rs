@@ -37,6 +37,8 @@ pub enum NodeError {
     NotRecoverable(String),
     /// The flags of a new member do not fit together.
     Initial(String),
+    /// Nobody answered a new member that asked who it is.
+    NoAnswer(String),
     /// The log is not there, though the member has run before.
     LogLost {
         /// The data directory.
@@ -137,7 +139,9 @@ impl fmt::Display for NodeError {
                  start with an empty store",
                 dir.display()
             ),
-            Self::Initial(text) | Self::NotRecoverable(text) => f.write_str(text),
+            Self::Initial(text) | Self::NoAnswer(text) | Self::NotRecoverable(text) => {
+                f.write_str(text)
+            }
             Self::LogLost { dir } => write!(
                 f,
                 "{} has run before, but its log is gone: restore the directory from a backup; a member of a cluster is \

@@ -68,6 +68,7 @@ use crate::watch::WatchHub;
 use calls::NodeCalls;
 use directory::{MemberDirectory, MemberGate};
 use initial::InitialMember;
+use join::Joining;
 use keeper::{Event, Keeper};
 use roster::Roster;
 
@@ -580,9 +581,17 @@ fn join(vfs: &SharedVfs, config: &NodeConfig) -> Result<(Identity, PeerBook), No
         &config.name,
         &config.peer_urls,
         config.peer_tls.as_ref(),
-    );
-    let joining = joining.map_err(NodeError::Initial)?;
-    let peers = PeerBook::join(vfs, &config.data_dir, &joining)?;
+    )?;
+    join_as(vfs, config, &joining)
+}
+
+/// The directory of a member that was told who it is.
+fn join_as(
+    vfs: &SharedVfs,
+    config: &NodeConfig,
+    joining: &Joining,
+) -> Result<(Identity, PeerBook), NodeError> {
+    let peers = PeerBook::join(vfs, &config.data_dir, joining)?;
     let identity = Identity {
         store: StoreId(random_u64()?),
         cluster: joining.view.cluster,

@@ -123,29 +123,41 @@ fn member_that_begins_without_the_others_serves_stale_reads_and_says_why_it_cann
 fn flags_that_do_not_fit_are_refused_while_new_and_not_looked_at_later() {
     let mut cluster = Cluster::new(FLOTILLA, 3, &QUICK);
     let good = cluster.setups[0].clone();
-    let exits_with = |setup: &Setup, text: &str| {
+    let exits_with = |setup: &Setup, expected: i32, text: &str| {
         let mut server = setup.spawn();
         let code = server.wait_exit().code();
-        assert_eq!(code, Some(2), "{server}");
+        assert_eq!(code, Some(expected), "{server}");
         assert!(server.log().contains(text), "{server}");
     };
     let mut setup = good.clone();
     setup.name = "other".to_owned();
     exits_with(
         &setup,
+        2,
         "couldn't find local name \"other\" in the initial cluster configuration",
     );
     setup = good.clone();
     setup.peer_url = Some("http://127.0.0.1:1".to_owned());
     exits_with(
         &setup,
+        2,
         "but missing from --initial-advertise-peer-urls=http://127.0.0.1:1",
     );
     setup = good.clone();
     setup
         .flags
         .extend(["--initial-cluster-state", "existing"].map(str::to_owned));
-    exits_with(&setup, "no member of the cluster lets this one in");
+    // It says at once whom it asks, and in the end what each of them answered.
+    let server = setup.spawn();
+    let others = [1, 2].map(|other| cluster.setups[other].peer_url.clone().unwrap());
+    server.wait_for_line(&format!("urls={:?}", others.join(",")));
+    server.wait_for_line("seconds_left");
+    drop(server);
+    exits_with(
+        &setup,
+        1,
+        &format!("could be asked in 10 s: {}: ", others[0]),
+    );
     assert!(
         !setup.data_dir.join("IDENTITY").exists(),
         "a refused start leaves no member behind"

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use multiraft::transport::REMOVED_ADVICE;
 use raft_log::{ErrorKind, LogError, NodeId};
 use raft_node::core::ConfigError;
 use raft_node::driver::OpenError;
@@ -12,7 +13,6 @@ use raft_log::snapshot::SnapshotError;
 use raft_node::ApplyError;
 
 use super::IdentityError;
-use super::keeper::REMOVED;
 use crate::engine::EngineError;
 
 /// Why a node does not start or stop.
@@ -154,7 +154,7 @@ impl fmt::Display for NodeError {
                  of this data directory",
                 member.0
             ),
-            Self::Removed { dir } => write!(f, "{}: {REMOVED}", dir.display()),
+            Self::Removed { dir } => write!(f, "{}: {REMOVED_ADVICE}", dir.display()),
             Self::Identity(error) => error.fmt(f),
             Self::Log(error) if error.kind() == ErrorKind::SuspectTail => write!(
                 f,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use multiraft::forward::CallReply;
-use multiraft::transport::{Links, Members, TransportWatcher};
+use multiraft::transport::{Links, Members, REMOVED_ADVICE, TransportWatcher};
 use multiraft::{HostError, HostHandle};
 use prost::Message;
 use raft_log::{Index, NodeId};
@@ -44,10 +44,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
 /// A wait without an end, nearly.
 const LONG: Duration = Duration::from_secs(3600);
-
-/// What a member hears of itself that was removed.
-pub(super) const REMOVED: &str = "the member has been permanently removed from the cluster; add it again as a new member, \
-     with an empty data directory, if it is to come back";
 
 /// What the thread is told.
 pub(super) enum Event {
@@ -197,7 +193,7 @@ impl Work {
     fn follow(&mut self) -> Result<(), String> {
         let now = now();
         if self.stop_at.is_some_and(|at| at <= now) {
-            return Err(REMOVED.to_owned());
+            return Err(REMOVED_ADVICE.to_owned());
         }
         let roster = Roster::of(&self.parts.store, &self.parts.peers);
         if roster != self.roster {

@@ -13,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::codec::encode_batch;
-use super::hello::{REMOVED, Refusal};
+use super::hello::{REMOVED, REMOVED_ADVICE, Refusal};
 use super::outbox::Peer;
 use super::pb::peer_client::PeerClient;
 use super::stats::Begun;
@@ -91,7 +91,7 @@ pub(super) async fn keep(
             }
             Ended::Removed => {
                 tracing::error!(%to, url, "a member says that this one was removed");
-                return Some(REMOVED.to_owned());
+                return Some(REMOVED_ADVICE.to_owned());
             }
         }
         tokio::select! {

@@ -16,6 +16,9 @@ pub(super) const FORMAT: u32 = 1;
 
 /// What a member hears that was removed, in etcd's words.
 pub(super) const REMOVED: &str = "the member has been permanently removed from the cluster";
+/// The same, and what to do, for whoever looks after the member.
+pub const REMOVED_ADVICE: &str = "the member has been permanently removed from the cluster; if it is to come back, remove its \
+     data directory, add it again as a new member, and start it with --initial-cluster-state existing";
 
 /// Why the other side is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -59,7 +59,7 @@ use crate::tls::{ClientTls, Listener};
 use stats::Counters;
 
 pub use directory::{ClusterView, Directory, ListedMember, ask_members};
-pub use hello::Me;
+pub use hello::{Me, REMOVED_ADVICE};
 pub use outbox::{Links, Members};
 pub use receiving::{SnapshotInbound, SnapshotInbox};
 pub use stats::PeerStatus;

@@ -14,6 +14,7 @@ use super::{CLIENTS, FLOTILLA, QUICK};
 pub(super) const VOTES: &str = "a member that was added votes now";
 const UNHEALTHY: &str = "etcdserver: unhealthy cluster";
 const REMOVED: &str = "the member has been permanently removed from the cluster";
+const ADVICE: &str = "remove its data directory, add it again as a new member";
 
 fn peer_url(cluster: &Cluster, member: usize) -> String {
     cluster.setups[member].peer_url.clone().unwrap()
@@ -209,7 +210,9 @@ fn ends_as_removed(cluster: &mut Cluster, member: usize) {
     let mut server = cluster.take(member);
     assert_eq!(server.wait_exit().code(), Some(1), "{server}");
     cluster.net.is_process(member, None);
-    assert!(server.log().contains(REMOVED), "{server}");
+    let log = server.log();
+    let last = log.lines().last().unwrap();
+    assert!(last.contains(REMOVED) && last.contains(ADVICE), "{server}");
 }
 
 #[test]

@@ -99,9 +99,11 @@ impl Me {
         }
         if hello.cluster != self.cluster {
             return Err(format!(
-                "cluster ID mismatch: member {:x} belongs to cluster {:x}, this one to {:x}; compare \
+                "cluster ID mismatch: member {:x} belongs to cluster {:x}, member {:x} to {:x}; if one of them was added \
+                 with `member add` and started without --initial-cluster-state existing, it began a cluster of its own: \
+                 stop it, remove its data directory, and start it with --initial-cluster-state existing; else compare \
                  --initial-cluster and --initial-cluster-token, which count at the first start only",
-                hello.member, hello.cluster, self.cluster
+                hello.member, hello.cluster, self.member.0, self.cluster
             )
             .into());
         }

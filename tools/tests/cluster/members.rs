@@ -1,5 +1,6 @@
 //! Members that are added, promoted and removed, by clients of any member.
 
+use std::fs;
 use std::time::Duration;
 
 use flotilla_tests::cluster::{Client, Cluster, Load};
@@ -312,4 +313,27 @@ fn process_that_is_no_member_does_not_join() {
         assert!(!cluster.data_dir(stranger).join("IDENTITY").exists());
         cluster.setups[stranger].initial_cluster = None;
     }
+}
+
+#[test]
+fn member_that_was_added_and_began_a_cluster_of_its_own_is_told_so() {
+    let mut cluster = Cluster::start(FLOTILLA, 1, &QUICK);
+    let new = cluster.add_setup(FLOTILLA, &QUICK);
+    let client = cluster.client(0);
+    let (added, members) = client.member_add(&peer_url(&cluster, new), false).unwrap();
+    cluster.joins(new, &members);
+    let flags = cluster.setups[new].flags.clone();
+    cluster.setups[new].flags.truncate(QUICK.len());
+    cluster.spawn(new);
+    let forgotten = "started without --initial-cluster-state existing, it began a cluster of its own: stop it, remove its data \
+                     directory, and start it with --initial-cluster-state existing";
+    for server in [0, new] {
+        cluster.server(server).wait_for_line(forgotten);
+    }
+    cluster.kill(new);
+    fs::remove_dir_all(cluster.data_dir(new)).unwrap();
+    cluster.setups[new].flags = flags;
+    cluster.spawn(new);
+    cluster.server(new).wait_for_line(READY);
+    wait_until_it_votes(&cluster, added.id);
 }

@@ -208,20 +208,7 @@ impl Work {
             }
             self.roster = roster;
         }
-        let mut members = Members {
-            urls: BTreeMap::new(),
-            removed: self.roster.table.removed.keys().copied().collect(),
-        };
-        members.urls = if self.parts.peers.is_ahead_of(self.roster.table.index) {
-            self.parts.peers.urls()
-        } else {
-            let all = self.roster.members.iter();
-            all.map(|one| (one.id, one.peer_urls.clone())).collect()
-        };
-        let me = self.parts.me;
-        let others = |id: &NodeId, urls: &mut Vec<String>| *id != me && !urls.is_empty();
-        members.urls.retain(others);
-        members.urls.retain(|id, _| !members.removed.contains(id));
+        let mut members = others(&self.roster, &self.parts.peers, self.parts.me);
         // Who is on its way out still decides, and who left hears of it on the links that it has.
         for (id, urls) in &self.told.urls {
             if !members.urls.contains_key(id) {
@@ -450,6 +437,25 @@ impl Work {
         let status = self.parts.handle.status(DATA_GROUP).unwrap_or_default();
         (matched.unwrap_or_default(), status.last_index)
     }
+}
+
+/// Whom a member links to, and who was removed.
+pub(super) fn others(roster: &Roster, peers: &PeerBook, me: NodeId) -> Members {
+    let removed = roster.table.removed.keys().copied().collect();
+    let mut members = Members {
+        urls: BTreeMap::new(),
+        removed,
+    };
+    members.urls = if peers.is_ahead_of(roster.table.index) {
+        peers.urls()
+    } else {
+        let all = roster.members.iter();
+        all.map(|one| (one.id, one.peer_urls.clone())).collect()
+    };
+    let others = |id: &NodeId, urls: &mut Vec<String>| *id != me && !urls.is_empty();
+    members.urls.retain(others);
+    members.urls.retain(|id, _| !members.removed.contains(id));
+    members
 }
 
 fn change(step: ChangeStep, context: &MemberChange) -> Change {

@@ -357,6 +357,13 @@ impl Node {
         on_failure: impl Fn(&str) + Clone + Send + 'static,
     ) -> Result<(), NodeError> {
         let inbound: Arc<dyn Inbound> = Arc::new(self.handle.clone());
+        // Whoever calls is known from the first moment on, also to a restart; the keeper goes on from there.
+        let roster = Roster::of(&self.store, &self.peers);
+        if !self.peers.is_ahead_of(roster.table.index) {
+            self.peers.keep(&roster)?;
+        }
+        let others = keeper::others(&roster, &self.peers, self.identity.member);
+        self.links.update(&others);
         let info = self.log.group(DATA_GROUP);
         let directory = MemberDirectory {
             cluster: self.identity.cluster,

@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use raft_log::NodeId;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -16,7 +16,7 @@ use super::codec::encode_batch;
 use super::hello::{REMOVED, REMOVED_ADVICE, Refusal};
 use super::outbox::Peer;
 use super::pb::peer_client::PeerClient;
-use super::stats::Begun;
+use super::stats::{Begun, Strangeness};
 use super::{FRAME_BYTES_MAX, HELLO_TIMEOUT, KEEPALIVE, KEEPALIVE_TIMEOUT, Shared, pb};
 use crate::tls::{self, ClientTls};
 
@@ -61,6 +61,7 @@ pub(super) async fn keep(
     seed: u64,
 ) -> Option<String> {
     let mut pauses = Pauses::new(seed);
+    let mut strange = Strangeness::default();
     let mut moved = peer.urls.subscribe();
     let mut urls = Vec::new().into_iter();
     loop {
@@ -83,10 +84,20 @@ pub(super) async fn keep(
             Ended::Lost(reason) => {
                 tracing::info!(%to, url, reason, "the link to a member is down");
                 pauses.reset();
+                strange = Strangeness::default();
             }
             Ended::Failed(reason) => {
                 if peer.counters.refused(Begun::Here, Some(reason.clone())) {
                     tracing::warn!(%to, url, reason, "cannot link to a member");
+                }
+            }
+            // A member that was just added may have heard of that before the one that it calls.
+            Ended::Unknown(reason) => {
+                peer.counters.refused(Begun::Here, Some(reason.clone()));
+                if strange.lasts(Instant::now()) {
+                    tracing::warn!(%to, url, reason, "cannot link to a member");
+                } else {
+                    tracing::debug!(%to, url, reason, "cannot link to a member yet");
                 }
             }
             Ended::Removed => {
@@ -107,6 +118,8 @@ enum Ended {
     Lost(String),
     /// It never was.
     Failed(String),
+    /// It never was, and the other side does not know this member.
+    Unknown(String),
     /// The other side says that this member was removed.
     Removed,
 }
@@ -144,6 +157,7 @@ async fn hold(shared: &Shared, peer: &Arc<Peer>, to: NodeId, url: &str) -> Ended
     let mut inbound = match open(shared, peer, to, url, link).await {
         Ok(inbound) => inbound,
         Err(Refusal::Removed) => return Ended::Removed,
+        Err(Refusal::Unknown(reason)) => return Ended::Unknown(reason),
         Err(Refusal::Other(reason)) => return Ended::Failed(reason),
     };
     let _held = Held::new(shared, peer, link);
@@ -155,7 +169,7 @@ async fn hold(shared: &Shared, peer: &Arc<Peer>, to: NodeId, url: &str) -> Ended
             Ok(None) => return Ended::Lost("it was closed".to_owned()),
             Err(status) => match refusal(&status) {
                 Refusal::Removed => return Ended::Removed,
-                Refusal::Other(reason) => return Ended::Lost(reason),
+                Refusal::Unknown(reason) | Refusal::Other(reason) => return Ended::Lost(reason),
             },
         }
     }
@@ -218,13 +232,16 @@ fn refusal(status: &Status) -> Refusal {
     if status.code() == Code::PermissionDenied && status.message() == REMOVED {
         return Refusal::Removed;
     }
+    if status.code() == Code::NotFound {
+        return Refusal::Unknown(describe(status));
+    }
     Refusal::Other(describe(status))
 }
 
 /// What the other side said, or what became of the connection.
 pub(super) fn describe(status: &Status) -> String {
     match status.code() {
-        Code::FailedPrecondition => format!("it refuses us: {}", status.message()),
+        Code::FailedPrecondition | Code::NotFound => format!("it refuses us: {}", status.message()),
         _ => match status.source() {
             Some(source) => chain(source),
             None => status.message().to_owned(),

@@ -25,6 +25,8 @@ pub const REMOVED_ADVICE: &str = "the member has been permanently removed from t
 pub(super) enum Refusal {
     /// It was removed: it may stop, and never comes back under its id.
     Removed,
+    /// It is not among the members that are known here. It may be in a moment.
+    Unknown(String),
     /// It may try again.
     Other(String),
 }
@@ -33,7 +35,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Removed => f.write_str(REMOVED),
-            Self::Other(reason) => f.write_str(reason),
+            Self::Unknown(reason) | Self::Other(reason) => f.write_str(reason),
         }
     }
 }
@@ -48,6 +50,7 @@ impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::Removed => Self::permission_denied(REMOVED),
+            Refusal::Unknown(reason) => Self::not_found(reason),
             Refusal::Other(reason) => Self::failed_precondition(reason),
         }
     }
@@ -118,8 +121,10 @@ impl Me {
             .into());
         }
         if links.get(member).is_none() {
-            let text = format!("{:x} is not another member of this cluster", hello.member);
-            return Err(text.into());
+            return Err(Refusal::Unknown(format!(
+                "{:x} is not another member of this cluster: it was not added, or that is not known here yet",
+                hello.member
+            )));
         }
         gate.admit(member, store)?;
         Ok(member)

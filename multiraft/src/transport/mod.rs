@@ -56,7 +56,7 @@ use crate::forward::ForwardMessage;
 use crate::liveness::Beat;
 use crate::tls::{ClientTls, Listener};
 
-use stats::Counters;
+use stats::{Counters, Strangers};
 
 pub use directory::{ClusterView, Directory, ListedMember, ask_members};
 pub use hello::{Me, REMOVED_ADVICE};
@@ -181,6 +181,8 @@ struct Shared {
     tls: Option<ClientTls>,
     /// Who called and is no member; only the newest refusal counts.
     strangers: Counters,
+    /// Who called and is not known.
+    unknown: Strangers,
 }
 
 /// A transport that runs.
@@ -224,6 +226,7 @@ impl Transport {
             me: setup.me,
             links,
             strangers: Counters::default(),
+            unknown: Strangers::default(),
             inbound: setup.inbound,
             gate: setup.gate,
             directory: setup.directory,

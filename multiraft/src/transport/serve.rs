@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -142,8 +142,14 @@ fn admit(shared: &Shared, hello: Option<pb::Hello>) -> Result<(NodeId, Arc<Other
         let counters = peer.as_ref().map(|peer| &peer.counters);
         let reason = refusal.to_string();
         let counters = counters.unwrap_or(&shared.strangers);
-        if counters.refused(Begun::There, Some(reason.clone())) {
+        let is_news = match &refusal {
+            Refusal::Unknown(_) => shared.unknown.hear(claimed, Instant::now()),
+            _ => counters.refused(Begun::There, Some(reason.clone())),
+        };
+        if is_news {
             tracing::warn!(from = %claimed, reason, "refused a member that called");
+        } else {
+            tracing::debug!(from = %claimed, reason, "refused a member that called");
         }
         refusal.into()
     })

@@ -1,4 +1,4 @@
-//! What the transport tells of itself: counters per member, for metrics and for people.
+//! What the transport tells of itself: counters per member, for metrics and for people; and whom it does not know.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -77,6 +77,54 @@ impl Counters {
     }
 }
 
+/// For how long a member that was added may be unknown to others: who asked for it and it itself hear of it first.
+const STRANGE_MAX: Duration = Duration::from_secs(5);
+/// Who did not call for so long begins anew.
+const STRANGER_FORGOTTEN: Duration = Duration::from_secs(60);
+/// Strangers that are told apart; of more the one that was silent for longest is forgotten.
+const STRANGERS_MAX: usize = 16;
+
+/// Since when one end of a link is not known at the other.
+#[derive(Debug, Default)]
+pub(super) struct Strangeness {
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Strangeness {
+    /// It is so once more; true once, when that has lasted for too long to be passing.
+    pub(super) fn lasts(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let is_news = !self.told && now.duration_since(since) >= STRANGE_MAX;
+        self.told |= is_news;
+        is_news
+    }
+}
+
+/// Who called and is not known, with the time of the last call.
+#[derive(Debug, Default)]
+pub(super) struct Strangers(Mutex<Vec<(NodeId, Instant, Strangeness)>>);
+
+impl Strangers {
+    /// As [`Strangeness::lasts`], for whoever called.
+    pub(super) fn hear(&self, claimed: NodeId, now: Instant) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|(_, called, _)| now.duration_since(*called) < STRANGER_FORGOTTEN);
+        let known = all.iter().position(|(id, _, _)| *id == claimed);
+        // The one that called last is the last.
+        let (_, _, mut strangeness) = match known {
+            Some(at) => all.remove(at),
+            None => (claimed, now, Strangeness::default()),
+        };
+        let is_news = strangeness.lasts(now);
+        if all.len() == STRANGERS_MAX {
+            all.remove(0);
+        }
+        all.push((claimed, now, strangeness));
+        is_news
+    }
+}
+
 /// How the link to one member is doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
@@ -100,4 +148,43 @@ pub struct PeerStatus {
     pub bytes_waiting: usize,
     /// Why there is no link.
     pub refusal: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stranger_is_told_of_once_when_it_stays_one() {
+        let strangers = Strangers::default();
+        let begin = Instant::now();
+        let mut told = Vec::new();
+        for second in 0..100 {
+            let now = begin + Duration::from_secs(second);
+            // One that calls all the time, one that stops soon, and one that begins again after a long time.
+            if strangers.hear(NodeId(1), now) {
+                told.push((1, second));
+            }
+            if second < 4 && strangers.hear(NodeId(2), now) {
+                told.push((2, second));
+            }
+            if [0, 3, 90].contains(&second) && strangers.hear(NodeId(3), now) {
+                told.push((3, second));
+            }
+        }
+        assert_eq!(told, [(1, 5)]);
+    }
+
+    #[test]
+    fn many_strangers_are_not_all_remembered() {
+        let strangers = Strangers::default();
+        let begin = Instant::now();
+        for id in 0..100 {
+            assert!(!strangers.hear(NodeId(id), begin));
+        }
+        assert_eq!(strangers.0.lock().unwrap().len(), STRANGERS_MAX);
+        let later = begin + STRANGE_MAX;
+        assert!(strangers.hear(NodeId(99), later));
+        assert!(!strangers.hear(NodeId(0), later), "it was forgotten");
+    }
 }

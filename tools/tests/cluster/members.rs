@@ -111,6 +111,10 @@ fn one_member_grows_to_three_under_load() {
     // By a member that does not lead.
     grow(&mut cluster, one, two);
     load.wait_for_writes(50);
+    // That others hear of a new member a moment after it is nothing to look after.
+    for log in cluster.logs() {
+        assert!(!log.contains("is not another member"), "{log}");
+    }
     for member in 0..3 {
         let members = cluster.client(member).members().unwrap();
         let names: Vec<_> = members.iter().map(|one| one.name.as_str()).collect();

@@ -14,6 +14,7 @@ use pb::cluster_client::ClusterClient;
 use pb::maintenance_client::MaintenanceClient;
 use tokio::time::timeout;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 use crate::failure::chain;
 
@@ -88,7 +89,7 @@ async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
     let status = MaintenanceClient::new(channel.clone())
         .status(pb::StatusRequest {})
         .await
-        .map_err(|status| status.message().to_owned())?
+        .map_err(|status| why(&status))?
         .into_inner();
     // Also without a leader.
     let request = pb::MemberListRequest {
@@ -98,7 +99,7 @@ async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
         Ok(list) => list.into_inner().members,
         // Learners do not say who the others are; whoever votes does.
         Err(_) if status.is_learner => Vec::new(),
-        Err(status) => return Err(status.message().to_owned()),
+        Err(status) => return Err(why(&status)),
     };
     let figures = page(url, tls).await.as_deref().map(figures);
     Ok(Answer {
@@ -106,6 +107,18 @@ async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
         members,
         figures: figures.unwrap_or_default(),
     })
+}
+
+/// What a member says instead of an answer; what is none says nothing.
+fn why(status: &Status) -> String {
+    if status.code() == Code::Unimplemented {
+        return "this is not where clients are served, such as a peer URL; name a client URL"
+            .to_owned();
+    }
+    match status.message() {
+        "" => format!("it refuses with {:?} and gives no reason", status.code()),
+        text => text.to_owned(),
+    }
 }
 
 /// The page of metrics. A server without one is healthy all the same.

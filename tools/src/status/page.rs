@@ -116,6 +116,7 @@ pub(super) fn to_text(report: &Report) -> String {
     let spare = here.checked_sub(all / 2 + 1);
     let spare = match spare {
         None => "fewer than a majority: nothing can be written".to_owned(),
+        Some(0) if all == 1 => "it has no spare".to_owned(),
         Some(0) => "writes stop if one more fails".to_owned(),
         Some(spare) => format!("{spare} may fail"),
     };
@@ -124,7 +125,12 @@ pub(super) fn to_text(report: &Report) -> String {
     } else {
         "not healthy"
     };
-    writeln!(out, "{verdict}: {here} of {all} voters answer, {spare}").expect(INTO_STRING);
+    let answer = if all == 1 {
+        "voter answers"
+    } else {
+        "voters answer"
+    };
+    writeln!(out, "{verdict}: {here} of {all} {answer}, {spare}").expect(INTO_STRING);
     out
 }
 

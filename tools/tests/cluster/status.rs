@@ -97,5 +97,14 @@ fn endpoints_of_two_clusters_are_told_apart() {
     let other = Cluster::start(FLOTILLA, 1, &["--initial-cluster-token", "other"]);
     let both = [one.urls(), other.urls()].concat();
     ends(&status(&both, &[]), 1, &["belong to different clusters"]);
-    ends(&status(&both[..1], &[]), 0, &["1 of 1 voters answer"]);
+    let alone = "healthy: 1 of 1 voter answers, it has no spare";
+    ends(&status(&both[..1], &[]), 0, &[alone]);
+    // Where members are linked, clients are not served.
+    let peers = format!("http://127.0.0.1:{}", one.setups[0].peer_port);
+    let not_here = "this is not where clients are served";
+    ends(
+        &status(std::slice::from_ref(&peers), &[]),
+        1,
+        &[&peers, not_here],
+    );
 }

@@ -76,7 +76,7 @@ pub use engine::applied_in;
 pub use error::NodeError;
 pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use initial::{InitialCluster, InitialState};
-pub use peers::PeerBook;
+pub use peers::{PeerBook, known_members};
 pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
 pub use restore::{OpenBackup, RestoreOptions, restore_backup};
 pub use rules::ChangeRules;

@@ -278,6 +278,18 @@ pub(super) fn lines(vfs: &SharedVfs, dir: &Path) -> Result<Vec<String>, Identity
     Ok(members.map(str::to_owned).collect())
 }
 
+/// How many members a data directory knows, itself among them; one without a book is of a member alone.
+///
+/// # Errors
+/// The book cannot be read, or is damaged.
+pub fn known_members(vfs: &SharedVfs, dir: &Path) -> Result<usize, IdentityError> {
+    let path = dir.join(FILE_NAME);
+    match text::read(vfs.as_ref(), &path, FILE_BYTES_MAX)? {
+        Some(content) => Ok(decode(&content, &path)?.peers.len()),
+        None => Ok(1),
+    }
+}
+
 /// Why a member is refused that has another data directory than before.
 pub(super) fn other_disk(member: NodeId, store: StoreId, known: StoreId) -> String {
     format!(

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use kv_server::node::{Identity, IdentityError};
+use kv_server::node::{Identity, IdentityError, known_members};
 use raft_log::log::check::{self, Check, Finding, SegmentCheck, Severity, Verdict};
 use raft_log::log::inspect::{self, GroupCheckpoint};
 use raft_log::vfs::{RealFs, SharedVfs};
-use raft_log::{GroupId, LogOptions, StoreId};
+use raft_log::{ErrorKind, GroupId, LogOptions, StoreId};
 use serde_json::{Value, json};
 
 use super::table::columns;
@@ -71,7 +71,15 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let vfs: SharedVfs = Arc::new(RealFs::new());
     let log = args.dir.log();
     segments(&args.dir)?;
-    let owner = Owner::of(&vfs, &args.dir.data_dir, &log)?;
+    let mut owner = Owner::of(&vfs, &args.dir.data_dir, &log)?;
+    let members = match known_members(&vfs, &args.dir.data_dir) {
+        Ok(members) => members,
+        Err(error @ IdentityError::Damaged { .. }) => {
+            owner.damage.get_or_insert_with(|| error.to_string());
+            1
+        }
+        Err(error) => return Err(Failure::Failed(error.to_string())),
+    };
     let options = LogOptions::new(&log, owner.store);
     let found = check::check(&vfs, &options, &mut || std::thread::sleep(PAUSE))
         .map_err(|error| failure_of(&error))?;
@@ -79,13 +87,73 @@ pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
         (Some(_), _) => Verdict::Damaged,
         (None, verdict) => verdict,
     };
+    let remedy = Remedy::of(&found, &owner, members);
     let text = if args.json {
-        to_json(&found, &owner, verdict)
+        to_json(&found, &owner, verdict, remedy)
     } else {
-        to_text(&found, &owner, verdict)
+        to_text(&found, &owner, verdict, remedy)
     };
     print(&text)?;
-    outcome(args, &found, &owner, verdict)
+    outcome(args, &found, &owner, verdict, remedy)
+}
+
+/// Who gives back what is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Nothing is.
+    None,
+    /// The other members, after a start.
+    Peers,
+    /// The other members, once this one was removed and added again: nobody else has its term and vote.
+    AddAgain,
+    /// Nobody: it is alone, or this is not its log.
+    Nobody,
+}
+
+impl Remedy {
+    fn of(found: &Check, owner: &Owner, members: usize) -> Self {
+        let of_log = |finding: &&Finding| !finding.path.ends_with("votes");
+        if owner.damage.is_some() {
+            return Self::Nobody;
+        }
+        let in_log = || damage_of(found).filter(of_log);
+        if in_log().next().is_none() {
+            return Self::None;
+        }
+        let can_renew =
+            |one: &Finding| matches!(one.kind, ErrorKind::Corruption | ErrorKind::SuspectTail);
+        if members < 2 || !in_log().all(can_renew) {
+            return Self::Nobody;
+        }
+        // A block of each slot may be torn; both are not.
+        if damage_of(found).any(|finding| !of_log(&finding)) {
+            return Self::AddAgain;
+        }
+        Self::Peers
+    }
+
+    /// What a start does, and what to do.
+    fn advice(self) -> Option<&'static str> {
+        match self {
+            Self::None | Self::Nobody => None,
+            Self::Peers => Some(
+                "this is a member of a cluster: a start begins the log anew, and its peers give back what is missing",
+            ),
+            Self::AddAgain => Some(
+                "this is a member of a cluster, but term and vote are damaged as well, so a start is refused: remove the \
+                 member and add it again with an empty data directory",
+            ),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Peers => "peers",
+            Self::AddAgain => "add again",
+            Self::Nobody => "nobody",
+        }
+    }
 }
 
 /// The exit code, and the first thing that is wrong.
@@ -94,6 +162,7 @@ fn outcome(
     found: &Check,
     owner: &Owner,
     verdict: Verdict,
+    remedy: Remedy,
 ) -> Result<(), Failure> {
     // All of it was printed.
     let place = |finding: &Finding| match finding.offset {
@@ -109,11 +178,14 @@ fn outcome(
     };
     match verdict {
         Verdict::Fine | Verdict::TornTail => Ok(()),
-        Verdict::Damaged => Err(Failure::Damaged(format!(
-            "{count} places are damaged, the first is {first}; to copy what can be trusted: flotilla log salvage {} \
-             --to NEW",
-            args.dir.data_dir.display()
-        ))),
+        Verdict::Damaged => Err(Failure::Damaged(match remedy.advice() {
+            Some(advice) => format!("{count} places are damaged, the first is {first}; {advice}"),
+            None => format!(
+                "{count} places are damaged, the first is {first}; to copy what can be trusted: flotilla log salvage \
+                 {} --to NEW",
+                args.dir.data_dir.display()
+            ),
+        })),
         Verdict::Unknown => Err(Failure::Failed(format!(
             "{count} places cannot be judged, the first is {first}"
         ))),
@@ -154,7 +226,7 @@ fn state(segment: &SegmentCheck) -> String {
     }
 }
 
-fn to_text(found: &Check, owner: &Owner, verdict: Verdict) -> String {
+fn to_text(found: &Check, owner: &Owner, verdict: Verdict, remedy: Remedy) -> String {
     let mut out = String::new();
     let rows = found.segments.iter().map(|segment| {
         vec![
@@ -210,13 +282,17 @@ fn to_text(found: &Check, owner: &Owner, verdict: Verdict) -> String {
             writeln!(out, "note: the next start will say: {note}").expect(INTO_STRING);
         }
     }
+    if let Some(advice) = remedy.advice() {
+        writeln!(out, "note: {advice}").expect(INTO_STRING);
+    }
     writeln!(out, "verdict: {}", name(verdict)).expect(INTO_STRING);
     out
 }
 
-fn to_json(found: &Check, owner: &Owner, verdict: Verdict) -> String {
+fn to_json(found: &Check, owner: &Owner, verdict: Verdict, remedy: Remedy) -> String {
     let value = json!({
         "verdict": name(verdict),
+        "repair": remedy.name(),
         "identity": owner.damage.as_deref().unwrap_or("fine"),
         "segments": found.segments.iter().map(segment_json).collect::<Vec<_>>(),
         "groups": found.groups.iter().map(|(id, group)| group_json(found, *id, group)).collect::<Vec<_>>(),

@@ -132,7 +132,7 @@ fn verify_of_a_flipped_bit_anywhere_says_where() {
     let (copy, path) = broken(last, &[4096 + 70]);
     let finding = damaged(&copy, &path, Some(4096));
     assert!(
-        finding["meaning"].as_str().unwrap().contains("refused"),
+        finding["meaning"].as_str().unwrap().contains("refuses"),
         "{finding}"
     );
     // Both blocks of the manifest.
@@ -180,7 +180,7 @@ fn verify_of_rot_in_a_sealed_segment_names_the_entries_that_a_start_does_not_mis
         finding["meaning"]
             .as_str()
             .unwrap()
-            .contains("a start does not notice"),
+            .contains("does not notice at its start"),
         "{finding}"
     );
     stop(setup.start());

@@ -116,18 +116,18 @@ impl Finding {
         });
         let meaning = match error.kind() {
             ErrorKind::Corruption => {
-                "a start is refused: acknowledged data is damaged or missing here"
+                "a server alone refuses to start: acknowledged data is damaged or missing here"
             }
             ErrorKind::SuspectTail => {
-                "a start is refused: what is damaged may have been acknowledged, or not"
+                "a server alone refuses to start: what is damaged may have been acknowledged, or not"
             }
             ErrorKind::ForeignStore => {
-                "a start is refused: nothing in this file belongs to this store"
+                "a server alone refuses to start: nothing in this file belongs to this store"
             }
             ErrorKind::NewerFormat => {
-                "a start is refused: nothing is known about the file's content"
+                "a server alone refuses to start: nothing is known about the file's content"
             }
-            _ => "a start is refused: what lies here is not known",
+            _ => "a server alone refuses to start: what lies here is not known",
         };
         Self {
             severity: Severity::Damage,

@@ -109,7 +109,8 @@ fn read_one(
         finding.difference.expected.clone_from(&gap.expected);
         finding.difference.found.clone_from(&gap.found);
         if groups.is_none() {
-            finding.meaning = "a start is refused: acknowledged data may lie here".into();
+            finding.meaning =
+                "a server alone refuses to start: acknowledged data may lie here".into();
         } else if finding.lost.is_empty() {
             finding.meaning = "no entry that is still needed lies here".into();
         }
@@ -162,7 +163,7 @@ fn damage(path: PathBuf, offset: u64, lost: Vec<(GroupId, Index, u64)>) -> Findi
             advice: "restore the file or rebuild this member".into(),
         },
         meaning: format!(
-            "a start does not notice, but reading {} fails",
+            "a server alone does not notice at its start, but reading {} fails",
             list.join(", ")
         ),
         lost,

@@ -35,7 +35,7 @@ impl Inbound for Deaf {
 struct AnyDisk;
 
 impl StoreGate for AnyDisk {
-    fn admit(&self, _: NodeId, _: StoreId) -> Result<(), String> {
+    fn admit(&self, _: NodeId, _: StoreId, _: Option<u64>) -> Result<(), String> {
         Ok(())
     }
 }
@@ -49,6 +49,7 @@ fn view() -> ClusterView {
         peer_urls: vec!["http://a:1".to_owned(), "http://a:2".to_owned()],
         votes: true,
         store: Some(StoreId(7)),
+        log_incarnation: 3,
     };
     ClusterView {
         cluster: 0xc,
@@ -91,6 +92,7 @@ fn start(me: NodeId, listener: TcpListener, members: &Members) -> Member {
             member: me,
             store: StoreId(me.0),
             boot: 1,
+            log_incarnation: 0,
         },
         inbound: Arc::new(Deaf),
         gate: Arc::new(AnyDisk),

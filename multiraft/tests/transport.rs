@@ -56,7 +56,7 @@ impl Inbound for Host {
 struct Disks(Mutex<BTreeMap<NodeId, StoreId>>);
 
 impl StoreGate for Disks {
-    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String> {
+    fn admit(&self, member: NodeId, store: StoreId, _: Option<u64>) -> Result<(), String> {
         let known = *self.0.lock().unwrap().entry(member).or_insert(store);
         let same = known == store;
         same.then_some(())
@@ -127,6 +127,7 @@ fn me(member: NodeId, store: u64) -> Me {
         member,
         store: StoreId(store),
         boot: 1,
+        log_incarnation: 0,
     }
 }
 

@@ -31,6 +31,7 @@ impl Directory for MemberDirectory {
             peer_urls: member.peer_urls,
             votes: member.votes,
             store: member.store,
+            log_incarnation: member.incarnation,
         });
         ClusterView {
             cluster: self.cluster,
@@ -48,11 +49,16 @@ pub(super) struct MemberGate {
 }
 
 impl StoreGate for MemberGate {
-    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String> {
+    fn admit(
+        &self,
+        member: NodeId,
+        store: StoreId,
+        incarnation: Option<u64>,
+    ) -> Result<(), String> {
         let published = self.store.member(member).map_or(0, |row| row.store);
         if published != 0 && published != store.0 {
             return Err(other_disk(member, store, StoreId(published)));
         }
-        self.peers.admit(member, store)
+        self.peers.admit(member, store, incarnation)
     }
 }

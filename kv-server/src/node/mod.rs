@@ -365,6 +365,8 @@ impl Node {
         let others = keeper::others(&roster, &self.peers, self.identity.member);
         self.links.update(&others);
         let info = self.log.group(DATA_GROUP);
+        // All groups of a log begin anew together, and this one is there for as long as the directory.
+        let log_incarnation = (info.as_ref()).map_or(0, |info| info.incarnation.number);
         let directory = MemberDirectory {
             cluster: self.identity.cluster,
             creation: info.map_or(0, |info| info.base.creation),
@@ -381,6 +383,7 @@ impl Node {
                 member: self.identity.member,
                 store: self.identity.store,
                 boot: self.identity.boot,
+                log_incarnation,
             },
             inbound,
             gate: Arc::new(gate),

@@ -2,8 +2,9 @@
 //!
 //! Their names and peer URLs, so that a restart finds the others before it has applied anything: those of the first
 //! configuration, and later those of applied state, written before anybody is linked to them. The disk behind each member,
-//! from the first handshake on: a member that comes with another one has lost what it voted and acknowledged, and is refused
-//! until it is removed and added again. And of a member that joined, with what its group begins.
+//! from the first handshake on, and the newest of the logs that it had there: a member that comes with another disk, or an
+//! older log, has lost what it voted and acknowledged, and is refused until it is removed and added again. And of a member
+//! that joined, with what its group begins.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -32,6 +33,8 @@ pub(super) struct Peer {
     pub(super) peer_urls: Vec<String>,
     /// Its disk, once it was met.
     pub(super) store: Option<StoreId>,
+    /// The newest incarnation of its log that was seen.
+    pub(super) incarnation: u64,
 }
 
 type Peers = BTreeMap<NodeId, Peer>;
@@ -81,7 +84,7 @@ impl PeerBook {
             let peer = Peer {
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
-                store: None,
+                ..Peer::default()
             };
             (member.id, peer)
         };
@@ -103,7 +106,7 @@ impl PeerBook {
         let peer = Peer {
             name: member.name.clone(),
             peer_urls: member.peer_urls.clone(),
-            store: None,
+            ..Peer::default()
         };
         let voters = vec![member.id];
         let content = Content {
@@ -132,6 +135,7 @@ impl PeerBook {
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
                 store: member.store,
+                incarnation: member.log_incarnation,
             };
             (member.id, peer)
         };
@@ -196,7 +200,7 @@ impl PeerBook {
             .collect()
     }
 
-    /// Makes the book follow the members, durably; a disk that was met stays.
+    /// Makes the book follow the members, durably; a disk and a log that were met stay.
     ///
     /// # Panics
     /// When the members are as of an index that the book is ahead of.
@@ -206,11 +210,12 @@ impl PeerBook {
         assert!(content.index <= index, "what is known does not go back");
         let mut peers = Peers::new();
         for member in &roster.members {
-            let met = content.peers.get(&member.id).and_then(|peer| peer.store);
+            let met = content.peers.get(&member.id).cloned().unwrap_or_default();
             let peer = Peer {
                 name: member.name.clone(),
                 peer_urls: member.peer_urls.clone(),
-                store: met.or(member.store),
+                store: met.store.or(member.store),
+                incarnation: met.incarnation,
             };
             peers.insert(member.id, peer);
         }
@@ -251,17 +256,30 @@ impl PeerBook {
 }
 
 impl StoreGate for PeerBook {
-    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String> {
+    fn admit(
+        &self,
+        member: NodeId,
+        store: StoreId,
+        incarnation: Option<u64>,
+    ) -> Result<(), String> {
         let mut content = self.lock();
-        match content.peers.get(&member).and_then(|peer| peer.store) {
-            Some(known) if known == store => return Ok(()),
-            Some(known) => {
-                return Err(other_disk(member, store, known));
-            }
-            None => {}
+        let known = content.peers.get(&member).cloned().unwrap_or_default();
+        if let Some(known) = known.store.filter(|known| *known != store) {
+            return Err(other_disk(member, store, known));
+        }
+        if let Some(number) = incarnation.filter(|number| *number < known.incarnation) {
+            return Err(older_log(member, number, known.incarnation));
+        }
+        let met = Peer {
+            store: Some(store),
+            incarnation: incarnation.unwrap_or(known.incarnation),
+            ..known.clone()
+        };
+        if met == known {
+            return Ok(());
         }
         let mut changed = content.clone();
-        changed.peers.entry(member).or_default().store = Some(store);
+        changed.peers.insert(member, met);
         self.change(&mut content, changed)
             .map_err(|error| format!("the disk of member {:x} is not noted: {error}", member.0))
     }
@@ -299,6 +317,16 @@ pub(super) fn other_disk(member: NodeId, store: StoreId, known: StoreId) -> Stri
     )
 }
 
+/// Why a member is refused whose log is older than one that it had before.
+fn older_log(member: NodeId, incarnation: u64, known: u64) -> String {
+    format!(
+        "member {:x} comes with incarnation {incarnation} of its log, but had {known}: an old copy of its data directory was \
+         put back, which lacks what it voted and acknowledged since; put the newest one back, or remove the member and add it \
+         again with an empty directory",
+        member.0
+    )
+}
+
 fn encode(content: &Content) -> String {
     let mut lines = String::new();
     if content.index > Index::ZERO {
@@ -326,6 +354,14 @@ fn encode(content: &Content) -> String {
             text::in_line(&peer.name)
         )
         .expect("writing to a string does not fail");
+        if peer.incarnation > 0 {
+            writeln!(
+                lines,
+                "log {:016x} incarnation {:016x}",
+                id.0, peer.incarnation
+            )
+            .expect("writing to a string does not fail");
+        }
     }
     text::seal(KIND, &lines)
 }
@@ -339,6 +375,7 @@ fn decode(content: &[u8], path: &Path) -> Result<Content, IdentityError> {
             Some("member") => decode_member(line).map(|(id, peer)| {
                 found.peers.insert(id, peer);
             }),
+            Some("log") => decode_log(line, &mut found.peers),
             _ => Some(()),
         };
         understood
@@ -384,8 +421,20 @@ fn decode_member(line: &str) -> Option<(NodeId, Peer)> {
         name,
         peer_urls,
         store,
+        incarnation: 0,
     };
     Some((id, peer))
+}
+
+/// `log ID incarnation NUMBER`, behind the line of that member.
+fn decode_log(line: &str, peers: &mut Peers) -> Option<()> {
+    let words: Vec<_> = line.split(' ').collect();
+    let ["log", id, "incarnation", number] = words[..] else {
+        return None;
+    };
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    peers.get_mut(&NodeId(hex(id)?))?.incarnation = hex(number)?;
+    Some(())
 }
 
 #[cfg(test)]
@@ -393,7 +442,8 @@ mod tests {
     use std::sync::Arc;
 
     use multiraft::transport::ClusterView;
-    use raft_log::vfs::RealFs;
+    use raft_log::vfs::sim::CrashKind;
+    use raft_log::vfs::{RealFs, SimFs};
 
     use super::super::roster::Member;
     use super::*;
@@ -417,17 +467,85 @@ mod tests {
             member(8, "", &["http://c:1"]),
         ];
         let book = PeerBook::create(&vfs, dir.path(), &members).unwrap();
-        book.admit(NodeId(8), StoreId(80)).unwrap();
-        book.admit(NodeId(8), StoreId(80)).unwrap();
+        book.admit(NodeId(8), StoreId(80), Some(0)).unwrap();
+        book.admit(NodeId(8), StoreId(80), None).unwrap();
         for book in [book, PeerBook::open(&vfs, dir.path()).unwrap().unwrap()] {
             let seven = book.get(NodeId(7)).unwrap();
             assert_eq!(seven.name, "a name");
             assert_eq!(seven.peer_urls, ["http://a:1", "http://b:1"]);
             assert_eq!(book.get(NodeId(8)).unwrap().peer_urls, ["http://c:1"]);
-            let refused = book.admit(NodeId(8), StoreId(81)).unwrap_err();
+            let refused = book.admit(NodeId(8), StoreId(81), Some(9)).unwrap_err();
             assert!(refused.contains("remove the member and add it again"));
-            assert!(book.admit(NodeId(8), StoreId(80)).is_ok());
+            assert!(book.admit(NodeId(8), StoreId(80), Some(0)).is_ok());
         }
+    }
+
+    #[test]
+    fn book_remembers_the_newest_log_of_each_member_and_refuses_older_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let vfs: SharedVfs = Arc::new(RealFs::default());
+        let members = [member(7, "", &["http://a:1"]), member(8, "", &[])];
+        let book = PeerBook::create(&vfs, dir.path(), &members).unwrap();
+        let open = || PeerBook::open(&vfs, dir.path()).unwrap().unwrap();
+        let comes = |book: &PeerBook, number| book.admit(NodeId(7), StoreId(70), number);
+        // Repaired twice, and started again in between.
+        for number in [0, 1, 1, 3] {
+            comes(&book, Some(number)).unwrap();
+            comes(&open(), Some(number)).unwrap();
+            comes(&open(), None).unwrap();
+        }
+        for book in [book, open()] {
+            for older in [0, 1, 2] {
+                let refused = comes(&book, Some(older)).unwrap_err();
+                assert!(
+                    refused.contains("an old copy") && refused.contains("add it again"),
+                    "{refused}"
+                );
+            }
+            // A version that does not tell is not judged, and nothing is forgotten for it.
+            comes(&book, None).unwrap();
+            assert!(comes(&book, Some(2)).is_err());
+            let roster = Roster {
+                members: vec![Member {
+                    id: NodeId(7),
+                    peer_urls: vec!["http://moved:1".to_owned()],
+                    ..Member::default()
+                }],
+                ..Roster::default()
+            };
+            book.keep(&roster).unwrap();
+            assert_eq!(open().get(NodeId(7)).unwrap().incarnation, 3);
+        }
+    }
+
+    /// Nobody is admitted whose log is not noted, and a crash in the middle leaves what was known or what was seen.
+    #[test]
+    fn log_that_is_seen_is_noted_before_its_member_is_admitted() {
+        let members = [member(7, "one", &["http://a:1"])];
+        let dir = Path::new("data");
+        let mut outcomes = [0, 0];
+        for (at, kind) in (0..).flat_map(|at| [(at, CrashKind::Power), (at, CrashKind::Process)]) {
+            let fs = SimFs::new(at);
+            let vfs: SharedVfs = Arc::new(fs.clone());
+            vfs.create_dir_all(dir).unwrap();
+            let book = PeerBook::create(&vfs, dir, &members).unwrap();
+            book.admit(NodeId(7), StoreId(70), Some(1)).unwrap();
+            fs.fail_after(at);
+            let admitted = book.admit(NodeId(7), StoreId(70), Some(2)).is_ok();
+            fs.crash(kind);
+            let book = PeerBook::open(&vfs, dir).unwrap().unwrap();
+            let known = book.get(NodeId(7)).unwrap().incarnation;
+            assert!(known == 2 || (known == 1 && !admitted), "{known} at {at}");
+            outcomes[usize::from(known == 2)] += 1;
+            assert_eq!(
+                book.admit(NodeId(7), StoreId(70), Some(1)).is_ok(),
+                known == 1
+            );
+            if admitted && kind == CrashKind::Process {
+                break;
+            }
+        }
+        assert!(outcomes.iter().all(|count| *count > 0), "{outcomes:?}");
     }
 
     #[test]
@@ -440,6 +558,7 @@ mod tests {
             peer_urls: vec![format!("http://{id}:1")],
             votes,
             store: store.map(StoreId),
+            log_incarnation: id - 7,
         };
         let joining = Joining {
             me: NodeId(9),
@@ -455,7 +574,8 @@ mod tests {
             },
         };
         let book = PeerBook::join(&vfs, dir.path(), &joining).unwrap();
-        book.admit(NodeId(8), StoreId(80)).unwrap();
+        book.admit(NodeId(8), StoreId(80), Some(1)).unwrap();
+        assert!(book.admit(NodeId(8), StoreId(80), Some(0)).is_err());
         let first = Membership::of_voters([NodeId(7), NodeId(8)]);
         let as_of = |index| {
             Arc::new(MemberTable {
@@ -470,7 +590,7 @@ mod tests {
         };
         for book in [book, PeerBook::open(&vfs, dir.path()).unwrap().unwrap()] {
             assert_eq!((book.first(), book.creation()), (first.clone(), Some(6)));
-            assert!(book.admit(NodeId(7), StoreId(71)).is_err());
+            assert!(book.admit(NodeId(7), StoreId(71), None).is_err());
             assert!(book.is_ahead_of(Index(39)) && !book.is_ahead_of(Index(40)));
             let roster = Roster {
                 table: as_of(50),
@@ -482,9 +602,9 @@ mod tests {
         let book = PeerBook::open(&vfs, dir.path()).unwrap().unwrap();
         assert_eq!(book.ids(), [NodeId(7), NodeId(8), NodeId(9)]);
         assert_eq!(book.get(NodeId(8)).unwrap().peer_urls, ["http://moved:1"]);
-        assert!(book.admit(NodeId(8), StoreId(81)).is_err());
+        assert!(book.admit(NodeId(8), StoreId(81), None).is_err());
         assert!(
-            book.admit(NodeId(7), StoreId(71)).is_err(),
+            book.admit(NodeId(7), StoreId(71), None).is_err(),
             "it may decide yet"
         );
         book.keep(&Roster {
@@ -502,7 +622,8 @@ mod tests {
         let members = [member(7, "one", &["http://a:1"])];
         let dir = tempfile::tempdir().unwrap();
         let vfs: SharedVfs = Arc::new(RealFs::default());
-        PeerBook::create(&vfs, dir.path(), &members).unwrap();
+        let book = PeerBook::create(&vfs, dir.path(), &members).unwrap();
+        book.admit(NodeId(7), StoreId(70), Some(1)).unwrap();
         let path = dir.path().join(FILE_NAME);
         let good = text::read(vfs.as_ref(), &path, FILE_BYTES_MAX)
             .unwrap()

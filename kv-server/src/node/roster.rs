@@ -24,6 +24,8 @@ pub(super) struct Member {
     pub(super) joins_as_voter: bool,
     /// The data directory behind it, once somebody met it.
     pub(super) store: Option<StoreId>,
+    /// The newest incarnation of its log that was met.
+    pub(super) incarnation: u64,
     /// The request that added or promoted it last.
     pub(super) request: u64,
 }
@@ -89,6 +91,7 @@ impl Roster {
                 store: (row.store != 0)
                     .then_some(StoreId(row.store))
                     .or(known.store),
+                incarnation: known.incarnation,
                 request: row.request,
             }
         };

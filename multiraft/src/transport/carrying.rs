@@ -45,7 +45,7 @@ impl Inbound for Deaf {
 struct Disks;
 
 impl StoreGate for Disks {
-    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String> {
+    fn admit(&self, member: NodeId, store: StoreId, _: Option<u64>) -> Result<(), String> {
         let same = store == StoreId(member.0);
         same.then_some(()).ok_or_else(|| "another disk".to_owned())
     }
@@ -122,6 +122,7 @@ fn start(
             member: me,
             store: StoreId(me.0),
             boot: 1,
+            log_incarnation: 0,
         },
         inbound: Arc::new(Deaf),
         gate: Arc::new(Disks),

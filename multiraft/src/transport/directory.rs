@@ -25,6 +25,8 @@ pub struct ListedMember {
     pub votes: bool,
     /// Its data directory, once somebody met it.
     pub store: Option<StoreId>,
+    /// The newest incarnation of its log that was seen; 0 for none but the first.
+    pub log_incarnation: u64,
 }
 
 /// A cluster, as one of its members knows it.
@@ -53,6 +55,7 @@ pub(super) fn encode(view: ClusterView) -> pb::MembersResponse {
         peer_urls: member.peer_urls,
         votes: member.votes,
         store: member.store.map_or(0, |store| store.0),
+        log_incarnation: member.log_incarnation,
     };
     pb::MembersResponse {
         format: FORMAT,
@@ -76,6 +79,7 @@ fn decode(response: pb::MembersResponse) -> Result<ClusterView, String> {
         peer_urls: member.peer_urls,
         votes: member.votes,
         store: (member.store != 0).then_some(StoreId(member.store)),
+        log_incarnation: member.log_incarnation,
     };
     Ok(ClusterView {
         cluster: response.cluster,

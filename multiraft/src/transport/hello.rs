@@ -2,7 +2,8 @@
 //!
 //! Both sides judge, by the same rules, and each says why it refuses. A member that lost its disk comes back under a new
 //! store id; it may have voted and acknowledged with the old one, so it is no member any more until it is removed and
-//! added again.
+//! added again. So it is with one whose log was begun anew and that comes with an older one: somebody put an old copy of
+//! its disk back. A copy from after the last renewal is not told from the disk itself.
 
 use std::fmt;
 
@@ -67,6 +68,8 @@ pub struct Me {
     pub store: StoreId,
     /// Which run of it this is; from 1.
     pub boot: u64,
+    /// Which of the logs it is that this data directory has had; 0 for the first. It never goes back.
+    pub log_incarnation: u64,
 }
 
 impl Me {
@@ -78,6 +81,7 @@ impl Me {
             to: to.0,
             store: self.store.0,
             boot: self.boot,
+            log_incarnation: Some(self.log_incarnation),
         }
     }
 
@@ -126,7 +130,7 @@ impl Me {
                 hello.member
             )));
         }
-        gate.admit(member, store)?;
+        gate.admit(member, store, hello.log_incarnation)?;
         Ok(member)
     }
 
@@ -162,13 +166,17 @@ mod tests {
         member: NodeId(1),
         store: StoreId(11),
         boot: 1,
+        log_incarnation: 0,
     };
 
-    /// Knows one store.
+    /// Knows one store, and has seen the second log that was begun anew on it.
     struct Known;
 
     impl StoreGate for Known {
-        fn admit(&self, _: NodeId, store: StoreId) -> Result<(), String> {
+        fn admit(&self, _: NodeId, store: StoreId, incarnation: Option<u64>) -> Result<(), String> {
+            if incarnation.is_some_and(|number| number < 2) {
+                return Err("an old copy".to_owned());
+            }
             let known = store == StoreId(22);
             known.then_some(()).ok_or_else(|| "another disk".to_owned())
         }
@@ -186,6 +194,7 @@ mod tests {
         let other = Me {
             member: NodeId(2),
             store: StoreId(22),
+            log_incarnation: 2,
             ..ME
         };
         let mut hello = other.hello(NodeId(1));
@@ -196,18 +205,28 @@ mod tests {
     #[test]
     fn hello_of_a_member_with_its_disk_is_taken() {
         assert_eq!(judge(|_| ()), Ok(NodeId(2)));
+        let newer = |hello: &mut pb::Hello| hello.log_incarnation = Some(3);
+        assert_eq!(judge(newer), Ok(NodeId(2)));
+    }
+
+    #[test]
+    fn hello_of_a_version_that_does_not_tell_its_log_is_taken() {
+        let silent = |hello: &mut pb::Hello| hello.log_incarnation = None;
+        assert_eq!(judge(silent), Ok(NodeId(2)));
     }
 
     #[test]
     fn hello_of_anybody_else_is_refused_with_the_reason() {
         type Change = fn(&mut pb::Hello);
-        let cases: [(Change, &str); 7] = [
+        let cases: [(Change, &str); 9] = [
             (|hello| hello.format = 2, "version 2 of the peer protocol"),
             (|hello| hello.cluster = 10, "cluster ID mismatch"),
             (|hello| hello.to = 3, "peer URLs are mixed up"),
             (|hello| hello.member = 7, "7 is not another member"),
             (|hello| hello.member = 1, "1 is not another member"),
             (|hello| hello.store = 23, "another disk"),
+            (|hello| hello.log_incarnation = Some(1), "an old copy"),
+            (|hello| hello.log_incarnation = Some(0), "an old copy"),
             (|hello| hello.member = 8, REMOVED),
         ];
         for (change, reason) in cases {

@@ -9,8 +9,8 @@
 //!                           lost without a link            CRC, at most about 1 MiB
 //! ```
 //!
-//! - A stream begins with a handshake, judged on both sides: cluster, member, disk, version (`hello.rs`). Below it may be
-//!   TLS, chosen for each listener, and for each link by the scheme of its URL (`stream.rs`).
+//! - A stream begins with a handshake, judged on both sides: cluster, member, disk and log on it, version (`hello.rs`).
+//!   Below it may be TLS, chosen for each listener, and for each link by the scheme of its URL (`stream.rs`).
 //! - A queue never blocks the host. Raft sends again what is lost; a forwarded command that never left is reported as not
 //!   proposed, so that it is sent to the next leader at once (`queue.rs`).
 //! - Who is not reached is dialled again after a pause that grows to a second, with jitter; a member that dials us is
@@ -115,13 +115,16 @@ where
     }
 }
 
-/// Remembers the disk of each member, durably.
+/// Remembers the disk of each member and the newest log on it, durably.
 pub trait StoreGate: Send + Sync + 'static {
-    /// Takes a member's disk at the first handshake, and only that one from then on. It may write and sync.
+    /// Takes a member's disk at the first handshake, and only that one from then on; and its log, if that is not older than
+    /// the newest one that was seen. `incarnation` is none where a member's version does not tell. It may write and sync:
+    /// what is not durable here is not admitted.
     ///
     /// # Errors
     /// Why the member is refused; both sides show it.
-    fn admit(&self, member: NodeId, store: StoreId) -> Result<(), String>;
+    fn admit(&self, member: NodeId, store: StoreId, incarnation: Option<u64>)
+    -> Result<(), String>;
 }
 
 /// Bounds of what waits to be sent to one member.

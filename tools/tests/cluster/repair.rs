@@ -4,10 +4,12 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use flotilla_tests::cluster::{Cluster, Load};
 use flotilla_tests::process::READY;
 
+use super::members::{grow, when_healthy};
 use super::{CLIENTS, FLOTILLA, QUICK, settle};
 
 const BEGUN_ANEW: &str = "it was begun anew";
@@ -151,7 +153,11 @@ fn member_with_a_damaged_log_and_damaged_votes_refuses_to_start() {
     cluster.kill(member);
     let dir = cluster.data_path(member);
     rot_in_the_tail(&dir);
-    flip(&dir.join("log/votes"), 44);
+    assert!(verify(&dir).contains("its peers give back what is missing"));
+    for block in [0, 4096] {
+        flip(&dir.join("log/votes"), block + 44);
+    }
+    assert!(verify(&dir).contains("so a start is refused: remove the member and add it again"));
     cluster.spawn(member);
     let mut server = cluster.take(member);
     assert_eq!(server.wait_exit().code(), Some(3));
@@ -163,4 +169,71 @@ fn member_with_a_damaged_log_and_damaged_votes_refuses_to_start() {
     );
     assert!(!dir.join("log.damaged-1").exists());
     load.wait_for_writes(50);
+}
+
+/// What `flotilla log verify` says of a damaged log.
+fn verify(data_dir: &Path) -> String {
+    let verified = Command::new(FLOTILLA)
+        .args(["log", "verify"])
+        .arg(data_dir)
+        .output()
+        .unwrap();
+    assert_eq!(verified.status.code(), Some(3), "{verified:?}");
+    String::from_utf8(verified.stdout).unwrap()
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_all(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+/// It has forgotten what the member acknowledged with the log that was begun anew.
+#[test]
+fn data_directory_from_before_a_repair_is_refused_when_it_is_put_back() {
+    let (mut cluster, load) = with_segments();
+    let leader = cluster.leader();
+    let [member, other] = [(leader + 1) % 3, (leader + 2) % 3];
+    cluster.kill(member);
+    let dir = cluster.data_path(member);
+    let copy = dir.with_extension("copy");
+    copy_all(&dir, &copy);
+    rot_in_the_tail(&dir);
+    start_and_wait(&mut cluster, &load, member);
+    // Whoever it is linked to has noted which log it has.
+    cluster.wait("link to both", || {
+        let log = cluster.server(member).log();
+        log.matches("linked to a member").count() >= 2
+    });
+
+    cluster.kill(member);
+    fs::remove_dir_all(&dir).unwrap();
+    fs::rename(&copy, &dir).unwrap();
+    cluster.spawn(member);
+    let older = "comes with incarnation 0 of its log, but had 1: an old copy";
+    for server in [member, leader, other] {
+        cluster.server(server).wait_for_line(older);
+    }
+    load.wait_for_writes(50);
+    // It stays so when who has noted it is started again.
+    cluster.kill(other);
+    cluster.spawn(other);
+    cluster.server(other).wait_for_line(older);
+    load.wait_for_writes(50);
+
+    // As it is told.
+    let id = cluster.id(member);
+    cluster.kill(member);
+    fs::remove_dir_all(&dir).unwrap();
+    let client = cluster.client(other);
+    when_healthy(&cluster, || client.member_remove(id)).unwrap();
+    grow(&mut cluster, other, member);
+    settle(&cluster, load);
 }

@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = protox::compile(
         [
+            "auth.proto",
             "kv.proto",
             "rpc.proto",
             "lock.proto",
@@ -16,8 +17,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         ],
         ["proto"],
     )?;
+    // What must not be shown by whoever prints a request or a record; `src/pb.rs` says what is shown instead.
+    let secret = [
+        ".authpb.User",
+        ".etcdserverpb.AuthenticateRequest",
+        ".etcdserverpb.AuthenticateResponse",
+        ".etcdserverpb.AuthUserAddRequest",
+        ".etcdserverpb.AuthUserChangePasswordRequest",
+        ".flotilla.AssignToken",
+    ];
     tonic_prost_build::configure()
         .bytes(".")
+        .skip_debug(secret)
         .compile_fds(files)?;
     Ok(())
 }

@@ -122,6 +122,40 @@ api_errors! {
     TimeoutWaitAppliedIndex => Unavailable, "request timed out, waiting for the applied index took too long";
     /// Damage was found.
     Corrupt => DataLoss, "corrupt cluster";
+    /// Authentication cannot be enabled without root.
+    RootUserNotExist => FailedPrecondition, "root user does not exist";
+    /// Authentication cannot be enabled by a root without that role.
+    RootRoleNotExist => FailedPrecondition, "root user does not have root role";
+    /// A user under a name that is in use.
+    UserAlreadyExists => FailedPrecondition, "user name already exists";
+    /// A user without a name; a call of nobody, while authentication is enabled.
+    UserEmpty => InvalidArgument, "user name is empty";
+    /// No such user.
+    UserNotFound => FailedPrecondition, "user name not found";
+    /// A role under a name that is in use.
+    RoleAlreadyExists => FailedPrecondition, "role name already exists";
+    /// No such role.
+    RoleNotFound => FailedPrecondition, "role name not found";
+    /// A role without a name.
+    RoleEmpty => InvalidArgument, "role name is empty";
+    /// No such user, or another password.
+    AuthFailed => InvalidArgument, "authentication failed, invalid user ID or password";
+    /// A grant without a permission.
+    PermissionNotGiven => InvalidArgument, "permission not given";
+    /// The user may not do that.
+    PermissionDenied => PermissionDenied, "permission denied";
+    /// The user does not hold the role.
+    RoleNotGranted => FailedPrecondition, "role is not granted to the user";
+    /// The role does not have the permission.
+    PermissionNotGranted => FailedPrecondition, "permission is not granted to the role";
+    /// A login while no call needs one.
+    AuthNotEnabled => FailedPrecondition, "authentication is not enabled";
+    /// A token that nobody knows, or no more; clients log in again.
+    InvalidAuthToken => Unauthenticated, "invalid auth token";
+    /// What would leave nobody to manage users, and a range that is none.
+    InvalidAuthManagement => InvalidArgument, "invalid auth management";
+    /// Users or roles changed since the caller was known; clients log in again.
+    AuthOldRevision => InvalidArgument, "revision of auth store is old";
     /// A learner serves only serializable ranges, status and snapshots.
     NotSupportedForLearner => FailedPrecondition, "rpc not supported for learner";
 }
@@ -221,6 +255,31 @@ mod tests {
                 "invalid downgrade target version",
             ),
             (E::NoInflightDowngrade, 9, "no inflight downgrade job"),
+            (E::RootUserNotExist, 9, "root user does not exist"),
+            (E::RootRoleNotExist, 9, "root user does not have root role"),
+            (E::UserAlreadyExists, 9, "user name already exists"),
+            (E::UserEmpty, 3, "user name is empty"),
+            (E::UserNotFound, 9, "user name not found"),
+            (E::RoleAlreadyExists, 9, "role name already exists"),
+            (E::RoleNotFound, 9, "role name not found"),
+            (E::RoleEmpty, 3, "role name is empty"),
+            (
+                E::AuthFailed,
+                3,
+                "authentication failed, invalid user ID or password",
+            ),
+            (E::PermissionNotGiven, 3, "permission not given"),
+            (E::PermissionDenied, 7, "permission denied"),
+            (E::RoleNotGranted, 9, "role is not granted to the user"),
+            (
+                E::PermissionNotGranted,
+                9,
+                "permission is not granted to the role",
+            ),
+            (E::AuthNotEnabled, 9, "authentication is not enabled"),
+            (E::InvalidAuthToken, 16, "invalid auth token"),
+            (E::InvalidAuthManagement, 3, "invalid auth management"),
+            (E::AuthOldRevision, 3, "revision of auth store is old"),
             (E::UnknownMethod, 2, "unknown method"),
         ];
         for (error, code, text) in table {

@@ -1,5 +1,6 @@
 //! The MVCC store, the engines under it, and the etcd v3 front end.
 pub mod api;
+pub mod auth;
 pub mod engine;
 pub mod error;
 pub mod lease;

@@ -7,6 +7,13 @@
     reason = "generated code; the .proto files and etcd's documentation describe it"
 )]
 
+use std::fmt;
+
+/// etcd's users, roles and permissions.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
 /// etcd's key-value types.
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
@@ -45,3 +52,81 @@ mod flotilla {
     }
 }
 pub use flotilla::peer;
+
+/// Shows a message without the fields that must not be shown.
+macro_rules! show_only {
+    ($($message:ty { $($field:ident),* })*) => {$(
+        impl fmt::Debug for $message {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($message))
+                    $(.field(stringify!($field), &self.$field))*
+                    .finish_non_exhaustive()
+            }
+        }
+    )*};
+}
+
+show_only! {
+    authpb::User { name, roles, options }
+    etcdserverpb::AuthenticateRequest { name }
+    etcdserverpb::AuthenticateResponse { header }
+    etcdserverpb::AuthUserAddRequest { name, options }
+    etcdserverpb::AuthUserChangePasswordRequest { name }
+    command::AssignToken { user, revision }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_not_shown_wherever_they_are() {
+        let secret = || "SECRET".to_owned();
+        let add = etcdserverpb::AuthUserAddRequest {
+            name: "alice".to_owned(),
+            password: secret(),
+            options: None,
+            hashed_password: secret(),
+        };
+        let change = etcdserverpb::AuthUserChangePasswordRequest {
+            name: "alice".to_owned(),
+            password: secret(),
+            hashed_password: secret(),
+        };
+        let assign = command::AssignToken {
+            user: "alice".to_owned(),
+            prefix: secret(),
+            revision: 1,
+        };
+        let (name, password) = ("alice".to_owned(), secret());
+        let login = etcdserverpb::AuthenticateRequest { name, password };
+        let user = authpb::User {
+            name: "alice".into(),
+            password: secret().into(),
+            ..authpb::User::default()
+        };
+        let op = |op| command::Command {
+            op: Some(command::command::Op::Auth(command::AuthCommand {
+                op: Some(op),
+            })),
+        };
+        use command::auth_command::Op;
+        let shown = [
+            format!("{:?}", op(Op::UserAdd(add))),
+            format!("{:?}", op(Op::UserChangePassword(change))),
+            format!("{:?}", op(Op::AssignToken(assign))),
+            format!("{login:?} {user:?}"),
+        ];
+        for text in shown {
+            assert!(!text.contains("SECRET"), "{text}");
+            // As text, and as the bytes of a byte string.
+            assert!(text.contains("alice"), "{text}");
+        }
+        let token = secret();
+        let answer = etcdserverpb::AuthenticateResponse {
+            header: None,
+            token,
+        };
+        assert!(!format!("{answer:?}").contains("SECRET"));
+    }
+}

@@ -24,6 +24,11 @@ pub struct ScanPool {
 impl ScanPool {
     /// Starts `threads` threads behind a queue of `queued_max` reads.
     pub fn start(threads: usize, queued_max: usize) -> io::Result<Self> {
+        Self::start_named("flotilla-scan", threads, queued_max)
+    }
+
+    /// The same, with threads of another name.
+    pub(crate) fn start_named(name: &str, threads: usize, queued_max: usize) -> io::Result<Self> {
         assert!(
             threads > 0 && queued_max > 0,
             "a pool without threads or queue serves nobody"
@@ -34,7 +39,7 @@ impl ScanPool {
             .map(|n| {
                 let receiver = Arc::clone(&receiver);
                 Builder::new()
-                    .name(format!("flotilla-scan-{n}"))
+                    .name(format!("{name}-{n}"))
                     .spawn(move || work(&receiver))
             })
             .collect::<io::Result<_>>()?;

@@ -15,6 +15,9 @@
 //! | 8 members | member BE | what is known of the member, as an encoded `flotilla.PublishMember` |
 //! | 9 alarms | alarm u32 BE, member BE | 1 when the quota raised it, else 0 |
 //! | 10 removed | member BE | the request that removed it; its id is never given out again |
+//! | 11 auth | nothing | whether authentication is enabled, and the revision of users and roles |
+//! | 12 users | name | the user, as an encoded `authpb.User` |
+//! | 13 roles | name | the role, as an encoded `authpb.Role` |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -33,6 +36,9 @@ pub(super) const DUPLICATE: u8 = 7;
 pub(super) const MEMBER: u8 = 8;
 pub(super) const ALARM: u8 = 9;
 pub(super) const REMOVED: u8 = 10;
+pub(super) const AUTH: u8 = 11;
+pub(super) const USER: u8 = 12;
+pub(super) const ROLE: u8 = 13;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -227,7 +233,7 @@ impl Fields {
         Ok(found)
     }
 
-    fn u8(&mut self) -> Result<u8, EngineError> {
+    pub(super) fn u8(&mut self) -> Result<u8, EngineError> {
         Ok(self.take::<1>()?[0])
     }
 

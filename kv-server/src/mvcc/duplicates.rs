@@ -19,10 +19,35 @@ use raft_node::core::Membership;
 use super::codec::{self, DUPLICATE, Fields, Keys, damaged};
 use super::read::Read;
 use crate::engine::{Change, EngineError};
-use crate::pb::command::{self, Forwarded};
+use crate::pb::command::{self, Called, Caller, Forwarded};
 
 /// The tag of [`Forwarded`]'s only field, which begins a forwarded command and no other.
 const ORIGIN_TAG: u8 = (15 << 3) | 2;
+/// The tag of [`Called`]'s only field, which follows, or begins a command that was not forwarded.
+const CALLER_TAG: u8 = (14 << 3) | 2;
+
+/// Puts the caller in front of an encoded command.
+#[must_use]
+pub fn call(caller: Caller, command: &impl Message) -> Bytes {
+    let called = Called {
+        caller: Some(caller),
+    };
+    let mut out = BytesMut::with_capacity(called.encoded_len() + command.encoded_len());
+    out.put_slice(&called.encode_to_vec());
+    out.put_slice(&command.encode_to_vec());
+    out.freeze()
+}
+
+/// The caller of a command; none when it has none.
+///
+/// # Errors
+/// Bytes that begin like an envelope and are none.
+pub(super) fn caller(payload: &Bytes) -> Result<Option<Caller>, prost::DecodeError> {
+    match payload.first() {
+        Some(&ORIGIN_TAG | &CALLER_TAG) => Ok(Called::decode(payload.clone())?.caller),
+        _ => Ok(None),
+    }
+}
 
 /// Puts the origin in front of an encoded command.
 #[must_use]

@@ -5,6 +5,7 @@
 //!
 //! It deliberately knows nothing of sockets, of deadlines (the lessor's) and of watchers (the hub's).
 mod alarms;
+mod auth;
 mod backup;
 mod cache;
 mod check;
@@ -25,7 +26,7 @@ pub use backup::{Backup, BackupInfo, BackupReader, BackupSource, RestoreChange, 
 pub use check::{
     KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn, may_put,
 };
-pub use duplicates::stamp;
+pub use duplicates::{call, stamp};
 pub use members::MemberTable;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use state_check::{CheckSink, StateCut};

@@ -14,15 +14,16 @@ use bytes::Bytes;
 use multiraft::Cut;
 
 use super::codec::{
-    ALARM, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REMOVED, REVISION,
-    VERSION, damaged,
+    ALARM, AUTH, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REMOVED,
+    REVISION, ROLE, USER, VERSION, damaged,
 };
 use super::read::Read as _;
 use crate::engine::{EngineError, Snapshot};
 
 /// All tables but the one of the meta record, in the order in which a snapshot has them.
-pub(super) const TABLES: [u8; 9] = [
-    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM, REMOVED,
+pub(super) const TABLES: [u8; 12] = [
+    VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM, REMOVED, AUTH, USER,
+    ROLE,
 ];
 
 const HEADER: &[u8; 8] = b"FLOTKVS\x01";

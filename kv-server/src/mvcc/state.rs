@@ -14,6 +14,7 @@ use raft_node::core::Membership;
 use raft_node::{Applied, ApplyError, Entry, EntryKind, Index, StateMachine, TickContext};
 
 use super::alarms::Alarms;
+use super::auth::Auth;
 use super::cache::Cache;
 use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
@@ -26,6 +27,7 @@ use super::state_check::{CheckSink, StateCut};
 use super::store::Store;
 use super::types::{CommandOutput, CommandResult, EventSink, LeaseInfo, LeaseSink};
 use super::write::{LeaseNews, Writer};
+use crate::auth::{TokenNews, TokenSink};
 use crate::engine::{Change, Engine, EngineBatch, EngineError, Snapshot};
 use crate::pb::command::{Command, MemberChange};
 use crate::testing::{Bug, bug};
@@ -83,6 +85,8 @@ pub struct KvStateMachine {
     duplicates: Duplicates,
     members: Members,
     alarms: Alarms,
+    auth: Auth,
+    tokens: Option<Arc<dyn TokenSink>>,
     outcomes: Option<Arc<Outcomes<CommandOutput>>>,
     checks: Option<Arc<dyn CheckSink>>,
     compactor: Option<Compactor>,
@@ -129,10 +133,12 @@ impl KvStateMachine {
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys, &meta)?;
         let alarms = Alarms::load(&snapshot, keys)?;
+        let auth = Auth::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
         store.publish_members(members.table());
         store.publish_alarms(alarms.list());
+        store.publish_auth(Arc::clone(auth.state()));
         let mut machine = Self {
             cache: Cache::new(options.cache_entries),
             engine,
@@ -145,6 +151,8 @@ impl KvStateMachine {
             duplicates,
             members,
             alarms,
+            auth,
+            tokens: None,
             outcomes: None,
             checks: None,
             compactor: None,
@@ -162,6 +170,11 @@ impl KvStateMachine {
     /// Names who hears what became of forwarded commands.
     pub fn report_forwarded(&mut self, outcomes: Arc<Outcomes<CommandOutput>>) {
         self.outcomes = Some(outcomes);
+    }
+
+    /// Names who remembers tokens; nobody does unless this is called.
+    pub fn tell_tokens(&mut self, tokens: Arc<dyn TokenSink>) {
+        self.tokens = Some(tokens);
     }
 
     /// Names who gets a cut of the state when an entry asks for one; nobody does unless this is called.
@@ -247,6 +260,7 @@ impl KvStateMachine {
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys, &meta)?;
         let alarms = Alarms::load(&snapshot, keys)?;
+        let auth = Auth::load(&snapshot, keys)?;
         drop(snapshot);
         let changes = BTreeMap::from([(keys.meta(), Change::Put(meta.encode()))]);
         let applied = Some((self.options.group, meta.index));
@@ -260,6 +274,12 @@ impl KvStateMachine {
         self.members = members;
         self.store.publish_alarms(alarms.list());
         self.alarms = alarms;
+        self.store.publish_auth(Arc::clone(auth.state()));
+        self.auth = auth;
+        // What became of them in the entries between is not known.
+        if let Some(tokens) = &self.tokens {
+            tokens.cleared();
+        }
         for id in self.leases.keys() {
             self.sinks.leases.revoked(*id);
         }
@@ -281,6 +301,7 @@ impl KvStateMachine {
             outcomes.jumped(self.options.group);
         }
         self.sinks.events.jumped(self.meta.revision);
+        self.sinks.events.auth_changed();
         Ok(())
     }
 
@@ -300,6 +321,7 @@ impl KvStateMachine {
             duplicates: &mut self.duplicates,
             members: &mut self.members,
             alarms: &mut self.alarms,
+            auth: &mut self.auth,
             meta: self.meta.clone(),
             changes: BTreeMap::new(),
             events: Vec::new(),
@@ -356,6 +378,19 @@ impl KvStateMachine {
         }
         if std::mem::take(&mut self.alarms.changed) {
             self.store.publish_alarms(self.alarms.list());
+        }
+        for news in self.auth.take_news() {
+            let Some(tokens) = &self.tokens else { continue };
+            match news {
+                TokenNews::Assigned { token, user } => tokens.assigned(&token, &user),
+                TokenNews::Invalidated(user) => tokens.invalidated(&user),
+                TokenNews::Cleared => tokens.cleared(),
+            }
+        }
+        // Before the events, so that nobody is sent one that came after the permission was lost.
+        if let Some(auth) = self.auth.take_changed() {
+            self.store.publish_auth(auth);
+            self.sinks.events.auth_changed();
         }
         self.store.publish(&self.meta);
         if !revisions.is_empty() {
@@ -446,10 +481,11 @@ fn apply_entry(
     let op = command
         .op
         .ok_or_else(|| damage("it has no operation".to_owned()))?;
+    let caller = duplicates::caller(&entry.payload).map_err(|error| damage(error.to_string()))?;
     if bug(Bug::ApplyTwice) {
-        drop(writer.execute(op.clone(), entry.index));
+        drop(writer.execute(op.clone(), caller.as_ref(), entry.index));
     }
-    match writer.execute(op, entry.index) {
+    match writer.execute(op, caller.as_ref(), entry.index) {
         Ok(result) => Ok((Ok(result), origin)),
         Err(Fail::Api(error)) => Ok((Err(error), origin)),
         Err(Fail::Engine(error)) => Err(ApplyError(Box::new(error))),

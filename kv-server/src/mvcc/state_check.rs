@@ -12,7 +12,7 @@ use crate::engine::EngineError;
 use crate::error::ApiError;
 
 /// All tables that count beside the versions.
-const TABLES: [u8; 7] = [
+const TABLES: [u8; 10] = [
     codec::LATEST,
     codec::LEASE_KEY,
     codec::LEASE,
@@ -20,6 +20,9 @@ const TABLES: [u8; 7] = [
     codec::MEMBER,
     codec::ALARM,
     codec::REMOVED,
+    codec::AUTH,
+    codec::USER,
+    codec::ROLE,
 ];
 
 /// Takes the cuts. Called by the applying thread: it must not block, and may let one go.
@@ -48,8 +51,8 @@ impl StateCut {
         self.0.meta.index
     }
 
-    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, alarms, which
-    /// forwarded commands were applied, revision. Replicas at the same applied index have the same one, however far
+    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, alarms, users
+    /// and roles, which forwarded commands were applied, revision. Replicas at the same applied index have the same one, however far
     /// compaction has come. None when it was stopped before it was done.
     ///
     /// # Errors

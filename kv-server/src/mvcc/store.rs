@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use super::snapshot::{Generation, KvCut};
 use super::state_check::StateCut;
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
+use crate::auth::AuthState;
 use crate::engine::{Engine, EngineError, Snapshot};
 use crate::error::ApiError;
 use crate::pb::command::PublishMember;
@@ -69,6 +70,11 @@ pub struct Store {
     alarms: RwLock<Vec<(AlarmMember, bool)>>,
     /// So that whoever asks for each request need not look at the alarms when there are none.
     has_alarms: AtomicBool,
+    auth: RwLock<Arc<AuthState>>,
+    /// The same reason.
+    auth_enabled: AtomicBool,
+    /// Counts what [`Store::publish_auth`] was called for.
+    auth_changes: AtomicU64,
 }
 
 impl fmt::Debug for Store {
@@ -98,6 +104,9 @@ impl Store {
             members_changed: OnceLock::new(),
             alarms: RwLock::default(),
             has_alarms: AtomicBool::new(false),
+            auth: RwLock::default(),
+            auth_enabled: AtomicBool::new(false),
+            auth_changes: AtomicU64::new(0),
         }
     }
 
@@ -142,6 +151,33 @@ impl Store {
         let mut alarms = self.alarms.write().unwrap_or_else(PoisonError::into_inner);
         self.has_alarms.store(!raised.is_empty(), Ordering::Release);
         *alarms = raised;
+    }
+
+    /// Called by the writer with users and roles.
+    pub(super) fn publish_auth(&self, state: Arc<AuthState>) {
+        let mut auth = self.auth.write().unwrap_or_else(PoisonError::into_inner);
+        self.auth_enabled
+            .store(state.is_enabled(), Ordering::Release);
+        *auth = state;
+        self.auth_changes.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number after each change of users and roles, in this run.
+    #[must_use]
+    pub fn auth_changes(&self) -> u64 {
+        self.auth_changes.load(Ordering::Acquire)
+    }
+
+    /// Users and roles.
+    #[must_use]
+    pub fn auth(&self) -> Arc<AuthState> {
+        Arc::clone(&self.auth.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// True while every call needs a user.
+    #[must_use]
+    pub fn auth_enabled(&self) -> bool {
+        self.auth_enabled.load(Ordering::Acquire)
     }
 
     /// The alarms that are raised, those of one kind together.
@@ -452,8 +488,8 @@ impl Store {
         Ok(Backup { cut, revision })
     }
 
-    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, alarms, which forwarded
-    /// commands were applied, revision.
+    /// A hash over the logical state: live keys, history above the compaction floor, leases, membership, alarms, users and
+    /// roles, which forwarded commands were applied, revision.
     /// Replicas at the same applied index have the same one, however far compaction has come.
     ///
     /// # Errors

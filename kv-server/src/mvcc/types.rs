@@ -8,8 +8,8 @@ use raft_node::TickContext;
 
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::{
-    AlarmResponse, CompactionResponse, DeleteRangeResponse, LeaseGrantResponse,
-    LeaseRevokeResponse, PutResponse, TxnResponse,
+    AlarmResponse, AuthenticateResponse, CompactionResponse, DeleteRangeResponse,
+    LeaseGrantResponse, LeaseRevokeResponse, PutResponse, TxnResponse,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -48,6 +48,9 @@ pub trait EventSink: Send + Sync {
 
     /// History below `revision` is gone for readers from now on.
     fn compacted(&self, revision: i64);
+
+    /// Users or roles are others from now on: who may watch may be as well.
+    fn auth_changed(&self) {}
 
     /// A snapshot took the place of the state: the store is at `revision`, and what lies between is in its history, or
     /// compacted. A sink that follows the store only by `publish` has nothing to do.
@@ -106,6 +109,8 @@ pub enum CommandResult {
     LeaseRevoke(LeaseRevokeResponse),
     /// Answer to raising or clearing an alarm.
     Alarm(AlarmResponse),
+    /// Answer to a change of users and roles; the token is of who asked for one.
+    Auth(AuthenticateResponse),
     /// For commands and entries that nobody waits for.
     None,
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use raft_log::Index;
 
 use super::alarms::Alarms;
+use super::auth::Auth;
 use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
@@ -19,13 +20,16 @@ use super::duplicates::Duplicates;
 use super::members::Members;
 use super::read::{Fail, Pairs, Read, View, check_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
+use crate::auth::check_op;
 use crate::engine::{Change, Engine, EngineError, Snapshot};
 use crate::error::ApiError;
-use crate::pb::command::{CheckState, LeaseCheckpoint, LeaseExpire, LeaseGrant, command::Op};
+use crate::pb::command::{
+    Caller, CheckState, LeaseCheckpoint, LeaseExpire, LeaseGrant, command::Op,
+};
 use crate::pb::etcdserverpb::{
-    AlarmResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse,
-    LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse, RequestOp, ResponseOp,
-    TxnRequest, TxnResponse, request_op::Request, response_op::Response,
+    AlarmResponse, AuthenticateResponse, CompactionRequest, CompactionResponse, DeleteRangeRequest,
+    DeleteRangeResponse, LeaseGrantResponse, LeaseRevokeResponse, PutRequest, PutResponse,
+    RequestOp, ResponseOp, TxnRequest, TxnResponse, request_op::Request, response_op::Response,
 };
 use crate::pb::mvccpb::KeyValue;
 
@@ -44,6 +48,7 @@ pub(super) struct Writer<'a> {
     pub(super) duplicates: &'a mut Duplicates,
     pub(super) members: &'a mut Members,
     pub(super) alarms: &'a mut Alarms,
+    pub(super) auth: &'a mut Auth,
     pub(super) meta: Meta,
     pub(super) changes: BTreeMap<Bytes, Change>,
     /// Of the revision in progress.
@@ -131,8 +136,16 @@ impl Writer<'_> {
     }
 
     /// Executes one command. An error of the client has changed nothing.
-    pub(super) fn execute(&mut self, op: Op, index: Index) -> Result<CommandResult, Fail> {
+    pub(super) fn execute(
+        &mut self,
+        op: Op,
+        caller: Option<&Caller>,
+        index: Index,
+    ) -> Result<CommandResult, Fail> {
         self.alarms.check(&op)?;
+        check_op(self.auth.state(), caller, &op, |id| -> Result<_, Fail> {
+            Ok(lease_keys(self, self.keys, id)?)
+        })?;
         let result = match op {
             Op::Put(request) => self.put(request).map(CommandResult::Put),
             Op::DeleteRange(request) => self.delete_range(&request).map(CommandResult::DeleteRange),
@@ -156,6 +169,12 @@ impl Writer<'_> {
                 let alarms = self.alarms.set(&command, self.keys, &mut self.changes);
                 let header = header(self.meta.revision);
                 Ok(CommandResult::Alarm(AlarmResponse { header, alarms }))
+            }
+            Op::Auth(command) => {
+                let changes = &mut self.changes;
+                let token = self.auth.execute(&command, index, self.keys, changes)?;
+                let header = header(self.meta.revision);
+                Ok(CommandResult::Auth(AuthenticateResponse { header, token }))
             }
             Op::CheckState(CheckState {}) => {
                 self.check = true;

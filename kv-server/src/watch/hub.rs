@@ -301,6 +301,11 @@ impl EventSink for WatchHub {
     /// Nothing to do: what the ring still holds may still be sent, and who reads history learns of the floor there.
     fn compacted(&self, _revision: i64) {}
 
+    /// Wakes all streams, so that those that may not go on end.
+    fn auth_changed(&self) {
+        self.signal.send_modify(|_| {});
+    }
+
     /// Feeds find nothing of it in the ring, and read history.
     fn jumped(&self, revision: i64) {
         self.start(revision);

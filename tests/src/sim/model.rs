@@ -239,6 +239,7 @@ impl Model {
                     error: String::new(),
                 }))
             }
+            Op::Auth(_) => unreachable!("no workload has users"),
             Op::LeaseRevoke(request) => {
                 self.end_lease(request.id).ok_or(ApiError::LeaseNotFound)?;
                 let header = header(self.revision);

@@ -6,7 +6,7 @@ use std::io::{BufWriter, ErrorKind, Write};
 use std::time::Duration;
 
 use clap::Args;
-use kv_server::pb::command::{Command, command::Op};
+use kv_server::pb::command::{AuthCommand, Command, auth_command::Op as AuthOp, command::Op};
 use kv_server::pb::etcdserverpb::alarm_request::AlarmAction;
 use prost::Message;
 use raft_log::log::inspect::{BatchInfo, DiskRecord, SegmentInfo};
@@ -388,6 +388,7 @@ fn describe_op(op: &Op) -> String {
             };
             format!("{action} the alarm {alarm} of member {member:x}")
         }
+        Op::Auth(command) => auth(command),
         Op::CheckState(_) => "compare the states of the members".to_owned(),
         Op::UpdateMember(update) => format!(
             "member {:x} is reached at {}",
@@ -395,6 +396,54 @@ fn describe_op(op: &Op) -> String {
             update.peer_urls.join(",").escape_default()
         ),
         Op::LeaseCheckpoint(checkpoint) => format!("checkpoint {} leases", checkpoint.items.len()),
+    }
+}
+
+/// A change of users and roles, without what is secret of it.
+fn auth(command: &AuthCommand) -> String {
+    let name = |name: &str| shown(name.as_bytes());
+    match &command.op {
+        None => "no change of users and roles".to_owned(),
+        Some(AuthOp::Enable(_)) => "enable authentication".to_owned(),
+        Some(AuthOp::Disable(_)) => "disable authentication".to_owned(),
+        Some(AuthOp::AssignToken(assign)) => format!("a token for user {}", name(&assign.user)),
+        Some(AuthOp::UserAdd(add)) => format!("add user {}", name(&add.name)),
+        Some(AuthOp::UserDelete(delete)) => format!("delete user {}", name(&delete.name)),
+        Some(AuthOp::UserChangePassword(change)) => {
+            format!("change the password of user {}", name(&change.name))
+        }
+        Some(AuthOp::UserGrantRole(grant)) => {
+            format!(
+                "grant role {} to user {}",
+                name(&grant.role),
+                name(&grant.user)
+            )
+        }
+        Some(AuthOp::UserRevokeRole(revoke)) => {
+            format!(
+                "revoke role {} from user {}",
+                name(&revoke.role),
+                name(&revoke.name)
+            )
+        }
+        Some(AuthOp::RoleAdd(add)) => format!("add role {}", name(&add.name)),
+        Some(AuthOp::RoleDelete(delete)) => format!("delete role {}", name(&delete.role)),
+        Some(AuthOp::RoleGrantPermission(grant)) => {
+            let permission = grant.perm.clone().unwrap_or_default();
+            format!(
+                "grant {} on {} to {} to role {}",
+                permission.perm_type().as_str_name(),
+                shown(&permission.key),
+                shown(&permission.range_end),
+                name(&grant.name)
+            )
+        }
+        Some(AuthOp::RoleRevokePermission(revoke)) => format!(
+            "revoke the permission on {} to {} from role {}",
+            shown(&revoke.key),
+            shown(&revoke.range_end),
+            name(&revoke.role)
+        ),
     }
 }
 

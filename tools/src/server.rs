@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
+use kv_server::auth::{Authenticator, Jwt, JwtOptions, Tokens};
 use kv_server::node::{
     ChangeRules, DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, Observers, UpkeepConfig,
 };
@@ -26,7 +27,7 @@ use tokio::sync::mpsc;
 use tonic::service::Routes;
 use tracing::{info, warn};
 
-use crate::config::{self, ListenAddress, ServerConfig, TlsConfig};
+use crate::config::{self, AuthToken, ListenAddress, ServerConfig, TlsConfig};
 use crate::failure::Failure;
 use crate::logging;
 
@@ -59,6 +60,8 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     refuse_huge_pages();
     info!(version = crate::VERSION, data_dir = %config.data_dir.display(), "starting");
 
+    let tokens = signed_tokens(&config.auth_token)?;
+
     // Before anything can take long: a signal that comes during the start is not lost, and not deadly.
     let signals = Signals::new()?;
     let listeners = bind(&config.listen_client, "--listen-client-urls")?;
@@ -86,7 +89,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
     let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);
-    let started = connected.and_then(|()| start(&config, &mut node, listeners, metrics));
+    let started = connected.and_then(|()| start(&config, &mut node, listeners, metrics, tokens));
     let outcome = match started {
         Ok(server) => {
             let outcome = signals.wait(&mut failure);
@@ -154,6 +157,34 @@ fn listeners_of(
     sockets.into_iter().zip(addresses).map(protect).collect()
 }
 
+/// Reads the keys of signed tokens; none for simple ones, which the node remembers.
+fn signed_tokens(config: &AuthToken) -> Result<Option<Tokens>, Failure> {
+    let AuthToken::Jwt {
+        sign_method,
+        public_key,
+        private_key,
+        ttl,
+    } = config
+    else {
+        return Ok(None);
+    };
+    let read = |path: &Option<String>| {
+        let content = path.as_ref().map(|path| {
+            std::fs::read(path)
+                .map_err(|error| Failure::Usage(format!("--auth-token: reading {path}: {error}")))
+        });
+        content.transpose()
+    };
+    let jwt = Jwt::new(&JwtOptions {
+        sign_method: sign_method.clone(),
+        public_key: read(public_key)?,
+        private_key: read(private_key)?,
+        ttl: *ttl,
+    });
+    let jwt = jwt.map_err(|error| Failure::Usage(format!("--auth-token: {error}")))?;
+    Ok(Some(Tokens::Jwt(jwt)))
+}
+
 /// Listens on all addresses, or on none.
 fn bind(addresses: &[ListenAddress], option: &str) -> Result<Vec<TcpListener>, Failure> {
     let bind = |ListenAddress { address, .. }: &ListenAddress| {
@@ -201,6 +232,7 @@ fn start(
     node: &mut Node,
     listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
+    tokens: Option<Tokens>,
 ) -> Result<ServerHandle, Failure> {
     let has_leader = node.wait_until_serving().map_err(failure_of)?;
     if !has_leader {
@@ -236,6 +268,11 @@ fn start(
     let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
         .map_err(|error| Failure::failed("starting the threads that scan", error))?;
     let scans = Arc::new(scans);
+    node.tokens.keep_for(config.auth_token_ttl);
+    let tokens = tokens.unwrap_or_else(|| Tokens::Simple(Arc::clone(&node.tokens)));
+    let authenticator = Authenticator::start(tokens, config.bcrypt_cost)
+        .map_err(|error| Failure::failed("starting the threads that hash passwords", error))?;
+    let authenticator = Arc::new(authenticator);
     let watches = WatchService::new(
         Arc::clone(&node.hub),
         Arc::clone(&node.store),
@@ -247,7 +284,9 @@ fn start(
             ..WatchOptions::new(cluster, member)
         },
     );
-    let api = Arc::new(EtcdApi::new(replica, view, scans, options));
+    let watches = watches.with_authenticator(Arc::clone(&authenticator));
+    let api = EtcdApi::new(replica, view, scans, options).with_authenticator(authenticator);
+    let api = Arc::new(api);
     let parts = ServerParts {
         api,
         hub: Arc::clone(&node.hub),
@@ -255,6 +294,7 @@ fn start(
         services: Routes::new(WatchServer::new(watches)),
         options: ServerOptions {
             max_request_bytes: config.request_bytes_max,
+            client_cert_auth: config.client_cert_auth,
             ..ServerOptions::default()
         },
     };

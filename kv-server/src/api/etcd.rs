@@ -4,12 +4,15 @@
 //! (for a sole voter it always is) and reads there; ranges run on the scan pool, points on the caller's thread. What
 //! happened to a write that got no answer in time is unknown, and the error says so.
 
+mod access;
+mod auth;
 mod cost;
 mod downgrade;
 mod keep_alive;
 mod members;
 mod snapshot;
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,7 +29,8 @@ use tonic::Code;
 
 use super::{Api, Gauges, Replica, ScanPool, SnapshotParts, View};
 use crate::ApiError;
-use crate::mvcc::{BackupSource, CommandResult, may_put};
+use crate::auth::{self as rules, Authenticator, Caller};
+use crate::mvcc::{self, BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::peer::member_call;
@@ -93,8 +97,14 @@ impl ApiOptions {
 /// How often it is looked whether leadership has moved.
 const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 
-/// [`Api`] over one group.
+/// [`Api`] over one group, on behalf of one caller.
 pub struct EtcdApi<R, V> {
+    shared: Arc<Shared<R, V>>,
+    caller: Caller,
+}
+
+/// What is the same whoever calls.
+pub struct Shared<R, V> {
     replica: R,
     view: Arc<V>,
     scans: Arc<ScanPool>,
@@ -102,6 +112,15 @@ pub struct EtcdApi<R, V> {
     snapshots: snapshot::Streams,
     pending: AtomicU64,
     failed: AtomicU64,
+    authenticator: Option<Arc<Authenticator>>,
+}
+
+impl<R, V> Deref for EtcdApi<R, V> {
+    type Target = Shared<R, V>;
+
+    fn deref(&self) -> &Shared<R, V> {
+        &self.shared
+    }
 }
 
 /// Counts a proposal as pending for as long as somebody waits for it.
@@ -117,7 +136,7 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
     /// Joins the parts.
     pub fn new(replica: R, view: Arc<V>, scans: Arc<ScanPool>, options: ApiOptions) -> Self {
         let (pending, failed) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self {
+        let shared = Shared {
             replica,
             view,
             scans,
@@ -125,28 +144,52 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
             snapshots: snapshot::Streams::default(),
             pending,
             failed,
+            authenticator: None,
+        };
+        Self {
+            shared: Arc::new(shared),
+            caller: Caller::default(),
         }
     }
 
+    /// Says who knows users; without it there is no authentication. To be called before the first clone.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Arc<Authenticator>) -> Self {
+        let shared = Arc::get_mut(&mut self.shared).expect("nobody else has it yet");
+        shared.authenticator = Some(authenticator);
+        self
+    }
+
+    /// Proposes a command. While authentication is enabled it carries its caller, and what clients can ask for as well as
+    /// the server itself always does.
     async fn propose(&self, op: Op) -> Result<CommandResult, ApiError> {
+        let is_named = matches!(op, Op::Compact(_) | Op::SetAlarm(_) | Op::Auth(_));
+        let caller = match is_named || self.view.auth_enabled() {
+            true => Some(self.access().await?.caller()),
+            false => None,
+        };
         let command = Command { op: Some(op) };
         let length = command.encoded_len();
         if length > self.options.max_request_bytes {
             return Err(ApiError::RequestTooLarge);
         }
-        let mut payload = BytesMut::with_capacity(length);
-        command
-            .encode(&mut payload)
-            .expect("the buffer was sized for the command");
+        let payload = match caller {
+            Some(caller) => mvcc::call(caller, &command),
+            None => {
+                let mut payload = BytesMut::with_capacity(length);
+                command
+                    .encode(&mut payload)
+                    .expect("the buffer was sized for the command");
+                payload.freeze()
+            }
+        };
 
         self.pending.fetch_add(1, Ordering::Relaxed);
         let _pending = Pending(&self.pending);
         let (sender, receiver) = oneshot::channel();
         // A caller that went away needs no answer.
-        self.replica.propose(
-            payload.freeze(),
-            Box::new(move |output| drop(sender.send(output))),
-        );
+        self.replica
+            .propose(payload, Box::new(move |output| drop(sender.send(output))));
         let error = match timeout(self.options.request_timeout(), receiver).await {
             Ok(Ok(Ok(output))) => return output,
             Ok(Ok(Err(error))) => host_error(&error),
@@ -214,12 +257,15 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if !request.serializable {
             self.linearizable().await?;
         }
+        let access = self.access().await?;
+        access.check(|state, who| rules::check_range(state, who, &request))?;
         let mut response = if request.range_end.is_empty() {
             self.view.range(&request)?
         } else {
             let view = Arc::clone(&self.view);
             self.scans.run(move || view.range(&request)).await?
         };
+        self.still(&access)?;
         self.complete(&mut response.header);
         Ok(response)
     }
@@ -256,12 +302,15 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if !serializable {
             self.linearizable().await?;
         }
+        let access = self.access().await?;
+        access.check(|state, who| rules::check_txn(state, who, &request))?;
         let view = Arc::clone(&self.view);
         let mut response = if points_only(&request) {
             view.read_txn(&request)?
         } else {
             self.scans.run(move || view.read_txn(&request)).await?
         };
+        self.still(&access)?;
         self.complete(&mut response.header);
         Ok(response)
     }
@@ -271,6 +320,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         request: pb::CompactionRequest,
     ) -> Result<pb::CompactionResponse, ApiError> {
         self.view.check_sound()?;
+        self.access().await?.root()?;
         let (revision, physical) = (request.revision, request.physical);
         let output = self.propose(Op::Compact(request)).await?;
         // The caller's deadline bounds this wait: a connection that ends drops it.
@@ -289,6 +339,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         }
         self.view.check_sound()?;
         self.view.check_space(cost::LEASE)?;
+        self.access().await?.known()?;
         let id = if request.id == 0 {
             random_lease_id()?
         } else {
@@ -304,6 +355,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         request: pb::LeaseRevokeRequest,
     ) -> Result<pb::LeaseRevokeResponse, ApiError> {
         self.view.check_sound()?;
+        self.access().await?.known()?;
         expect_output!(
             self,
             self.propose(Op::LeaseRevoke(request)).await?,
@@ -315,6 +367,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse, ApiError> {
+        let access = self.access().await?;
+        self.may_write_lease(&access, request.id).await?;
         self.keep_alive(request.id).await
     }
 
@@ -323,6 +377,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         request: pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, ApiError> {
         self.linearizable().await?;
+        let access = self.access().await?;
+        access.known()?;
         let header = self.header();
         let Some(lease) = self.view.lease(request.id) else {
             let id = request.id;
@@ -337,6 +393,11 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.keys {
             let view = Arc::clone(&self.view);
             keys = self.scans.run(move || view.lease_keys(request.id)).await?;
+            access.check(|state, who| {
+                let mut keys = keys.iter();
+                keys.try_for_each(|key| state.check_read(who, key, &[]))
+            })?;
+            self.still(&access)?;
         }
         let left = self.time_left(lease.id).await?;
         let ttl = left.or(lease.remaining_ttl).unwrap_or(lease.ttl);
@@ -355,6 +416,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         _request: pb::LeaseLeasesRequest,
     ) -> Result<pb::LeaseLeasesResponse, ApiError> {
         self.linearizable().await?;
+        let access = self.access().await?;
+        self.may_list_leases(&access).await?;
         let leases = self
             .view
             .leases()
@@ -374,6 +437,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         if request.linearizable {
             self.linearizable().await?;
         }
+        self.access().await?.known()?;
         Ok(pb::MemberListResponse {
             header: self.header_at(0),
             members: self.view.members(),
@@ -384,6 +448,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::MemberAddRequest,
     ) -> Result<pb::MemberAddResponse, ApiError> {
+        self.access().await?.root()?;
         self.add_member(request).await
     }
 
@@ -391,6 +456,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, ApiError> {
+        self.access().await?.root()?;
         let members = self
             .change_members(member_call::Op::Remove(request.id))
             .await?;
@@ -402,6 +468,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, ApiError> {
+        self.access().await?.root()?;
         self.update_member(request).await
     }
 
@@ -409,6 +476,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, ApiError> {
+        self.access().await?.root()?;
         let members = self
             .change_members(member_call::Op::Promote(request.id))
             .await?;
@@ -417,6 +485,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     }
 
     async fn status(&self, _request: pb::StatusRequest) -> Result<pb::StatusResponse, ApiError> {
+        self.access().await?.known()?;
         let group = self.replica.status();
         let bytes = i64::try_from(self.view.data_bytes()).unwrap_or(i64::MAX);
         let mut errors = Vec::new();
@@ -445,13 +514,16 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     }
 
     async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, ApiError> {
+        let access = self.access().await?;
         if request.action != i32::from(pb::alarm_request::AlarmAction::Get) {
+            access.root()?;
             let command = SetAlarm {
                 request: Some(request),
                 by_quota: false,
             };
             return expect_output!(self, self.propose(Op::SetAlarm(command)).await?, Alarm);
         }
+        access.known()?;
         self.linearizable().await?;
         let mut alarms = self.view.alarms();
         alarms.retain(|raised| [raised.alarm, pb::AlarmType::None.into()].contains(&request.alarm));
@@ -462,6 +534,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     }
 
     async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, ApiError> {
+        self.access().await?.root()?;
         let view = Arc::clone(&self.view);
         let hash = self.scans.run(move || view.hash_kv(request.revision));
         let mut response = hash.await?;
@@ -470,6 +543,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     }
 
     async fn hash(&self, _request: pb::HashRequest) -> Result<pb::HashResponse, ApiError> {
+        self.access().await?.root()?;
         let view = Arc::clone(&self.view);
         let hash = self.scans.run(move || view.state_hash()).await?;
         Ok(pb::HashResponse {
@@ -483,6 +557,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::DowngradeRequest,
     ) -> Result<pb::DowngradeResponse, ApiError> {
+        self.access().await?.root()?;
         self.linearizable().await?;
         Err(downgrade::refusal(&request))
     }
@@ -491,6 +566,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::MoveLeaderRequest,
     ) -> Result<pb::MoveLeaderResponse, ApiError> {
+        self.access().await?.root()?;
         let to = NodeId(request.target_id);
         let group = self.replica.status();
         if group.leader != Some(group.node) {
@@ -531,9 +607,17 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         _request: pb::DefragmentRequest,
     ) -> Result<pb::DefragmentResponse, ApiError> {
+        self.access().await?.root()?;
         Ok(pb::DefragmentResponse {
             header: self.header(),
         })
+    }
+
+    fn called_by(&self, caller: Caller) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            caller,
+        }
     }
 
     fn is_learner(&self) -> bool {
@@ -552,7 +636,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         }
     }
 
-    fn snapshot(&self) -> Result<SnapshotParts, ApiError> {
+    async fn snapshot(&self) -> Result<SnapshotParts, ApiError> {
+        self.access().await?.root()?;
         self.view.check_sound()?;
         let group = self.replica.status();
         if group.leader.is_none() && group.applied < group.last_index {

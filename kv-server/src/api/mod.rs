@@ -11,6 +11,7 @@ mod scan;
 pub(crate) mod testing;
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use multiraft::{GroupStatus, HostError, Reply};
@@ -18,6 +19,7 @@ use raft_log::NodeId;
 use tokio::sync::mpsc;
 
 use crate::ApiError;
+use crate::auth::{AuthState, Caller};
 use crate::lease::Renewal;
 use crate::mvcc::{Backup, CommandOutput, LeaseInfo};
 use crate::pb::etcdserverpb as pb;
@@ -140,6 +142,16 @@ pub trait View: Send + Sync + 'static {
 
     /// The alarms that are raised, and what this member knows of its own disk.
     fn alarms(&self) -> Vec<pb::AlarmMember>;
+
+    /// True while every call needs a user. Without an implementation none ever does.
+    fn auth_enabled(&self) -> bool {
+        false
+    }
+
+    /// Users and roles. Without an implementation there are none.
+    fn auth(&self) -> Arc<AuthState> {
+        Arc::default()
+    }
 }
 
 /// The parts of a backup, as they are made.
@@ -148,12 +160,18 @@ pub type SnapshotParts = mpsc::Receiver<Result<pb::SnapshotResponse, ApiError>>;
 macro_rules! unary_calls {
     ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
         /// The calls of etcd v3 that give one answer. Each answer's header is complete.
-        pub trait Api: Send + Sync + 'static {
+        pub trait Api: AuthApi {
             $($(#[$doc])*
             fn $name(
                 &self,
                 request: pb::$request,
             ) -> impl Future<Output = Result<pb::$response, ApiError>> + Send;)*
+
+            /// The same, on behalf of a caller. Without one, calls are of nobody.
+            #[must_use]
+            fn called_by(&self, caller: Caller) -> Self
+            where
+                Self: Sized;
 
             /// True when this member is a learner, which serves next to nothing.
             fn is_learner(&self) -> bool;
@@ -166,7 +184,7 @@ macro_rules! unary_calls {
             fn leader_lost(&self) -> impl Future<Output = ()> + Send;
 
             /// A backup of this member's state, part by part. Whoever does not read for a minute gets no more.
-            fn snapshot(&self) -> Result<SnapshotParts, ApiError>;
+            fn snapshot(&self) -> impl Future<Output = Result<SnapshotParts, ApiError>> + Send;
 
             /// The alarms, as this member knows them.
             fn alarms(&self) -> Vec<pb::AlarmMember>;
@@ -225,6 +243,56 @@ unary_calls! {
     downgrade: DowngradeRequest -> DowngradeResponse;
     /// Hands leadership over to a voter; answered once that one leads.
     move_leader: MoveLeaderRequest -> MoveLeaderResponse;
+}
+
+macro_rules! auth_calls {
+    ($($(#[$doc:meta])* $name:ident: $request:ident -> $response:ident;)*) => {
+        /// The calls of etcd's Auth service. Each answer's header is complete.
+        pub trait AuthApi: Send + Sync + 'static {
+            $($(#[$doc])*
+            fn $name(
+                &self,
+                request: pb::$request,
+            ) -> impl Future<Output = Result<pb::$response, ApiError>> + Send;)*
+        }
+    };
+}
+
+auth_calls! {
+    /// Every call needs a user from now on.
+    auth_enable: AuthEnableRequest -> AuthEnableResponse;
+    /// No call does any more.
+    auth_disable: AuthDisableRequest -> AuthDisableResponse;
+    /// Which of the two, and the revision of users and roles.
+    auth_status: AuthStatusRequest -> AuthStatusResponse;
+    /// A token for a name and a password.
+    authenticate: AuthenticateRequest -> AuthenticateResponse;
+    /// A new user.
+    user_add: AuthUserAddRequest -> AuthUserAddResponse;
+    /// The roles of a user.
+    user_get: AuthUserGetRequest -> AuthUserGetResponse;
+    /// All users.
+    user_list: AuthUserListRequest -> AuthUserListResponse;
+    /// A user is none any more.
+    user_delete: AuthUserDeleteRequest -> AuthUserDeleteResponse;
+    /// Another password; tokens of the user count no more.
+    user_change_password: AuthUserChangePasswordRequest -> AuthUserChangePasswordResponse;
+    /// A user gets a role.
+    user_grant_role: AuthUserGrantRoleRequest -> AuthUserGrantRoleResponse;
+    /// A user loses a role.
+    user_revoke_role: AuthUserRevokeRoleRequest -> AuthUserRevokeRoleResponse;
+    /// A new role.
+    role_add: AuthRoleAddRequest -> AuthRoleAddResponse;
+    /// The permissions of a role.
+    role_get: AuthRoleGetRequest -> AuthRoleGetResponse;
+    /// All roles.
+    role_list: AuthRoleListRequest -> AuthRoleListResponse;
+    /// A role is none any more, of nobody.
+    role_delete: AuthRoleDeleteRequest -> AuthRoleDeleteResponse;
+    /// A role gets a permission, or another kind of one that it has.
+    role_grant_permission: AuthRoleGrantPermissionRequest -> AuthRoleGrantPermissionResponse;
+    /// A role loses a permission.
+    role_revoke_permission: AuthRoleRevokePermissionRequest -> AuthRoleRevokePermissionResponse;
 }
 
 /// Numbers about the group and the store at one moment.

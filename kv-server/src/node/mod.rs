@@ -58,6 +58,7 @@ use rand::TryRng;
 use rand::rngs::SysRng;
 use tracing::{info, warn};
 
+use crate::auth::TokenTable;
 use crate::engine::Engine;
 use crate::engine::lsm::FlushObserver;
 use crate::lease::{LeaseCalls, Lessor, StateReports};
@@ -148,6 +149,8 @@ pub struct Node {
     pub hub: Arc<WatchHub>,
     /// Lease deadlines.
     pub lessor: Arc<Lessor>,
+    /// The tokens that this member knows.
+    pub tokens: Arc<TokenTable>,
     /// The engine, for its size and its space.
     pub engine: Arc<dyn Engine>,
     /// The log, for its statistics.
@@ -243,6 +246,10 @@ impl Node {
         let boot = identity.boot + 1;
         let outcomes = Arc::new(Outcomes::new(identity.member, boot));
         machine.report_forwarded(Arc::clone(&outcomes));
+        let tokens = Arc::<TokenTable>::default();
+        let former = log.group(DATA_GROUP).map_or(0, |info| info.last_index.0);
+        tokens.begin_after(former);
+        machine.tell_tokens(tokens.clone());
         let (cuts, to_hash) = checks::cuts();
         machine.check_state(cuts);
         let group_config = GroupConfig {
@@ -321,6 +328,7 @@ impl Node {
             store,
             hub,
             lessor,
+            tokens,
             engine,
             log,
             snapshots,

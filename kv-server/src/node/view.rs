@@ -11,6 +11,7 @@ use super::quota::Quota;
 use super::roster::Roster;
 use crate::ApiError;
 use crate::api::{Replica, View};
+use crate::auth::AuthState;
 use crate::engine::Engine;
 use crate::lease::{Lessor, Renewal};
 use crate::mvcc::{self, Backup, CommandOutput, KvStateMachine, LeaseInfo, Store};
@@ -228,5 +229,13 @@ impl View for NodeView {
             alarms.push(own);
         }
         alarms
+    }
+
+    fn auth_enabled(&self) -> bool {
+        self.store.auth_enabled()
+    }
+
+    fn auth(&self) -> Arc<AuthState> {
+        self.store.auth()
     }
 }

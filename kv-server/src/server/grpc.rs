@@ -1,5 +1,5 @@
 //! The gRPC services over an [`Api`]: KV, Cluster, Maintenance and health. They translate and count, nothing else. The
-//! Lease service, which streams, has a file of its own.
+//! Lease service, which streams, has a file of its own, and so has the Auth service.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use super::Metrics;
 use super::snapshot::Parts;
 use crate::ApiError;
 use crate::api::Api;
+use crate::auth::Caller;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::health_server::Health;
@@ -51,6 +52,23 @@ pub(super) const METHODS: &[(&str, &str, &str)] = &[
     ("unary", "v3electionpb.Election", "Leader"),
     ("server_stream", "v3electionpb.Election", "Observe"),
     ("unary", "v3electionpb.Election", "Resign"),
+    ("unary", "etcdserverpb.Auth", "AuthEnable"),
+    ("unary", "etcdserverpb.Auth", "AuthDisable"),
+    ("unary", "etcdserverpb.Auth", "AuthStatus"),
+    ("unary", "etcdserverpb.Auth", "Authenticate"),
+    ("unary", "etcdserverpb.Auth", "UserAdd"),
+    ("unary", "etcdserverpb.Auth", "UserGet"),
+    ("unary", "etcdserverpb.Auth", "UserList"),
+    ("unary", "etcdserverpb.Auth", "UserDelete"),
+    ("unary", "etcdserverpb.Auth", "UserChangePassword"),
+    ("unary", "etcdserverpb.Auth", "UserGrantRole"),
+    ("unary", "etcdserverpb.Auth", "UserRevokeRole"),
+    ("unary", "etcdserverpb.Auth", "RoleAdd"),
+    ("unary", "etcdserverpb.Auth", "RoleGet"),
+    ("unary", "etcdserverpb.Auth", "RoleList"),
+    ("unary", "etcdserverpb.Auth", "RoleDelete"),
+    ("unary", "etcdserverpb.Auth", "RoleGrantPermission"),
+    ("unary", "etcdserverpb.Auth", "RoleRevokePermission"),
 ];
 
 #[derive(Clone, Copy)]
@@ -85,6 +103,23 @@ pub(super) enum Call {
     Leader,
     Observe,
     Resign,
+    AuthEnable,
+    AuthDisable,
+    AuthStatus,
+    Authenticate,
+    UserAdd,
+    UserGet,
+    UserList,
+    UserDelete,
+    UserChangePassword,
+    UserGrantRole,
+    UserRevokeRole,
+    RoleAdd,
+    RoleGet,
+    RoleList,
+    RoleDelete,
+    RoleGrantPermission,
+    RoleRevokePermission,
 }
 
 /// A code as Go spells it, for the sake of existing dashboards.
@@ -161,6 +196,32 @@ impl Drop for Outcome {
     }
 }
 
+/// What the listener knows of a connection, for every request that comes on it.
+#[derive(Clone, Debug, Default)]
+pub struct ConnectionInfo {
+    /// The common name of the client's certificate. To be set only where that was verified, and where the server was told to
+    /// know clients by their certificates.
+    pub common_name: Option<Arc<str>>,
+}
+
+/// What a request says of who sent it: a token in the metadata, where etcd's clients and its gateway put theirs, and the
+/// certificate of the connection. A gateway's certificate is not that of who uses it.
+pub(super) fn caller_of<T>(request: &Request<T>) -> Caller {
+    let metadata = request.metadata();
+    let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+    let token = text("token").or_else(|| {
+        let token = text("authorization")?;
+        Some(token.strip_prefix("Bearer ").unwrap_or(token))
+    });
+    let is_gateway = metadata.contains_key("grpcgateway-accept");
+    let connection = request.extensions().get::<ConnectionInfo>();
+    let name = connection.and_then(|connection| connection.common_name.clone());
+    Caller {
+        token: token.map(Arc::from),
+        common_name: name.filter(|_| !is_gateway),
+    }
+}
+
 /// One api as gRPC services.
 pub(super) struct Front<A> {
     pub(super) api: Arc<A>,
@@ -181,7 +242,7 @@ impl<A: Api> Front<A> {
     }
 
     /// A learner serves nothing of this; a caller that asks for a leader is refused without one, rather than kept waiting.
-    pub(super) fn admit<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+    pub(super) fn admit<T>(&self, call: Call, request: Request<T>) -> Result<(A, T), Status> {
         if self.api.is_learner() {
             return self.refuse_at_learner(call);
         }
@@ -189,11 +250,11 @@ impl<A: Api> Front<A> {
     }
 
     /// For calls that no leader is needed for.
-    fn admit_voter<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+    fn admit_voter<T>(&self, call: Call, request: Request<T>) -> Result<(A, T), Status> {
         if self.api.is_learner() {
             return self.refuse_at_learner(call);
         }
-        Ok(request.into_inner())
+        Ok(self.called(request))
     }
 
     fn refuse_at_learner<T>(&self, call: Call) -> Result<T, Status> {
@@ -202,14 +263,20 @@ impl<A: Api> Front<A> {
     }
 
     /// As [`Self::admit`], for what a learner serves as well.
-    fn admit_at_learner<T>(&self, call: Call, request: Request<T>) -> Result<T, Status> {
+    fn admit_at_learner<T>(&self, call: Call, request: Request<T>) -> Result<(A, T), Status> {
         if wants_leader(&request) && !self.api.has_leader() {
             return self
                 .calls
                 .done(call, Err(ApiError::NoLeader))
                 .map(Response::into_inner);
         }
-        Ok(request.into_inner())
+        Ok(self.called(request))
+    }
+
+    /// The api on behalf of who calls, and what is asked of it.
+    fn called<T>(&self, request: Request<T>) -> (A, T) {
+        let caller = caller_of(&request);
+        (self.api.called_by(caller), request.into_inner())
     }
 }
 
@@ -217,40 +284,39 @@ impl<A: Api> Front<A> {
 impl<A: Api> pb::kv_server::Kv for Front<A> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Answer<pb::RangeResponse> {
         let serializable = request.get_ref().serializable;
-        let request = if serializable {
+        let (api, request) = if serializable {
             self.admit_at_learner(Call::Range, request)?
         } else {
             self.admit(Call::Range, request)?
         };
-        self.calls.done(Call::Range, self.api.range(request).await)
+        self.calls.done(Call::Range, api.range(request).await)
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Answer<pb::PutResponse> {
-        let request = self.admit(Call::Put, request)?;
-        self.calls.done(Call::Put, self.api.put(request).await)
+        let (api, request) = self.admit(Call::Put, request)?;
+        self.calls.done(Call::Put, api.put(request).await)
     }
 
     async fn delete_range(
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Answer<pb::DeleteRangeResponse> {
-        let request = self.admit(Call::DeleteRange, request)?;
+        let (api, request) = self.admit(Call::DeleteRange, request)?;
         self.calls
-            .done(Call::DeleteRange, self.api.delete_range(request).await)
+            .done(Call::DeleteRange, api.delete_range(request).await)
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Answer<pb::TxnResponse> {
-        let request = self.admit(Call::Txn, request)?;
-        self.calls.done(Call::Txn, self.api.txn(request).await)
+        let (api, request) = self.admit(Call::Txn, request)?;
+        self.calls.done(Call::Txn, api.txn(request).await)
     }
 
     async fn compact(
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Answer<pb::CompactionResponse> {
-        let request = self.admit(Call::Compact, request)?;
-        self.calls
-            .done(Call::Compact, self.api.compact(request).await)
+        let (api, request) = self.admit(Call::Compact, request)?;
+        self.calls.done(Call::Compact, api.compact(request).await)
     }
 }
 
@@ -260,45 +326,45 @@ impl<A: Api> pb::cluster_server::Cluster for Front<A> {
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Answer<pb::MemberListResponse> {
-        let request = self.admit(Call::MemberList, request)?;
+        let (api, request) = self.admit(Call::MemberList, request)?;
         self.calls
-            .done(Call::MemberList, self.api.member_list(request).await)
+            .done(Call::MemberList, api.member_list(request).await)
     }
 
     async fn member_add(
         &self,
         request: Request<pb::MemberAddRequest>,
     ) -> Answer<pb::MemberAddResponse> {
-        let request = self.admit(Call::MemberAdd, request)?;
+        let (api, request) = self.admit(Call::MemberAdd, request)?;
         self.calls
-            .done(Call::MemberAdd, self.api.member_add(request).await)
+            .done(Call::MemberAdd, api.member_add(request).await)
     }
 
     async fn member_remove(
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Answer<pb::MemberRemoveResponse> {
-        let request = self.admit(Call::MemberRemove, request)?;
+        let (api, request) = self.admit(Call::MemberRemove, request)?;
         self.calls
-            .done(Call::MemberRemove, self.api.member_remove(request).await)
+            .done(Call::MemberRemove, api.member_remove(request).await)
     }
 
     async fn member_update(
         &self,
         request: Request<pb::MemberUpdateRequest>,
     ) -> Answer<pb::MemberUpdateResponse> {
-        let request = self.admit(Call::MemberUpdate, request)?;
+        let (api, request) = self.admit(Call::MemberUpdate, request)?;
         self.calls
-            .done(Call::MemberUpdate, self.api.member_update(request).await)
+            .done(Call::MemberUpdate, api.member_update(request).await)
     }
 
     async fn member_promote(
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Answer<pb::MemberPromoteResponse> {
-        let request = self.admit(Call::MemberPromote, request)?;
+        let (api, request) = self.admit(Call::MemberPromote, request)?;
         self.calls
-            .done(Call::MemberPromote, self.api.member_promote(request).await)
+            .done(Call::MemberPromote, api.member_promote(request).await)
     }
 }
 
@@ -307,59 +373,59 @@ impl<A: Api> pb::maintenance_server::Maintenance for Front<A> {
     type SnapshotStream = Parts;
 
     async fn alarm(&self, request: Request<pb::AlarmRequest>) -> Answer<pb::AlarmResponse> {
-        let request = self.admit_voter(Call::Alarm, request)?;
-        self.calls.done(Call::Alarm, self.api.alarm(request).await)
+        let (api, request) = self.admit_voter(Call::Alarm, request)?;
+        self.calls.done(Call::Alarm, api.alarm(request).await)
     }
 
     async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
-        self.calls
-            .done(Call::Status, self.api.status(request.into_inner()).await)
+        let (api, request) = self.called(request);
+        self.calls.done(Call::Status, api.status(request).await)
     }
 
     async fn defragment(
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Answer<pb::DefragmentResponse> {
-        let request = self.admit_voter(Call::Defragment, request)?;
+        let (api, request) = self.admit_voter(Call::Defragment, request)?;
         self.calls
-            .done(Call::Defragment, self.api.defragment(request).await)
+            .done(Call::Defragment, api.defragment(request).await)
     }
 
     async fn hash(&self, request: Request<pb::HashRequest>) -> Answer<pb::HashResponse> {
-        let request = self.admit_voter(Call::Hash, request)?;
-        self.calls.done(Call::Hash, self.api.hash(request).await)
+        let (api, request) = self.admit_voter(Call::Hash, request)?;
+        self.calls.done(Call::Hash, api.hash(request).await)
     }
 
     async fn hash_kv(&self, request: Request<pb::HashKvRequest>) -> Answer<pb::HashKvResponse> {
-        let request = self.admit_voter(Call::HashKv, request)?;
-        self.calls
-            .done(Call::HashKv, self.api.hash_kv(request).await)
+        let (api, request) = self.admit_voter(Call::HashKv, request)?;
+        self.calls.done(Call::HashKv, api.hash_kv(request).await)
     }
 
     async fn snapshot(
         &self,
-        _request: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Answer<Self::SnapshotStream> {
+        let (api, _) = self.called(request);
         let outcome = Outcome::new(&self.calls, Call::Snapshot);
-        Parts::begin(self.api.snapshot(), outcome).map(Response::new)
+        Parts::begin(api.snapshot().await, outcome).map(Response::new)
     }
 
     async fn move_leader(
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Answer<pb::MoveLeaderResponse> {
-        let request = self.admit_voter(Call::MoveLeader, request)?;
+        let (api, request) = self.admit_voter(Call::MoveLeader, request)?;
         self.calls
-            .done(Call::MoveLeader, self.api.move_leader(request).await)
+            .done(Call::MoveLeader, api.move_leader(request).await)
     }
 
     async fn downgrade(
         &self,
         request: Request<pb::DowngradeRequest>,
     ) -> Answer<pb::DowngradeResponse> {
-        let request = self.admit_voter(Call::Downgrade, request)?;
+        let (api, request) = self.admit_voter(Call::Downgrade, request)?;
         self.calls
-            .done(Call::Downgrade, self.api.downgrade(request).await)
+            .done(Call::Downgrade, api.downgrade(request).await)
     }
 }
 

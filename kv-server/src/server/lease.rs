@@ -24,18 +24,18 @@ impl<A: Api> pb::lease_server::Lease for Front<A> {
         &self,
         request: Request<pb::LeaseGrantRequest>,
     ) -> Answer<pb::LeaseGrantResponse> {
-        let request = self.admit(Call::LeaseGrant, request)?;
+        let (api, request) = self.admit(Call::LeaseGrant, request)?;
         self.calls
-            .done(Call::LeaseGrant, self.api.lease_grant(request).await)
+            .done(Call::LeaseGrant, api.lease_grant(request).await)
     }
 
     async fn lease_revoke(
         &self,
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Answer<pb::LeaseRevokeResponse> {
-        let request = self.admit(Call::LeaseRevoke, request)?;
+        let (api, request) = self.admit(Call::LeaseRevoke, request)?;
         self.calls
-            .done(Call::LeaseRevoke, self.api.lease_revoke(request).await)
+            .done(Call::LeaseRevoke, api.lease_revoke(request).await)
     }
 
     async fn lease_keep_alive(
@@ -43,8 +43,9 @@ impl<A: Api> pb::lease_server::Lease for Front<A> {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Answer<Self::LeaseKeepAliveStream> {
         let wants_leader = wants_leader(&request);
-        let inbound = self.admit(Call::LeaseKeepAlive, request)?;
-        let stream = KeepAlives::new(self, inbound, wants_leader);
+        let (api, inbound) = self.admit(Call::LeaseKeepAlive, request)?;
+        let outcome = Outcome::new(&self.calls, Call::LeaseKeepAlive);
+        let stream = KeepAlives::new(Arc::new(api), inbound, wants_leader, outcome);
         Ok(Response::new(stream))
     }
 
@@ -52,20 +53,18 @@ impl<A: Api> pb::lease_server::Lease for Front<A> {
         &self,
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Answer<pb::LeaseTimeToLiveResponse> {
-        let request = self.admit(Call::LeaseTimeToLive, request)?;
-        self.calls.done(
-            Call::LeaseTimeToLive,
-            self.api.lease_time_to_live(request).await,
-        )
+        let (api, request) = self.admit(Call::LeaseTimeToLive, request)?;
+        self.calls
+            .done(Call::LeaseTimeToLive, api.lease_time_to_live(request).await)
     }
 
     async fn lease_leases(
         &self,
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Answer<pb::LeaseLeasesResponse> {
-        let request = self.admit(Call::LeaseLeases, request)?;
+        let (api, request) = self.admit(Call::LeaseLeases, request)?;
         self.calls
-            .done(Call::LeaseLeases, self.api.lease_leases(request).await)
+            .done(Call::LeaseLeases, api.lease_leases(request).await)
     }
 }
 
@@ -83,16 +82,15 @@ pub(super) struct KeepAlives<A> {
 
 impl<A: Api> KeepAlives<A> {
     fn new(
-        front: &Front<A>,
+        api: Arc<A>,
         inbound: Streaming<pb::LeaseKeepAliveRequest>,
         wants_leader: bool,
+        outcome: Outcome,
     ) -> Self {
-        let api = Arc::clone(&front.api);
         let leader_lost = wants_leader.then(|| {
             let api = Arc::clone(&api);
             Box::pin(async move { api.leader_lost().await }) as Boxed<()>
         });
-        let outcome = Outcome::new(&front.calls, Call::LeaseKeepAlive);
         Self {
             api,
             inbound,

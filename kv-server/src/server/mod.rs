@@ -3,6 +3,7 @@
 //! Started by the binary with an [`Api`] and what else is to be served. Each RPC thread is a runtime of its own, and
 //! a connection stays on the thread that got it: no work moves between threads. It opens no data directory.
 
+mod auth;
 mod authority;
 mod grpc;
 mod http;
@@ -30,6 +31,7 @@ use tonic::service::Routes;
 use crate::api::Api;
 use crate::watch::WatchHub;
 
+pub use grpc::ConnectionInfo;
 pub use metrics::Metrics;
 pub use threads::ServerHandle;
 pub use watch::{WatchOptions, WatchService};
@@ -51,7 +53,7 @@ pub struct ServerParts<A> {
     pub options: ServerOptions,
 }
 
-/// Limits of the server.
+/// Limits of the server, and whom it knows.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
     /// RPC threads; at least 1, default 2.
@@ -61,6 +63,8 @@ pub struct ServerOptions {
     /// How long calls under way may take after a stop was asked for; default 2 s. Open streams are cut then; close the
     /// watch hub first, and watches end with a status.
     pub drain: Duration,
+    /// A client that says nothing else is the user that its certificate names; default no.
+    pub client_cert_auth: bool,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +73,7 @@ impl Default for ServerOptions {
             rpc_threads: 2,
             max_request_bytes: 3 << 19,
             drain: Duration::from_secs(2),
+            client_cert_auth: false,
         }
     }
 }

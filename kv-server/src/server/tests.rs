@@ -1,5 +1,6 @@
 //! Over real loopback sockets, with a fake replica behind the api.
 
+mod auth;
 mod authority;
 mod lease;
 

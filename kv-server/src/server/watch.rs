@@ -21,12 +21,14 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Metrics;
-use super::grpc::code_label;
+use super::grpc::{caller_of, code_label};
 use crate::ApiError;
 use crate::api::{Replica, ScanPool};
+use crate::auth::{Authenticator, Caller, Identity};
 use crate::mvcc::{History, Store};
+use crate::pb::etcdserverpb::watch_request::RequestUnion;
 use crate::pb::etcdserverpb::watch_server::Watch;
-use crate::pb::etcdserverpb::{WatchRequest, WatchResponse};
+use crate::pb::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::pb::mvccpb::KeyValue;
 use crate::watch::{Feed, FeedOptions, Lookup, Signal, Step, StoreState, WatchHub};
 
@@ -86,6 +88,7 @@ struct Shared {
     streams: AtomicU64,
     gauges: WatchGauges,
     handled: IntCounterVec,
+    authenticator: Option<Arc<Authenticator>>,
 }
 
 /// The gRPC service; to be wrapped into a `WatchServer` and added to the services of the server.
@@ -123,7 +126,16 @@ impl WatchService {
             streams: AtomicU64::new(0),
             gauges: metrics.watch.clone(),
             handled: metrics.handled.clone(),
+            authenticator: None,
         }))
+    }
+
+    /// Says who knows users; without it everybody is nobody. To be called before it serves.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Arc<Authenticator>) -> Self {
+        let shared = Arc::get_mut(&mut self.0).expect("nobody else has it yet");
+        shared.authenticator = Some(authenticator);
+        self
     }
 }
 
@@ -141,6 +153,56 @@ impl Shared {
     /// Whoever has wrong data tells nobody of it.
     fn is_corrupt(&self) -> bool {
         self.store.is_corrupt(self.options.member_id)
+    }
+
+    /// Waits until this member knows who calls, if anybody can.
+    async fn catch_up(&self, caller: &Caller) {
+        if !self.store.auth_enabled() {
+            return;
+        }
+        if let Some(authenticator) = &self.authenticator {
+            let applied = || self.replica.status().applied.0;
+            let patience = self.options.election * 2;
+            authenticator
+                .catch_up(caller, &self.store.auth(), applied, patience)
+                .await;
+        }
+    }
+
+    /// Whose watcher that is to be; refuses who may not read all of its range.
+    fn judge(
+        &self,
+        caller: &Caller,
+        create: &WatchCreateRequest,
+    ) -> Result<Option<Arc<str>>, ApiError> {
+        if !self.store.auth_enabled() {
+            return Ok(None);
+        }
+        let state = self.store.auth();
+        let who = match &self.authenticator {
+            Some(authenticator) => authenticator.identify_now(caller, &state)?,
+            None => None,
+        };
+        // As the watcher will read them: no key is the smallest one.
+        let key = match create.key.as_ref() {
+            [] => b"\0",
+            key => key,
+        };
+        state.check_read(who.as_ref(), key, &create.range_end)?;
+        Ok(who.map(|who| who.user))
+    }
+
+    /// Ends the watchers that users and roles do not allow any more.
+    fn judge_again(&self, feed: &mut Feed) {
+        let state = self.store.auth();
+        feed.end_unless(|user, key, range_end| {
+            let who = user.map(|user| Identity {
+                user: Arc::clone(user),
+                revision: state.revision(),
+            });
+            let judged = state.check_read(who.as_ref(), key, range_end);
+            judged.map_err(|error| in_full(&error))
+        });
     }
 
     fn count(&self, code: Code) {
@@ -233,6 +295,9 @@ pub struct Answers {
     feed: Feed,
     /// None once the client said that it asks no more; its watchers go on.
     requests: Option<Streaming<WatchRequest>>,
+    caller: Caller,
+    /// The users and roles by which the watchers were judged.
+    judged: u64,
     needs_leader: bool,
     report: Pin<Box<Sleep>>,
     report_every: Duration,
@@ -269,6 +334,8 @@ impl Watch for WatchService {
             shared.count(error.code());
             return Err(error.into());
         }
+        let caller = caller_of(&request);
+        shared.catch_up(&caller).await;
         let number = shared.streams.fetch_add(1, Ordering::Relaxed);
         let report_every = shared.progress_interval(number);
         shared.gauges.streams.inc();
@@ -277,6 +344,8 @@ impl Watch for WatchService {
             number,
             feed: Feed::new(Arc::clone(&shared.hub), shared.options.feed),
             requests: Some(request.into_inner()),
+            caller,
+            judged: shared.store.auth_changes(),
             needs_leader,
             report: Box::pin(sleep(report_every)),
             report_every,
@@ -305,7 +374,16 @@ impl Answers {
                         revision: self.shared.store.revision(),
                         compact: self.shared.store.compact_revision(),
                     };
-                    self.feed.request(request, store);
+                    let judged = match &request.request_union {
+                        Some(RequestUnion::CreateRequest(create)) => {
+                            self.shared.judge(&self.caller, create)
+                        }
+                        _ => Ok(None),
+                    };
+                    match judged {
+                        Ok(user) => self.feed.request_of(user, request, store),
+                        Err(error) => self.feed.refuse(in_full(&error)),
+                    }
                 }
             }
         }
@@ -371,6 +449,13 @@ impl Answers {
             }
             let drained = self.take_requests(context)?;
             self.take_results(context)?;
+            // Looked at after the hub's last news: what was published before a change may still be sent after it, what
+            // came behind it is not.
+            let changes = self.shared.store.auth_changes();
+            if self.judged != changes {
+                self.judged = changes;
+                self.shared.judge_again(&mut self.feed);
+            }
             match self.feed.step() {
                 Step::Send(response) => return Ok(Poll::Ready(response)),
                 Step::Read(from) => self.start_read(from),
@@ -441,6 +526,14 @@ impl Drop for Answers {
         self.shared.gauges.watchers.sub(self.counted);
         self.shared.gauges.streams.dec();
     }
+}
+
+/// An error as a reason, in the words in which Go's gRPC shows a status: clients know it by them.
+fn in_full(error: &ApiError) -> String {
+    format!(
+        "rpc error: code = {} desc = {error}",
+        code_label(error.code())
+    )
 }
 
 fn look_up(store: &Store, lookups: &[Lookup]) -> Result<Vec<Option<KeyValue>>, ApiError> {

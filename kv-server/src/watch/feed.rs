@@ -173,10 +173,15 @@ impl Feed {
         self.control.len() < CONTROL_MAX
     }
 
-    /// A request of the client.
+    /// A request of the client, who may be nobody.
     pub fn request(&mut self, request: WatchRequest, store: StoreState) {
+        self.request_of(None, request, store);
+    }
+
+    /// A request of a user; who may watch what is the driver's to judge.
+    pub fn request_of(&mut self, user: Option<Arc<str>>, request: WatchRequest, store: StoreState) {
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => self.create(create, store),
+            Some(RequestUnion::CreateRequest(create)) => self.create(user, create, store),
             Some(RequestUnion::CancelRequest(cancel)) => {
                 if let Some(token) = self.ids.get(&cancel.watch_id) {
                     self.remove(*token);
@@ -273,21 +278,47 @@ impl Feed {
         }
     }
 
-    fn create(&mut self, request: WatchCreateRequest, store: StoreState) {
+    /// Answers a request for a watcher that is not created.
+    pub fn refuse(&mut self, cancel_reason: String) {
+        self.control.push_back(WatchResponse {
+            watch_id: NO_WATCH,
+            created: true,
+            canceled: true,
+            cancel_reason,
+            ..at(self.hub.newest())
+        });
+    }
+
+    /// Ends the watchers whose user, key and end of the range are not allowed any more, with the reason given.
+    pub fn end_unless(
+        &mut self,
+        allowed: impl Fn(Option<&Arc<str>>, &[u8], &[u8]) -> Result<(), String>,
+    ) {
+        let judged = self.ids.iter().filter_map(|(id, token)| {
+            let watcher = &self.watchers[token];
+            let (key, range_end) = watcher.range.named();
+            let reason = allowed(watcher.user.as_ref(), key, range_end).err()?;
+            Some((*id, *token, reason))
+        });
+        let ended: Vec<_> = judged.collect();
+        for (watch_id, token, cancel_reason) in ended {
+            self.remove(token);
+            self.control.push_back(WatchResponse {
+                watch_id,
+                canceled: true,
+                cancel_reason,
+                ..at(self.hub.newest())
+            });
+        }
+    }
+
+    fn create(&mut self, user: Option<Arc<str>>, request: WatchCreateRequest, store: StoreState) {
         let newest = self.hub.newest();
         let mut watcher = match self.admit(request) {
             Ok(watcher) => watcher,
-            Err(cancel_reason) => {
-                self.control.push_back(WatchResponse {
-                    watch_id: NO_WATCH,
-                    created: true,
-                    canceled: true,
-                    cancel_reason,
-                    ..at(newest)
-                });
-                return;
-            }
+            Err(reason) => return self.refuse(reason),
         };
+        watcher.user = user;
         self.control.push_back(WatchResponse {
             watch_id: watcher.id,
             created: true,

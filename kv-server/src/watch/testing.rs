@@ -8,8 +8,9 @@ use raft_log::{Index, Term};
 use raft_node::{Entry, EntryKind, StateMachine, TickContext};
 
 use super::{Feed, FeedOptions, Lookup, Step, StoreState, WatchHub};
+use crate::auth::TokenSink;
 use crate::engine::memory::MemoryEngine;
-use crate::mvcc::{KvOptions, KvStateMachine, LeaseInfo, LeaseSink, Sinks, Store};
+use crate::mvcc::{CommandOutput, KvOptions, KvStateMachine, LeaseInfo, LeaseSink, Sinks, Store};
 use crate::pb::command::{Command, command::Op};
 use crate::pb::etcdserverpb as pb;
 use pb::watch_request::RequestUnion;
@@ -65,6 +66,29 @@ impl Keyspace {
         let mut outputs = Vec::new();
         machine.apply(&entries, None, &mut outputs).unwrap();
         outputs.into_iter().for_each(|output| drop(output.unwrap()));
+    }
+
+    /// Applies one encoded command, and gives its output.
+    pub(crate) fn run(&self, payload: Bytes) -> CommandOutput {
+        let mut machine = self.machine.lock().unwrap();
+        let entry = Entry {
+            index: Index(machine.applied().index.0 + 1),
+            term: Term(1),
+            kind: EntryKind::Normal,
+            payload,
+        };
+        let mut outputs = Vec::new();
+        machine.apply(&[entry], None, &mut outputs).unwrap();
+        outputs.remove(0)
+    }
+
+    /// The index of the newest entry.
+    pub(crate) fn applied(&self) -> Index {
+        self.machine.lock().unwrap().applied().index
+    }
+
+    pub(crate) fn tell_tokens(&self, tokens: Arc<dyn TokenSink>) {
+        self.machine.lock().unwrap().tell_tokens(tokens);
     }
 
     pub(crate) fn put(&self, key: &str, value: &str) {

@@ -1,5 +1,7 @@
 //! One watcher: what it wants, and where it stands.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::index::{Index, Token};
@@ -48,6 +50,15 @@ impl KeyRange {
         }
     }
 
+    /// As a request would name it.
+    pub(super) fn named(&self) -> (&[u8], &[u8]) {
+        match self {
+            Self::Point(point) => (point, b""),
+            Self::Range(start, End::Before(end)) => (start, end),
+            Self::Range(start, End::Open) => (start, b"\0"),
+        }
+    }
+
     #[cfg(test)]
     pub(super) fn contains(&self, key: &[u8]) -> bool {
         match self {
@@ -75,6 +86,8 @@ pub(super) enum Place {
 pub(super) struct Watcher {
     pub(super) id: i64,
     pub(super) range: KeyRange,
+    /// Who created it; nobody while authentication is not enabled.
+    pub(super) user: Option<Arc<str>>,
     /// Nothing below this revision is for it.
     pub(super) from: i64,
     /// It must not hear of progress below this revision: a client that resumes behind a report would else see what is
@@ -101,6 +114,7 @@ impl Watcher {
         let filters = |wanted: FilterType| request.filters.contains(&(wanted as i32));
         Ok(Self {
             id: request.watch_id,
+            user: None,
             from: request.start_revision,
             report_from: request.start_revision,
             no_put: filters(FilterType::Noput),

@@ -3,6 +3,7 @@
 //! `options` lists what can be set, `layers` gathers values and their origins, and [`ServerConfig::new`] turns them
 //! into something that the server can rely on. An option whose feature does not exist is refused, never ignored.
 
+mod auth;
 mod duration;
 mod layers;
 mod options;
@@ -18,6 +19,7 @@ use kv_server::node::{InitialCluster, InitialState};
 use kv_server::upkeep::AutoCompaction;
 use tracing::Level;
 
+pub(crate) use auth::AuthToken;
 use layers::{Origin, Setting};
 pub(crate) use layers::{Settings, add_flags, gather};
 use options::{OPTIONS, Support};
@@ -91,6 +93,14 @@ pub(crate) struct ServerConfig {
     pub(crate) check_interval: Option<Duration>,
     /// What protects both. Default nothing.
     pub(crate) tls: TlsConfig,
+    /// Clients are the users that their certificates name. Default false.
+    pub(crate) client_cert_auth: bool,
+    /// What tokens are. Default simple.
+    pub(crate) auth_token: AuthToken,
+    /// What a simple token lives unused. Default 300 s, from 1 s on.
+    pub(crate) auth_token_ttl: Duration,
+    /// The cost of bcrypt. Default 10, from 4 to 31: one more doubles what a login takes, and what logins a server can do.
+    pub(crate) bcrypt_cost: u32,
     /// The least severe level that is logged. Default info.
     pub(crate) log_level: Level,
     /// Default text.
@@ -149,6 +159,10 @@ impl ServerConfig {
             quota_bytes: read.quota()?,
             check_interval: read.check_interval()?,
             tls,
+            client_cert_auth: read.flag("client-cert-auth")?,
+            auth_token: read.auth_token()?,
+            auth_token_ttl: Duration::from_secs(read.number("auth-token-ttl", 1, 1 << 32)?),
+            bcrypt_cost: read.bcrypt_cost()?,
             log_level: read.level("log-level")?,
             log_format: read.log_format("log-format")?,
             name,
@@ -341,7 +355,10 @@ pub(crate) fn load(flags: &ArgMatches) -> Result<Settings, String> {
 /// as `FLOTILLA_SERVICE_HOST` on its own.
 pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
     let known = |name: &String| {
-        name == "FLOTILLA_CONFIG_FILE" || OPTIONS.iter().any(|opt| opt.env_name() == *name)
+        let of_client = crate::user::VARIABLES.contains(&name.as_str());
+        name == "FLOTILLA_CONFIG_FILE"
+            || of_client
+            || OPTIONS.iter().any(|opt| opt.env_name() == *name)
     };
     let mut unknown: Vec<String> = names
         .filter_map(|name| name.into_string().ok())

@@ -215,12 +215,20 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "extensive metrics",
         "`basic`",
     ),
-    missing(
+    text(
         "auth-token",
-        &["simple"],
-        Kind::Text,
-        "authentication",
-        "`simple`",
+        "simple",
+        "What tokens are: simple, or jwt,sign-method=...,pub-key=FILE,priv-key=FILE,ttl=10m",
+    ),
+    text(
+        "auth-token-ttl",
+        "300",
+        "Seconds that a simple token lives unused",
+    ),
+    text(
+        "bcrypt-cost",
+        "10",
+        "Work to hash a password, from 4 to 31; one more doubles it",
     ),
     missing(
         "force-new-cluster",

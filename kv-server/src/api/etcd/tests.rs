@@ -448,7 +448,7 @@ fn corrupt_member_refuses_reads_and_writes_and_can_be_looked_at() {
         "revoke",
         block(api.lease_revoke(Default::default())).map(drop),
     );
-    refused("snapshot", api.snapshot().map(drop));
+    refused("snapshot", block(api.snapshot()).map(drop));
     assert!(block(api.status(Default::default())).is_ok());
     assert!(block(api.hash_kv(Default::default())).is_ok());
     assert!(block(api.member_list(Default::default())).is_ok());
@@ -482,7 +482,7 @@ fn downgrade_is_refused_after_a_read_of_the_leader() {
 fn backup_that_may_lack_what_was_acknowledged_is_refused() {
     let (api, state) = fake_api();
     state.no_leader.store(true, Ordering::SeqCst);
-    let refused = api.snapshot().map(drop).unwrap_err();
+    let refused = block(api.snapshot()).map(drop).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable);
     let text = refused.to_string();
     assert!(
@@ -494,7 +494,7 @@ fn backup_that_may_lack_what_was_acknowledged_is_refused() {
 #[test]
 fn backup_that_fails_says_so_and_only_two_are_made_at_a_time() {
     let (api, _) = fake_api();
-    let mut first = api.snapshot().unwrap();
+    let mut first = block(api.snapshot()).unwrap();
     // The thread has answered, but whether it has ended is not known.
     assert_eq!(
         first.blocking_recv().unwrap().map(drop),

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status};
 
-use super::{Answer, Call, Candidate, Recipes, failed, first_of, revision};
+use super::{Answer, Call, Candidate, Recipes, failed, first_of, point, revision};
 use crate::ApiError;
 use crate::api::Api;
 use crate::mvcc::EventKind;
@@ -37,8 +37,8 @@ impl<A: Api> election::election_server::Election for Recipes<A> {
         request: Request<election::CampaignRequest>,
     ) -> Answer<election::CampaignResponse> {
         let wants_leader = wants_leader(&request);
-        let request = self.front.admit(Call::Campaign, request)?;
-        let won = self.win(request, wants_leader).await;
+        let (me, request) = self.admit(Call::Campaign, request)?;
+        let won = me.win(request, wants_leader).await;
         self.done(Call::Campaign, won)
     }
 
@@ -46,9 +46,9 @@ impl<A: Api> election::election_server::Election for Recipes<A> {
         &self,
         request: Request<election::ProclaimRequest>,
     ) -> Answer<election::ProclaimResponse> {
-        let request = self.front.admit(Call::Proclaim, request)?;
+        let (me, request) = self.admit(Call::Proclaim, request)?;
         let proclaimed = match named(request.leader) {
-            Ok(leader) => self.proclaim_as(&leader, request.value).await,
+            Ok(leader) => me.proclaim_as(&leader, request.value).await,
             Err(error) => Err(error),
         };
         let answer = proclaimed.map(|header| election::ProclaimResponse { header });
@@ -59,8 +59,8 @@ impl<A: Api> election::election_server::Election for Recipes<A> {
         &self,
         request: Request<election::LeaderRequest>,
     ) -> Answer<election::LeaderResponse> {
-        let request = self.front.admit(Call::Leader, request)?;
-        let found = self.api().range(first_of(&request.name)).await;
+        let (me, request) = self.admit(Call::Leader, request)?;
+        let found = me.api().range(first_of(&request.name)).await;
         let answer = found.and_then(|range| match range.kvs.into_iter().next() {
             Some(kv) => Ok(election::LeaderResponse {
                 header: range.header,
@@ -78,11 +78,11 @@ impl<A: Api> election::election_server::Election for Recipes<A> {
         request: Request<election::LeaderRequest>,
     ) -> Answer<Self::ObserveStream> {
         let wants_leader = wants_leader(&request);
-        let request = self.front.admit(Call::Observe, request)?;
+        let (me, request) = self.admit(Call::Observe, request)?;
         let (sender, receiver) = mpsc::channel(1);
         let observer = Observer {
-            front: Front::new(Arc::clone(&self.front.api), Arc::clone(&self.front.calls)),
-            hub: Arc::clone(&self.hub),
+            front: me.front,
+            hub: me.hub,
             name: request.name,
             sender,
         };
@@ -94,9 +94,9 @@ impl<A: Api> election::election_server::Election for Recipes<A> {
         &self,
         request: Request<election::ResignRequest>,
     ) -> Answer<election::ResignResponse> {
-        let request = self.front.admit(Call::Resign, request)?;
+        let (me, request) = self.admit(Call::Resign, request)?;
         let resigned = match named(request.leader) {
-            Ok(leader) => self.api().txn(leader.removal()).await,
+            Ok(leader) => me.api().txn(leader.removal()).await,
             Err(error) => Err(error),
         };
         let answer = resigned.map(|txn| election::ResignResponse { header: txn.header });
@@ -190,16 +190,16 @@ impl<A: Api> Observer<A> {
             let mut events = Follower::new(Arc::clone(&self.hub), seen + 1);
             let mut told = leader.mod_revision;
             let key = leader.key.clone();
-            if !self.tell(leader, seen).await {
-                return None;
+            if let Err(end) = self.tell(leader, seen).await {
+                return end;
             }
             loop {
                 match events.next(|event| event.kv.key == key).await {
                     Followed::Event(event, _) if event.kind == EventKind::Delete => break,
                     Followed::Event(event, revision) => {
                         (told, seen) = (event.kv.mod_revision, revision);
-                        if !self.tell(event.kv, seen).await {
-                            return None;
+                        if let Err(end) = self.tell(event.kv, seen).await {
+                            return end;
                         }
                     }
                     Followed::Gap => match self.first().await {
@@ -211,8 +211,8 @@ impl<A: Api> Observer<A> {
                             }
                             if now.mod_revision > told {
                                 told = now.mod_revision;
-                                if !self.tell(now, at).await {
-                                    return None;
+                                if let Err(end) = self.tell(now, at).await {
+                                    return end;
                                 }
                             }
                         }
@@ -246,8 +246,14 @@ impl<A: Api> Observer<A> {
         }
     }
 
-    /// False when the client is gone.
-    async fn tell(&self, kv: KeyValue, at: i64) -> bool {
+    /// Ends the observation when the client is gone, or may not read the key any more.
+    async fn tell(&self, kv: KeyValue, at: i64) -> Result<(), End> {
+        let may_read = pb::RangeRequest {
+            count_only: true,
+            serializable: true,
+            ..point(&kv.key)
+        };
+        self.front.api.range(may_read).await.map_err(Some)?;
         let header = match self.front.api.status(pb::StatusRequest {}).await {
             Ok(status) => status.header,
             Err(_) => None,
@@ -260,6 +266,6 @@ impl<A: Api> Observer<A> {
             header,
             kv: Some(kv),
         };
-        self.sender.send(Ok(answer)).await.is_ok()
+        self.sender.send(Ok(answer)).await.map_err(|_| None)
     }
 }

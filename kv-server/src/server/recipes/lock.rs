@@ -19,8 +19,8 @@ impl<A: Api> v3lockpb::lock_server::Lock for Recipes<A> {
         request: Request<v3lockpb::LockRequest>,
     ) -> Answer<v3lockpb::LockResponse> {
         let wants_leader = wants_leader(&request);
-        let request = self.front.admit(Call::Lock, request)?;
-        let locked = self.acquire(request, wants_leader).await;
+        let (me, request) = self.admit(Call::Lock, request)?;
+        let locked = me.acquire(request, wants_leader).await;
         self.done(Call::Lock, locked)
     }
 
@@ -28,12 +28,12 @@ impl<A: Api> v3lockpb::lock_server::Lock for Recipes<A> {
         &self,
         request: Request<v3lockpb::UnlockRequest>,
     ) -> Answer<v3lockpb::UnlockResponse> {
-        let request = self.front.admit(Call::Unlock, request)?;
+        let (me, request) = self.admit(Call::Unlock, request)?;
         let delete = pb::DeleteRangeRequest {
             key: request.key,
             ..Default::default()
         };
-        let deleted = self.api().delete_range(delete).await;
+        let deleted = me.api().delete_range(delete).await;
         let unlocked = deleted.map(|answer| v3lockpb::UnlockResponse {
             header: answer.header,
         });

@@ -13,7 +13,7 @@ mod lock;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tonic::Code;
+use tonic::{Code, Request, Status};
 
 use super::grpc::{Answer, Call, Front};
 use crate::ApiError;
@@ -175,6 +175,13 @@ fn failed(text: &str) -> ApiError {
 impl<A: Api> Recipes<A> {
     pub(super) fn new(front: Front<A>, hub: Arc<WatchHub>) -> Self {
         Self { front, hub }
+    }
+
+    /// The same on behalf of who calls, and what is asked.
+    fn admit<T>(&self, call: Call, request: Request<T>) -> Result<(Self, T), Status> {
+        let (api, request) = self.front.admit(call, request)?;
+        let front = Front::new(Arc::new(api), Arc::clone(&self.front.calls));
+        Ok((Self::new(front, Arc::clone(&self.hub)), request))
     }
 
     fn api(&self) -> &A {

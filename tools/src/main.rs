@@ -13,6 +13,7 @@ mod sim;
 mod snapshot;
 mod status;
 mod tls;
+mod user;
 
 use std::process::ExitCode;
 

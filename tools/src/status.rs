@@ -16,7 +16,8 @@ use tokio::task::JoinSet;
 
 use crate::failure::{Failure, print};
 use crate::tls::TlsArgs;
-use ask::{Answer, ask, ask_first};
+use crate::user::{User, UserArgs};
+use ask::{Access, Answer, ask, ask_first};
 
 /// Flags of `flotilla status`.
 #[derive(Args, Debug)]
@@ -32,6 +33,8 @@ pub(crate) struct StatusArgs {
     /// Seconds to wait for each member
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=60))]
     timeout: u64,
+    #[command(flatten)]
+    user: UserArgs,
 }
 
 /// One member, as others have it and as it says itself.
@@ -68,7 +71,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed("starting the runtime that asks", error))?;
-    let report = runtime.block_on(look(args))?;
+    let report = runtime.block_on(look(args, args.user.user()?))?;
     print(&if args.json {
         page::to_json(&report)
     } else {
@@ -80,15 +83,18 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
     }
 }
 
-async fn look(args: &StatusArgs) -> Result<Report, Failure> {
-    let patience = Duration::from_secs(args.timeout);
+async fn look(args: &StatusArgs, user: Option<User>) -> Result<Report, Failure> {
     let endpoints: BTreeSet<String> = args.endpoints.iter().map(|url| with_scheme(url)).collect();
-    let tls = args.tls.open()?;
+    let access = Access {
+        tls: args.tls.open()?,
+        user,
+        patience: Duration::from_secs(args.timeout),
+    };
     let mut asked = JoinSet::new();
     for url in endpoints {
-        let tls = tls.clone();
+        let access = access.clone();
         asked.spawn(async move {
-            let answer = ask(&url, tls.as_ref(), patience).await;
+            let answer = ask(&url, &access).await;
             (url, answer)
         });
     }
@@ -127,11 +133,8 @@ async fn look(args: &StatusArgs) -> Result<Report, Failure> {
     let mut others = JoinSet::new();
     for (id, (_, member)) in &members {
         if !answered.contains_key(id) {
-            let (id, urls, tls) = (*id, member.client_ur_ls.clone(), tls.clone());
-            others.spawn(async move {
-                let answer = ask_first(id, urls, tls.as_ref(), patience).await;
-                (id, answer)
-            });
+            let (id, urls, access) = (*id, member.client_ur_ls.clone(), access.clone());
+            others.spawn(async move { (id, ask_first(id, urls, &access).await) });
         }
     }
     let mut missing = BTreeMap::new();

@@ -17,12 +17,13 @@ use multiraft::tls;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Request, Status};
 
 use super::BenchArgs;
 use super::workload::{Op, Shared, Source};
 use crate::failure::{Failure, chain};
+use crate::user::{Caller, User, log_in};
 
 /// Puts per transaction while filling; below etcd's default limit of 128 operations.
 const FILL_BATCH: u64 = 100;
@@ -147,7 +148,7 @@ fn record(shelf: &Shelf, clock: &RoundClock, from: Instant, result: Result<(), S
     }
 }
 
-async fn send(client: &mut KvClient<Channel>, op: Op) -> Result<(), Status> {
+async fn send(client: &mut KvClient<Caller>, op: Op) -> Result<(), Status> {
     match op {
         Op::Put(put) => client.put(Request::new(put)).await.map(drop),
         Op::Range(range) => client.range(Request::new(range)).await.map(drop),
@@ -159,7 +160,8 @@ async fn connect(
     args: &BenchArgs,
     endpoint: &str,
     count: usize,
-) -> Result<Vec<KvClient<Channel>>, Failure> {
+    user: Option<&User>,
+) -> Result<Vec<KvClient<Caller>>, Failure> {
     let url = if endpoint.contains("://") {
         endpoint.to_owned()
     } else {
@@ -172,6 +174,7 @@ async fn connect(
         .tcp_nodelay(true);
     let tls = args.tls.open()?;
     let mut clients = Vec::with_capacity(count);
+    let mut token = None;
     for _ in 0..count {
         let channel = tls::connect(&endpoint, tls.as_ref())
             .await
@@ -181,7 +184,17 @@ async fn connect(
                     chain(&error),
                 )
             })?;
-        clients.push(KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX));
+        let token = match &token {
+            Some(token) => token,
+            None => {
+                let logged_in = log_in(&channel, user).await.map_err(|status| {
+                    Failure::failed(format!("logging in at {url}"), status.message())
+                })?;
+                token.insert(logged_in)
+            }
+        };
+        let client = KvClient::with_interceptor(channel, token.clone());
+        clients.push(client.max_decoding_message_size(ANSWER_BYTES_MAX));
     }
     Ok(clients)
 }
@@ -194,12 +207,13 @@ fn runtime() -> Result<Runtime, Failure> {
 }
 
 /// Writes every key once, so that workloads that read find something.
-pub(super) fn fill(args: &BenchArgs, endpoint: &str) -> Result<(), Failure> {
+pub(super) fn fill(args: &BenchArgs, endpoint: &str, user: Option<&User>) -> Result<(), Failure> {
     let shared = Shared::new(args, args.seed);
     let next = Arc::new(AtomicU64::new(0));
     runtime()?.block_on(async {
         let mut tasks = JoinSet::new();
-        for (number, mut client) in connect(args, endpoint, 4).await?.into_iter().enumerate() {
+        let clients = connect(args, endpoint, 4, user).await?;
+        for (number, mut client) in clients.into_iter().enumerate() {
             let mut source = Source::new(args, shared.clone(), args.seed + number as u64);
             let (next, keys) = (next.clone(), args.key_space);
             tasks.spawn(async move {
@@ -237,7 +251,12 @@ fn share(total: u32, threads: usize, thread: usize) -> usize {
 }
 
 /// One round against one endpoint.
-pub(super) fn run_round(args: &BenchArgs, endpoint: &str, seed: u64) -> Result<Recorded, Failure> {
+pub(super) fn run_round(
+    args: &BenchArgs,
+    endpoint: &str,
+    seed: u64,
+    user: Option<&User>,
+) -> Result<Recorded, Failure> {
     let threads = thread_count(args);
     let shared = Shared::new(args, seed);
     // Threads connect, then all meet; the clock is made when everybody is there, and handed out at a second meeting.
@@ -252,7 +271,7 @@ pub(super) fn run_round(args: &BenchArgs, endpoint: &str, seed: u64) -> Result<R
             let source = Source::new(args, shared.clone(), seed ^ ((number as u64 + 1) << 32));
             let (barrier, clock) = (&barrier, &clock);
             let body = move || {
-                let worker = Worker::connect(args, endpoint, threads, number, source);
+                let worker = Worker::connect(args, endpoint, user, (threads, number), source);
                 barrier.wait();
                 barrier.wait();
                 let clock = clock.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -313,7 +332,7 @@ fn pace(rate: u64, clock: &RoundClock, senders: &[mpsc::UnboundedSender<Instant>
 /// One thread's runtime, connections and source of requests.
 struct Worker {
     runtime: Runtime,
-    clients: Vec<KvClient<Channel>>,
+    clients: Vec<KvClient<Caller>>,
     source: Source,
     closed_clients: usize,
     inflight_max: usize,
@@ -323,13 +342,13 @@ impl Worker {
     fn connect(
         args: &BenchArgs,
         endpoint: &str,
-        threads: usize,
-        number: usize,
+        user: Option<&User>,
+        (threads, number): (usize, usize),
         source: Source,
     ) -> Result<Self, Failure> {
         let runtime = runtime()?;
         let conns = share(args.conns, threads, number);
-        let clients = runtime.block_on(connect(args, endpoint, conns))?;
+        let clients = runtime.block_on(connect(args, endpoint, conns, user))?;
         Ok(Self {
             runtime,
             clients,
@@ -367,7 +386,7 @@ impl Worker {
 }
 
 async fn closed_loop(
-    clients: &[KvClient<Channel>],
+    clients: &[KvClient<Caller>],
     source: Source,
     count: usize,
     clock: &Arc<RoundClock>,
@@ -394,7 +413,7 @@ async fn closed_loop(
 }
 
 async fn open_loop(
-    clients: Vec<KvClient<Channel>>,
+    clients: Vec<KvClient<Caller>>,
     mut source: Source,
     inflight_max: usize,
     clock: &Arc<RoundClock>,

@@ -14,6 +14,7 @@ use clap::{Args, ValueEnum};
 
 use crate::failure::{Failure, print};
 use crate::tls::TlsArgs;
+use crate::user::UserArgs;
 use report::{Comparison, Round};
 
 /// What is sent.
@@ -102,6 +103,8 @@ pub(crate) struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) user: UserArgs,
 }
 
 /// Reads `500ms`, `10s`, `2m` or `1h`.
@@ -129,6 +132,7 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
 /// Runs what the flags ask for. An error that a server returned makes it fail, after the report.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     check(args)?;
+    let user = args.user.user()?;
     let mut endpoints = vec![args.endpoint.as_str()];
     endpoints.extend(args.compare.as_deref());
     let rounds = args
@@ -136,7 +140,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         .unwrap_or(if args.compare.is_some() { 5 } else { 1 });
     if !args.no_fill && args.kind != Kind::Put {
         for endpoint in &endpoints {
-            load::fill(args, endpoint)?;
+            load::fill(args, endpoint, user.as_ref())?;
         }
     }
     let mut done: Vec<Round> = Vec::new();
@@ -147,7 +151,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         }
         for side in order {
             let seed = args.seed.wrapping_add(u64::from(round) * 1_000_003);
-            let recorded = load::run_round(args, endpoints[side], seed)?;
+            let recorded = load::run_round(args, endpoints[side], seed, user.as_ref())?;
             let result = Round::new(round, side, endpoints[side], recorded);
             if !args.json {
                 print(&result.to_string())?;

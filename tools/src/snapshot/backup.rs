@@ -20,6 +20,7 @@ use crate::failure::{Failure, chain, print};
 use crate::log::table::columns;
 use crate::server::failure_of;
 use crate::tls::TlsArgs;
+use crate::user::{User, UserArgs, log_in};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -35,6 +36,8 @@ pub(super) struct SaveArgs {
     endpoint: String,
     #[command(flatten)]
     tls: TlsArgs,
+    #[command(flatten)]
+    user: UserArgs,
 }
 
 #[derive(Args, Debug)]
@@ -84,6 +87,7 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
         return Err(Failure::Usage(text));
     }
     let tls = args.tls.open()?;
+    let user = args.user.user()?;
     let mut part = name;
     part.push(".part");
     let part = args.file.with_file_name(part);
@@ -92,7 +96,7 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::failed("starting the runtime", error))?;
     let saved = runtime
-        .block_on(receive(&args.endpoint, tls.as_ref(), &part))
+        .block_on(receive(&args.endpoint, tls.as_ref(), user.as_ref(), &part))
         .and_then(|()| read(&part, true))
         .and_then(|info| publish(&part, &args.file).map(|()| info));
     if saved.is_err() {
@@ -109,7 +113,12 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
     ))
 }
 
-async fn receive(endpoint: &str, tls: Option<&ClientTls>, part: &Path) -> Result<(), Failure> {
+async fn receive(
+    endpoint: &str,
+    tls: Option<&ClientTls>,
+    user: Option<&User>,
+    part: &Path,
+) -> Result<(), Failure> {
     let failed = |error: &dyn std::error::Error| {
         Failure::failed(format!("a backup from {endpoint}"), chain(error))
     };
@@ -118,7 +127,10 @@ async fn receive(endpoint: &str, tls: Option<&ClientTls>, part: &Path) -> Result
         .connect_timeout(CONNECT);
     let channel = tls::connect(&channel, tls).await;
     let channel = channel.map_err(|error| failed(&error))?;
-    let mut client = MaintenanceClient::new(channel);
+    let token = log_in(&channel, user).await;
+    let token = token
+        .map_err(|status| Failure::failed(format!("logging in at {endpoint}"), status.message()))?;
+    let mut client = MaintenanceClient::with_interceptor(channel, token);
     let answer = client.snapshot(SnapshotRequest {}).await;
     let mut parts = answer
         .map_err(|status| Failure::failed(format!("a backup from {endpoint}"), status.message()))?

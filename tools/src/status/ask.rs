@@ -17,6 +17,7 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
 use crate::failure::chain;
+use crate::user::{User, log_in};
 
 /// A page of metrics is some tens of kilobytes.
 const PAGE_BYTES_MAX: usize = 4 << 20;
@@ -49,13 +50,19 @@ impl Answer {
     }
 }
 
+/// How members are asked.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) tls: Option<ClientTls>,
+    pub(super) user: Option<User>,
+    /// For one answer.
+    pub(super) patience: Duration,
+}
+
 /// Asks who serves at a URL.
-pub(super) async fn ask(
-    url: &str,
-    tls: Option<&ClientTls>,
-    patience: Duration,
-) -> Result<Answer, String> {
-    let answer = timeout(patience, call(url, tls)).await;
+pub(super) async fn ask(url: &str, access: &Access) -> Result<Answer, String> {
+    let patience = access.patience;
+    let answer = timeout(patience, call(url, access)).await;
     answer
         .unwrap_or_else(|_| Err(format!("no answer in {} s", patience.as_secs())))
         .map_err(|error| format!("{url}: {error}"))
@@ -65,12 +72,11 @@ pub(super) async fn ask(
 pub(super) async fn ask_first(
     id: u64,
     urls: Vec<String>,
-    tls: Option<&ClientTls>,
-    patience: Duration,
+    access: &Access,
 ) -> Result<(String, Answer), String> {
     let mut errors = Vec::new();
     for url in urls {
-        match ask(&url, tls, patience).await {
+        match ask(&url, access).await {
             Ok(answer) if answer.member() == id => return Ok((url, answer)),
             Ok(answer) => errors.push(format!("{url}: member {:x} answers", answer.member())),
             Err(error) => errors.push(error),
@@ -82,11 +88,14 @@ pub(super) async fn ask_first(
     Err(errors.join("; "))
 }
 
-async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
+async fn call(url: &str, access: &Access) -> Result<Answer, String> {
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| chain(&error))?;
+    let tls = access.tls.as_ref();
     let channel = tls::connect(&endpoint, tls).await;
     let channel = channel.map_err(|error| chain(&error))?;
-    let status = MaintenanceClient::new(channel.clone())
+    let token = log_in(&channel, access.user.as_ref()).await;
+    let token = token.map_err(|status| status.message().to_owned())?;
+    let status = MaintenanceClient::with_interceptor(channel.clone(), token.clone())
         .status(pb::StatusRequest {})
         .await
         .map_err(|status| why(&status))?
@@ -95,7 +104,10 @@ async fn call(url: &str, tls: Option<&ClientTls>) -> Result<Answer, String> {
     let request = pb::MemberListRequest {
         linearizable: false,
     };
-    let members = match ClusterClient::new(channel).member_list(request).await {
+    let members = match ClusterClient::with_interceptor(channel, token)
+        .member_list(request)
+        .await
+    {
         Ok(list) => list.into_inner().members,
         // Learners do not say who the others are; whoever votes does.
         Err(_) if status.is_learner => Vec::new(),

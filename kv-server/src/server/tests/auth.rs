@@ -446,7 +446,7 @@ async fn watch_sees_what_its_user_may_read_for_as_long() {
         options: ServerOptions::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = serve(vec![listener], parts).unwrap();
+    let server = serve(vec![listener.into()], parts).unwrap();
     let address = server.local_addrs()[0];
     let channel = Channel::from_shared(format!("http://{address}")).unwrap();
     let channel = channel.connect().await.unwrap();
@@ -529,7 +529,7 @@ async fn probes_need_no_user() {
         options: ServerOptions::default(),
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let server = serve(vec![listener], parts).unwrap();
+    let server = serve(vec![listener.into()], parts).unwrap();
     for path in ["/health", "/livez", "/readyz", "/metrics", "/version"] {
         assert_eq!(http(server.local_addrs()[0], "GET", path).0, 200, "{path}");
     }

@@ -11,7 +11,13 @@ use std::time::{Duration, Instant};
 use flotilla_tests::cluster::Cluster;
 use flotilla_tests::pki::Authority;
 use flotilla_tests::process::{PATIENCE, Server, Setup};
-use multiraft::tls::KeyPairFiles;
+use kv_server::pb::authpb;
+use kv_server::pb::etcdserverpb as pb;
+use multiraft::tls::{ClientTls, ClientTlsOptions, KeyPairFiles, connect};
+use pb::auth_client::AuthClient;
+use pb::kv_client::KvClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 const FLOTILLA: &str = env!("CARGO_BIN_EXE_flotilla");
 const HOST: &str = "127.0.0.1";
@@ -240,4 +246,87 @@ fn start_without_what_tls_needs_is_refused_and_touches_nothing() {
     setup.flags.extend(pair("", &nowhere));
     ends(&mut setup.spawn(), 1, "nowhere.pem");
     assert!(!setup.data_dir.exists());
+}
+
+/// Calls as whom a certificate names.
+fn call_as<T>(
+    url: &str,
+    (authority, files): (&Authority, &KeyPairFiles),
+    call: impl AsyncFnOnce(Channel) -> Result<T, Status>,
+) -> Result<T, Status> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let tls = ClientTls::open(ClientTlsOptions {
+        ca: Some(authority.file()),
+        identity: Some(files.clone()),
+        ..ClientTlsOptions::default()
+    });
+    let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
+    runtime.block_on(async {
+        let channel = connect(&endpoint, Some(&tls.unwrap())).await.unwrap();
+        call(channel).await
+    })
+}
+
+fn write(key: &str) -> impl AsyncFnOnce(Channel) -> Result<(), Status> {
+    let put = pb::PutRequest {
+        key: key.as_bytes().to_vec().into(),
+        ..pb::PutRequest::default()
+    };
+    async move |channel| KvClient::new(channel).put(put).await.map(drop)
+}
+
+#[test]
+fn client_is_the_user_that_its_certificate_names_when_it_was_asked_for_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let server = authority.issue("server", 1, &[HOST]);
+    let (root, alice) = (
+        authority.issue("root", 2, &[]),
+        authority.issue("alice", 3, &[]),
+    );
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    setup.is_https = true;
+    setup.flags = pair("", &server);
+    let ca = flag("--trusted-ca-file", &authority.file());
+    setup.flags.extend(ca);
+    setup.flags.push("--client-cert-auth".to_owned());
+    let running = setup.start();
+    let (as_root, as_alice) = ((&authority, &root), (&authority, &alice));
+    call_as(running.url(), as_root, async |channel| {
+        let mut auth = AuthClient::new(channel);
+        for name in ["root", "alice"] {
+            let name = name.to_owned();
+            let options = Some(authpb::UserAddOptions { no_password: true });
+            auth.user_add(pb::AuthUserAddRequest {
+                name,
+                options,
+                ..pb::AuthUserAddRequest::default()
+            })
+            .await?;
+        }
+        auth.role_add(pb::AuthRoleAddRequest {
+            name: "root".to_owned(),
+        })
+        .await?;
+        auth.user_grant_role(pb::AuthUserGrantRoleRequest {
+            user: "root".to_owned(),
+            role: "root".to_owned(),
+        })
+        .await?;
+        auth.auth_enable(pb::AuthEnableRequest {}).await
+    })
+    .unwrap();
+    call_as(running.url(), as_root, write("key")).unwrap();
+    let denied = call_as(running.url(), as_alice, write("key")).unwrap_err();
+    assert_eq!(denied.code(), Code::PermissionDenied, "{denied}");
+
+    // With the authority alone certificates are asked for, and name nobody.
+    drop(running);
+    setup.flags.retain(|flag| flag != "--client-cert-auth");
+    let running = setup.start();
+    let nobody = call_as(running.url(), as_root, write("key")).unwrap_err();
+    assert_eq!(nobody.message(), "etcdserver: user name is empty");
 }

@@ -30,7 +30,8 @@ pub(super) struct Joining {
 }
 
 /// Why one of the others did not say who this is.
-enum Why {
+#[derive(Debug)]
+pub(super) enum Why {
     /// It cannot say, or is not there.
     Silent(String),
     /// It can, and this is no member of its cluster.
@@ -113,7 +114,11 @@ pub(super) fn ask(
 }
 
 /// Who the member with the URLs `mine` is in a cluster, if the flags fit to that.
-fn judge(initial: &InitialCluster, mine: &[String], view: ClusterView) -> Result<Joining, Why> {
+pub(super) fn judge(
+    initial: &InitialCluster,
+    mine: &[String],
+    view: ClusterView,
+) -> Result<Joining, Why> {
     if view.members.is_empty() {
         return Err(Why::Silent("it is catching up itself".to_owned()));
     }

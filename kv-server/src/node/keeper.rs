@@ -458,7 +458,7 @@ pub(super) fn others(roster: &Roster, peers: &PeerBook, me: NodeId) -> Members {
     members
 }
 
-fn change(step: ChangeStep, context: &MemberChange) -> Change {
+pub(super) fn change(step: ChangeStep, context: &MemberChange) -> Change {
     Change {
         steps: vec![step],
         context: context.encode_to_vec().into(),

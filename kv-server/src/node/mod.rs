@@ -13,6 +13,8 @@
 //! The links to other members come last: [`Node::connect`]. It opens no socket itself; the binary does.
 
 mod calls;
+#[cfg(test)]
+mod change_crashes;
 mod checks;
 mod directory;
 mod engine;

@@ -147,6 +147,7 @@ fn serve(parts: Parts, tasks: Arc<dyn Tasks>, catch_up_entries: u64) -> Result<N
     core.keep_snapshots(SnapshotSetup {
         store: snapshots.clone(),
         tasks,
+        pace: None,
     });
     let mut node = Node {
         log,

@@ -34,7 +34,7 @@ pub use error::HostError;
 pub use handle::HostHandle;
 pub use host::{HostCore, HostOptions, Outbox, Turn};
 pub use inbox::InboxLimits;
-pub use snapshots::{Cut, HOLD_TICKS, SnapshotSetup, SnapshotState, install, restore};
+pub use snapshots::{Cut, HOLD_TICKS, Pace, SnapshotSetup, SnapshotState, install, restore};
 pub use status::GroupStatus;
 pub use tasks::{InlineTasks, Task, TaskThread, Tasks};
 pub use thread::Host;

@@ -122,6 +122,12 @@ pub fn restore<S: SnapshotState>(
     }
 }
 
+/// Is told how many bytes more were written, and may wait before it returns.
+pub type Pace = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Bytes between two calls of a [`Pace`].
+const PACE_BYTES: u64 = 256 << 10;
+
 /// What a host needs to make snapshots.
 #[derive(Clone)]
 pub struct SnapshotSetup {
@@ -129,6 +135,9 @@ pub struct SnapshotSetup {
     pub store: SnapshotStore,
     /// Who writes them.
     pub tasks: Arc<dyn Tasks>,
+    /// Holds the writing back, on the thread of the task, so that disk and processors are left for clients. None: as fast
+    /// as it goes.
+    pub pace: Option<Pace>,
 }
 
 impl fmt::Debug for SnapshotSetup {
@@ -231,6 +240,7 @@ impl<S: StateMachine> Keeper<S> {
             store: self.setup.store.clone(),
             log: log.clone(),
             meta,
+            pace: self.setup.pace.clone(),
         };
         self.making.insert(group, vec![reply]);
         let done = Done {
@@ -340,12 +350,42 @@ struct Work {
     store: SnapshotStore,
     log: Log,
     meta: SnapshotMeta,
+    pace: Option<Pace>,
+}
+
+/// A writer that is held back.
+struct Paced<'a> {
+    out: &'a mut dyn io::Write,
+    pace: &'a Pace,
+    bytes: u64,
+}
+
+impl io::Write for Paced<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let wrote = self.out.write(buf)?;
+        self.bytes += wrote as u64;
+        if self.bytes >= PACE_BYTES {
+            (self.pace)(std::mem::take(&mut self.bytes));
+        }
+        Ok(wrote)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 impl Work {
     fn run(self) -> Result<SnapshotRef, Box<dyn Error>> {
         let mut writer = self.store.create(self.meta)?;
-        let wrote = self.cut.write(&mut writer);
+        let wrote = match &self.pace {
+            None => self.cut.write(&mut writer),
+            Some(pace) => self.cut.write(&mut Paced {
+                out: &mut writer,
+                pace,
+                bytes: 0,
+            }),
+        };
         // The view is of no use any more, and keeps superseded values alive.
         drop(self.cut);
         wrote?;
@@ -377,5 +417,36 @@ impl<O> Drop for Done<O> {
             // A stopped host has answered already.
             drop(self.inbox.push(Request::Made { group, result }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn paced_writer_tells_of_all_but_the_last_bytes_and_changes_none() {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&told);
+        let pace: Pace = Arc::new(move |bytes| into.lock().unwrap().push(bytes));
+        let content: Vec<u8> = (0..PACE_BYTES * 3 + 77).map(|at| at as u8).collect();
+        let mut out = Vec::new();
+        let mut paced = Paced {
+            out: &mut out,
+            pace: &pace,
+            bytes: 0,
+        };
+        for piece in content.chunks(1_000) {
+            paced.write_all(piece).unwrap();
+        }
+        paced.flush().unwrap();
+        assert!(out == content);
+        let told = told.lock().unwrap();
+        assert!(told.iter().all(|bytes| *bytes >= PACE_BYTES), "{told:?}");
+        let left = content.len() as u64 - told.iter().sum::<u64>();
+        assert!(told.len() == 2 && left < PACE_BYTES, "{told:?}");
     }
 }

@@ -23,6 +23,7 @@ mod identity;
 mod initial;
 mod join;
 mod keeper;
+mod pacer;
 mod peers;
 mod publish;
 mod quota;
@@ -47,10 +48,10 @@ use multiraft::transport::{
     TransportSetup, TransportWatcher,
 };
 use multiraft::{
-    Host, HostError, HostHandle, HostOptions, SnapshotSetup, TaskThread, Tasks, restore,
+    Host, HostError, HostHandle, HostOptions, Pace, SnapshotSetup, TaskThread, Tasks, restore,
 };
 use raft_log::log::renewal;
-use raft_log::snapshot::SnapshotStore;
+use raft_log::snapshot::{SnapshotOptions, SnapshotStore};
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
 use raft_node::StateMachine;
@@ -73,6 +74,7 @@ use directory::{MemberDirectory, MemberGate};
 use initial::InitialMember;
 use join::Joining;
 use keeper::{Event, Keeper};
+use pacer::Pacer;
 use roster::Roster;
 
 pub use engine::applied_in;
@@ -92,6 +94,10 @@ const CATCH_UP_ENTRIES: u64 = 5_000;
 /// Bytes proposed and not committed. With what an inbox holds it stays below what the engine takes in memory after its
 /// disk became full, so that what was accepted can always be applied.
 const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
+/// Bytes of a snapshot that are made in a second, at most.
+const SNAPSHOT_MADE_BYTES_PER_SECOND: u64 = 64 << 20;
+/// Bytes of a snapshot that are written until they are synced. A sync of the log waits behind twice as many.
+const SNAPSHOT_SYNC_BYTES: u64 = 2 << 20;
 /// How long a start waits for a leader, and a stop for another one, in polls: five seconds.
 const LEADER_POLLS_MAX: u32 = 5_000;
 const LEADER_POLL: Duration = Duration::from_millis(1);
@@ -172,6 +178,7 @@ pub struct Node {
     upkeep: upkeep::Upkeep,
     hasher: checks::Hasher,
     quota: Arc<quota::Quota>,
+    pacer: Arc<Pacer>,
     _lock: Box<dyn VfsLock>,
 }
 
@@ -276,6 +283,7 @@ impl Node {
         };
         let checks = StateChecks::new(config.upkeep.check_interval, Duration::ZERO);
         let reports = Arc::new(checks::Reports::new(checks));
+        let pacer = Arc::new(Pacer::new(SNAPSHOT_MADE_BYTES_PER_SECOND));
         let host = Host::start_with(
             log.clone(),
             vec![group],
@@ -302,7 +310,9 @@ impl Node {
                 let on_same_disk = Arc::clone(&engine);
                 core.share_disk(Box::new(move || on_same_disk.out_of_space()));
                 let store = snapshots.clone();
-                core.keep_snapshots(SnapshotSetup { store, tasks });
+                let pacer = Arc::clone(&pacer);
+                let pace: Option<Pace> = Some(Arc::new(move |bytes| pacer.pass(bytes)));
+                core.keep_snapshots(SnapshotSetup { store, tasks, pace });
             },
             on_failure,
         )
@@ -345,6 +355,7 @@ impl Node {
             upkeep,
             hasher,
             quota,
+            pacer,
             _lock: lock,
         })
     }
@@ -521,6 +532,7 @@ impl Node {
 
     /// Finishes what is under way, makes the engine durable, closes the log.
     pub fn stop(self) -> Result<(), NodeError> {
+        self.pacer.release();
         self.upkeep.stop();
         self.hasher.stop();
         // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.
@@ -686,7 +698,11 @@ fn open_snapshots(
         // A new directory would give numbers again that the log and the engine know already.
         return Err(NodeError::SnapshotsLost { dir });
     }
-    let snapshots = SnapshotStore::open(Arc::clone(vfs), dir, store)?;
+    let options = SnapshotOptions {
+        sync_bytes: SNAPSHOT_SYNC_BYTES,
+        ..SnapshotOptions::new(dir, store)
+    };
+    let snapshots = SnapshotStore::open_with(Arc::clone(vfs), options)?;
     let report = snapshots.recover(log)?;
     info!(%report, "snapshots opened");
     Ok(snapshots)

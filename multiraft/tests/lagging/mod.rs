@@ -346,6 +346,7 @@ impl World {
         core.keep_snapshots(SnapshotSetup {
             store: snapshots.clone(),
             tasks: Arc::clone(&self.tasks),
+            pace: None,
         });
         member.node = Some(Node {
             log,

@@ -129,7 +129,8 @@ impl Node {
         }
         if let Some(store) = snapshots.clone() {
             let tasks = Arc::new(tasks.clone());
-            core.keep_snapshots(SnapshotSetup { store, tasks });
+            let pace = None;
+            core.keep_snapshots(SnapshotSetup { store, tasks, pace });
         }
         let up = Up {
             log,

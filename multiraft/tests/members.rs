@@ -104,7 +104,8 @@ fn start(me: NodeId, listener: TcpListener, members: &Members) -> Member {
     };
     let (sender, failed) = channel();
     let on_failure = Box::new(move |error: &str| sender.send(error.to_owned()).unwrap());
-    let transport = Transport::start(vec![listener.into()], links.clone(), setup, on_failure).unwrap();
+    let transport =
+        Transport::start(vec![listener.into()], links.clone(), setup, on_failure).unwrap();
     Member {
         links,
         transport,

@@ -69,6 +69,8 @@ fn write_many(client: &Client, token: &str, puts: usize) {
                 for _ in 0..puts.div_ceil(64) {
                     let put = pb::PutRequest {
                         key: format!("b{writer}").into(),
+                        // What is purged is whole segments.
+                        value: vec![b'x'; 1_024].into(),
                         ..Default::default()
                     };
                     kv.put(by(&token, put)).await?;

@@ -48,7 +48,7 @@ fn signed_token_outlives_a_restart_and_our_clients_log_in() {
     let server = setup.start();
     let client = Client::new(&setup.url(), PATIENCE);
     put(&client, &alice, "b").unwrap();
-    let forged = format!("{}x", alice);
+    let forged = format!("{alice}x");
     refused(
         get(&client, &forged, "b", true),
         Code::Unauthenticated,

@@ -2,7 +2,7 @@
 
 mod rig;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio_stream::StreamExt;
@@ -539,7 +539,6 @@ async fn probes_need_no_user() {
 #[tokio::test]
 async fn login_takes_its_turn_off_the_thread_that_serves() {
     let (rig, _, alice) = Rig::enabled().await;
-    let begun = Instant::now();
     // More than the queue holds, at once: some are refused, none waits for ever, and others are served meanwhile.
     let logins: Vec<_> = (0..200).map(|_| rig.log_in("alice", "secret")).collect();
     let logins = async {
@@ -575,5 +574,5 @@ async fn login_takes_its_turn_off_the_thread_that_serves() {
         }
     };
     let (refused, ()) = tokio::join!(logins, others);
-    assert!(refused > 0, "after {:?}", begun.elapsed());
+    assert!(refused > 0);
 }

@@ -16,8 +16,11 @@ use raft_log::{GroupId, Index};
 
 use super::{Change, Engine, EngineBatch, EngineError, Pair, PairIter, Snapshot, is_empty_range};
 
-/// Pairs that an iterator fetches at a time, so that a scan with a small limit copies little.
-const FETCH: usize = 64;
+/// Pairs that an iterator fetches at first; each time it fetches twice as many, so that a scan with a small limit copies
+/// little.
+const FETCH_FIRST: usize = 4;
+/// Pairs that an iterator fetches at a time, at most.
+const FETCH_MAX: usize = 64;
 
 /// The engine; a clone is another handle on the same state.
 #[derive(Clone, Default)]
@@ -275,6 +278,7 @@ impl Snapshot for MemorySnapshot {
             to: owned(to),
             front: VecDeque::new(),
             back: VecDeque::new(),
+            fetches: FETCH_FIRST,
             done: is_empty_range(from, to),
         })
     }
@@ -289,6 +293,8 @@ struct Walk<'a> {
     /// Fetched from the front, in order; and from the back, in reverse order.
     front: VecDeque<Pair>,
     back: VecDeque<Pair>,
+    /// Pairs that are fetched next.
+    fetches: usize,
     /// Nothing is left to fetch.
     done: bool,
 }
@@ -300,7 +306,8 @@ impl Walk<'_> {
             .iter()
             .rev()
             .find(|(batch, _)| *batch <= self.snapshot.at)?;
-        Some((key.clone(), value.clone()?))
+        let value = value.clone()?;
+        Some((key.clone(), value))
     }
 
     fn fetch(&mut self, backwards: bool) {
@@ -309,15 +316,16 @@ impl Walk<'_> {
         let fetched: VecDeque<Pair> = if backwards {
             rest.rev()
                 .filter_map(|entry| self.visible(entry))
-                .take(FETCH)
+                .take(self.fetches)
                 .collect()
         } else {
             rest.filter_map(|entry| self.visible(entry))
-                .take(FETCH)
+                .take(self.fetches)
                 .collect()
         };
         drop(state);
-        self.done = fetched.len() < FETCH;
+        self.done = fetched.len() < self.fetches;
+        self.fetches = (2 * self.fetches).min(FETCH_MAX);
         let Some((last, _)) = fetched.back() else {
             return;
         };

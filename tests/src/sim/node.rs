@@ -378,9 +378,9 @@ impl Node {
 
     /// The membership in force here.
     #[must_use]
-    pub fn membership(&self) -> Membership {
+    pub fn membership(&self) -> &Membership {
         let membership = self.up().core.membership(GROUP);
-        membership.expect("the host has the group").clone()
+        membership.expect("the host has the group")
     }
 
     /// The membership as of the applied index.

@@ -13,8 +13,8 @@ pub struct CommitQuorum(BTreeMap<u64, u64>);
 
 impl CommitQuorum {
     /// The leader of `term` says that `commit` is committed. It was at `before` when the election was won.
-    /// `entry_term` is the term of that entry, `holders` are those who have it on disk. `voters` are the lists that were in
-    /// force since the last look.
+    /// `entry_term` is the term of that entry, `holders` finds those who have it on disk, and is asked when the index has
+    /// moved. `voters` are the lists that were in force since the last look.
     ///
     /// # Errors
     /// When it has moved without a majority in any of them, or to an entry of another term.
@@ -23,8 +23,8 @@ impl CommitQuorum {
         term: u64,
         commit: u64,
         entry_term: Option<u64>,
-        holders: &BTreeSet<u64>,
-        voters: &[Voters],
+        holders: impl FnOnce() -> BTreeSet<u64>,
+        voters: &[&Voters],
     ) -> Verdict {
         let Some(before) = self.0.insert(term, commit) else {
             // What it knew as a follower is not its own decision.
@@ -38,7 +38,8 @@ impl CommitQuorum {
                 "the leader of term {term} committed entry {commit} of term {entry_term:?} by counting"
             ));
         }
-        if !voters.iter().any(|voters| voters.majority(holders)) {
+        let holders = holders();
+        if !voters.iter().any(|voters| voters.majority(&holders)) {
             return Err(format!(
                 "the leader of term {term} committed entry {commit}, which {holders:?} have on disk; {voters:?} decide"
             ));
@@ -51,29 +52,27 @@ impl CommitQuorum {
 mod tests {
     use super::*;
 
-    fn three() -> [Voters; 1] {
-        [Voters::of([1, 2, 3])]
+    fn three() -> Voters {
+        Voters::of([1, 2, 3])
     }
 
     #[test]
     fn commit_without_a_majority_is_refused() {
-        let mut checker = CommitQuorum::default();
-        assert_eq!(checker.leads(3, 4, Some(2), &[1].into(), &three()), Ok(()));
-        assert_eq!(
-            checker.leads(3, 5, Some(3), &[1, 3].into(), &three()),
-            Ok(())
-        );
-        assert!(
-            checker
-                .leads(3, 6, Some(3), &[1, 4].into(), &three())
-                .is_err()
-        );
+        let (mut checker, three) = (CommitQuorum::default(), three());
+        let mut leads = |commit, entry_term, holders: [u64; 2]| {
+            checker.leads(3, commit, Some(entry_term), || holders.into(), &[&three])
+        };
+        assert_eq!(leads(4, 2, [1, 1]), Ok(()));
+        assert_eq!(leads(5, 3, [1, 3]), Ok(()));
+        assert!(leads(6, 3, [1, 4]).is_err());
     }
 
     #[test]
     fn commit_of_an_older_term_by_counting_is_refused() {
-        let (mut checker, all) = (CommitQuorum::default(), [1, 2, 3].into());
-        assert_eq!(checker.leads(4, 1, Some(1), &all, &three()), Ok(()));
-        assert!(checker.leads(4, 2, Some(2), &all, &three()).is_err());
+        let (mut checker, three) = (CommitQuorum::default(), three());
+        let mut leads =
+            |commit| checker.leads(4, commit, Some(commit), || [1, 2, 3].into(), &[&three]);
+        assert_eq!(leads(1), Ok(()));
+        assert!(leads(2).is_err());
     }
 }

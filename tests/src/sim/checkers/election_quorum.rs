@@ -21,7 +21,7 @@ impl ElectionQuorum {
     ///
     /// # Errors
     /// When it has no majority in any of them.
-    pub fn leads(&self, node: u64, term: u64, voters: &[Voters]) -> Verdict {
+    pub fn leads(&self, node: u64, term: u64, voters: &[&Voters]) -> Verdict {
         let none = BTreeSet::new();
         let votes = self.0.get(&(term, node)).unwrap_or(&none);
         if voters.iter().any(|voters| voters.majority(votes)) {
@@ -48,8 +48,8 @@ mod tests {
             outgoing: [1, 2, 3].into(),
             ..new.clone()
         };
-        assert_eq!(checker.leads(4, 7, &[joint.clone(), new]), Ok(()));
-        let joint = [joint];
+        assert_eq!(checker.leads(4, 7, &[&joint, &new]), Ok(()));
+        let joint = [&joint];
         assert!(checker.leads(4, 7, &joint).is_err());
         checker.voted(2, 7, 4);
         assert_eq!(checker.leads(4, 7, &joint), Ok(()));

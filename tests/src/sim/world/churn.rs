@@ -29,7 +29,7 @@ impl World {
         let Some(leader) = self.leader() else {
             return "changes without a leader";
         };
-        let now = self.members[leader].node.membership();
+        let now = self.members[leader].node.membership().clone();
         let next_id = NodeId(self.members.len() as u64 + 1);
         let steps = self.steps(&now, kind, pick, next_id);
         // While another change is under way this one is refused.
@@ -179,7 +179,7 @@ impl World {
     /// a leader that is cut off may not have heard of that.
     pub(super) fn membership(&self) -> Option<Membership> {
         let node = &self.members[self.leader()?].node;
-        let membership = node.membership();
+        let membership = node.membership().clone();
         let members: BTreeSet<u64> = membership.members().iter().map(|id| id.0).collect();
         let oracle = self.oracle.get();
         let is_newest = oracle

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use kv_server::pb::command::{Command, command::Op};
 use prost::Message as _;
-use raft_log::{Base, Entry, Index, NodeId};
+use raft_log::{Entry, GroupInfo, Index, NodeId};
 use raft_node::core::{Body, Membership, Message, Role};
 
 use super::super::checkers::Place;
@@ -34,6 +34,8 @@ struct Known {
     applied: u64,
     role: Role,
     term: u64,
+    /// The membership in force, and who votes by it.
+    membership: Membership,
     voters: Voters,
 }
 
@@ -135,11 +137,7 @@ impl Witness {
     /// # Errors
     /// When it has forgotten what it had promised, or its log cannot be read.
     pub fn started(&mut self, at: usize, node: &Node) -> Result<(), Refusal> {
-        let info = node
-            .up()
-            .log
-            .group(GROUP)
-            .expect("bootstrapped at the start");
+        let info = log_of(node);
         let (term, vote) = (info.hard_state.term.0, info.hard_state.vote.map(|v| v.0));
         self.votes.started(node.id.0, term, vote)?;
         let known = Known {
@@ -193,7 +191,8 @@ impl Witness {
         let status = node.core_status();
         let id = node.id.0;
         let (term, commit, last) = (status.term.0, status.commit.0, status.last_index.0);
-        let kept = self.read_log(at, node, last)?;
+        let info = log_of(node);
+        let kept = self.read_log(at, node, &info, last)?;
         if !status.guarded {
             self.members[at].lost.clear();
         }
@@ -205,41 +204,51 @@ impl Witness {
         };
         self.monotonic.at(id, here)?;
         let before = (self.members[at].role, self.members[at].term);
-        let now_in_force = voters_of(&node.membership());
-        let was_in_force = std::mem::replace(&mut self.members[at].voters, now_in_force.clone());
+        let known = &mut self.members[at];
+        let mut was_in_force = None;
+        if known.membership != *node.membership() {
+            known.membership.clone_from(node.membership());
+            let now = voters_of(&known.membership);
+            was_in_force = Some(std::mem::replace(&mut known.voters, now));
+        }
         if status.role == Role::Leader {
             self.election.leads(id, term)?;
             let length = self.members[at].terms.len() as u64;
             self.append_only.leads(id, term, kept, length)?;
-            let term_at = |index: u64| self.members[at].terms.get(index as usize - 1).copied();
+            let known = &self.members[at];
+            let was_in_force = was_in_force.as_ref().unwrap_or(&known.voters);
+            let in_force = [was_in_force, &known.voters];
+            let term_at = |index: u64| known.terms.get(index as usize - 1).copied();
             let new = before != (Role::Leader, term);
             if new {
                 self.terms_led += 1;
-                let in_force = [was_in_force.clone(), now_in_force.clone()];
                 self.elected.leads(id, term, &in_force)?;
                 self.completeness.leads(id, term, term_at)?;
             }
             let entry_term = (commit > 0).then(|| term_at(commit)).flatten();
-            let holders = self.holders(commit, entry_term.unwrap_or(0));
-            let in_force = [was_in_force, now_in_force];
+            let holders = || holders(&self.members, commit, entry_term.unwrap_or(0));
             self.quorum
-                .leads(term, commit, entry_term, &holders, &in_force)?;
+                .leads(term, commit, entry_term, holders, &in_force)?;
             self.completeness
                 .committed(term, commit, entry_term.unwrap_or(0));
         } else {
             self.append_only.follows(id);
         }
         (self.members[at].role, self.members[at].term) = (status.role, term);
-        self.look_at_applied(at, node, status.applied.0, now)
+        self.look_at_applied(at, node, &info, status.applied.0, now)
     }
 
     /// Brings what is known of a log up to date. Returns how many of the known entries are still there.
-    fn read_log(&mut self, at: usize, node: &Node, last: u64) -> Result<u64, Refusal> {
+    fn read_log(
+        &mut self,
+        at: usize,
+        node: &Node,
+        info: &GroupInfo,
+        last: u64,
+    ) -> Result<u64, Refusal> {
         let log = &node.up().log;
         let known = &mut self.members[at];
-        let base = log
-            .group(GROUP)
-            .map_or_else(Base::default, |info| info.base);
+        let base = &info.base;
         let begin = base.index.0 as usize;
         let mut kept = known.terms.len().min(last as usize);
         while kept > begin
@@ -270,7 +279,7 @@ impl Witness {
         let mut next = known.terms.len() as u64 + 1;
         while next <= last {
             // What the host has not collected yet is in the core only.
-            let end = log.group(GROUP).map_or(0, |info| info.last_index.0);
+            let end = info.last_index.0;
             if next > end {
                 break;
             }
@@ -284,34 +293,20 @@ impl Witness {
                 next = entry.index.0 + 1;
             }
         }
-        known.durable = log.group(GROUP).map_or(0, |info| info.durable_index.0);
+        known.durable = info.durable_index.0;
         Ok(kept as u64)
-    }
-
-    /// On whose disks an entry is.
-    fn holders(&self, index: u64, term: u64) -> BTreeSet<u64> {
-        let has = |known: &Known| {
-            index == 0
-                || (known.durable >= index && known.terms.get(index as usize - 1) == Some(&term))
-                || known.lost.get(index as usize - 1) == Some(&term)
-        };
-        let holders = (1..).zip(&self.members).filter(|(_, known)| has(known));
-        holders.map(|(id, _)| id).collect()
     }
 
     fn look_at_applied(
         &mut self,
         at: usize,
         node: &Node,
+        info: &GroupInfo,
         applied: u64,
         now: u64,
     ) -> Result<(), Refusal> {
         let id = node.id.0;
-        let base = node
-            .up()
-            .log
-            .group(GROUP)
-            .map_or(0, |info| info.base.index.0);
+        let base = info.base.index.0;
         // A snapshot brought what its log does not hold.
         let mut next = self.members[at].applied.max(base) + 1;
         // Somebody may have applied it in a turn that it did not survive.
@@ -375,6 +370,22 @@ impl Witness {
     }
 }
 
+fn log_of(node: &Node) -> GroupInfo {
+    let info = node.up().log.group(GROUP);
+    info.expect("bootstrapped at the start")
+}
+
+/// On whose disks an entry is.
+fn holders(members: &[Known], index: u64, term: u64) -> BTreeSet<u64> {
+    let has = |known: &Known| {
+        index == 0
+            || (known.durable >= index && known.terms.get(index as usize - 1) == Some(&term))
+            || known.lost.get(index as usize - 1) == Some(&term)
+    };
+    let holders = (1..).zip(members).filter(|(_, known)| has(known));
+    holders.map(|(id, _)| id).collect()
+}
+
 fn voters_of(membership: &Membership) -> Voters {
     let ids = |ids: &[NodeId]| ids.iter().map(|id| id.0).collect();
     Voters {
@@ -385,7 +396,7 @@ fn voters_of(membership: &Membership) -> Voters {
 
 fn seen(entry: &Entry) -> Seen {
     let mut hasher = DefaultHasher::new();
-    (format!("{:?}", entry.kind), &entry.payload).hash(&mut hasher);
+    (std::mem::discriminant(&entry.kind), &entry.payload).hash(&mut hasher);
     Seen {
         index: entry.index.0,
         term: entry.term.0,

@@ -54,8 +54,11 @@ impl Log {
         range: Range<Index>,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
-        let (cold, mut out) = self.0.core().plan(id, range, bytes_max)?;
-        let mut read = Vec::with_capacity(cold.len() + out.len());
+        let (cold, warm) = self.0.core().plan(id, range, bytes_max)?;
+        if cold.is_empty() {
+            return Ok(warm);
+        }
+        let mut read = Vec::with_capacity(cold.len() + warm.len());
         let mut bytes = 0;
         let mut rest = &cold[..];
         while !rest.is_empty() {
@@ -77,9 +80,9 @@ impl Log {
             }
             rest = behind;
         }
-        for entry in out.drain(..) {
+        for entry in warm {
             bytes += entry.cost();
-            if bytes > bytes_max && !read.is_empty() {
+            if bytes > bytes_max {
                 break;
             }
             read.push(entry);
@@ -152,19 +155,15 @@ impl Core {
             .cache
             .front()
             .map_or(0, |entry| from.0.saturating_sub(entry.index.0)) as usize;
-        let mut warm = Vec::new();
-        for entry in group
-            .cache
-            .iter()
-            .skip(skip)
-            .take_while(|entry| entry.index < range.end)
-        {
+        let wanted = group.cache.range(skip..);
+        let wanted = wanted.take_while(|entry| entry.index < range.end);
+        let fit = wanted.enumerate().take_while(|(at, entry)| {
             bytes += entry.cost();
-            if bytes > bytes_max && !(cold.is_empty() && warm.is_empty()) {
-                break;
-            }
-            warm.push(entry.clone());
-        }
+            bytes <= bytes_max || (cold.is_empty() && *at == 0)
+        });
+        let count = fit.count();
+        // Its length is known, so the list grows once.
+        let warm = group.cache.range(skip..skip + count).cloned().collect();
         Ok((cold, warm))
     }
 }

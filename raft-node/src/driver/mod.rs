@@ -392,6 +392,7 @@ impl<S: StateMachine> Group<S> {
                 self.events.push(Event::Unknown(token));
             }
         }
+        self.effects.recycle(entries);
         self.applied = last;
         self.step(Input::Applied(last));
         if let Some(membership) = membership {

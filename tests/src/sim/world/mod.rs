@@ -675,6 +675,8 @@ impl World {
 
     /// Ends a member's process, or takes its power, and lets it start again later.
     fn crash(&mut self, at: usize, power: bool, keep: u64, down: u64) {
+        // What it has answered it has answered.
+        self.serve_done();
         let now = self.now;
         self.end_transfers(at);
         let member = &mut self.members[at];

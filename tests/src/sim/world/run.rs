@@ -11,6 +11,8 @@ use crate::sim::world::fault::SECOND;
 
 /// Ticks within which a cluster in peace must come to rest: nobody asks, nothing fails.
 const PEACE_TICKS_MAX: u64 = 60 * SECOND;
+/// Ticks more for each entry, where a member that came last gets one after the other: more than the way there and back.
+const ENTRY_TICKS_MAX: u64 = 4;
 
 /// What a run that went well was like.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,11 +124,18 @@ impl World {
     fn peace(&mut self) {
         self.clients_stopped = true;
         self.heal();
-        let end = self.now + PEACE_TICKS_MAX;
+        let one_by_one = self.settings.message_bytes == 1 && self.settings.inflight_messages == 1;
+        let entries = if one_by_one {
+            self.oracle.get().last().0
+        } else {
+            0
+        };
+        let ticks = PEACE_TICKS_MAX + entries * ENTRY_TICKS_MAX;
+        let end = self.now + ticks;
         while !self.is_at_rest() {
             assert!(
                 self.now < end,
-                "after {PEACE_TICKS_MAX} ticks of peace the members do not agree: {}",
+                "after {ticks} ticks of peace the members do not agree: {}",
                 self.places()
             );
             self.run_until(self.now + SECOND / 10);

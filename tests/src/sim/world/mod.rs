@@ -15,7 +15,9 @@ pub mod client;
 mod excuses;
 pub mod fault;
 mod faults;
+mod letter;
 pub mod network;
+mod plan;
 pub mod run;
 mod serve;
 mod snapshots;
@@ -24,124 +26,35 @@ pub mod watcher;
 pub mod witness;
 
 use std::collections::BTreeMap;
-use std::hash::Hash;
-use std::mem::discriminant;
 
 use multiraft::forward::ForwardMessage;
 use multiraft::{Outbox, SnapshotTransfer};
 use raft_log::vfs::sim::{CrashKind, Fault as DiskFault, Rng};
 use raft_log::{GroupId, NodeId};
-use raft_node::core::{Body, Message};
+use raft_node::core::Message;
 
 use super::node::{GROUP, LOG_DIR, Node, Stopped};
 use super::oracle::{Oracle, Shared};
-use super::settings::{Settings, SnapshotSettings};
+use super::settings::Settings;
 use super::solo::Coverage;
 use client::Histories;
 use excuses::Excuse;
-use fault::{Fault, SECOND, Scheduled, WATCHERS};
+use fault::{Fault, WATCHERS};
 use faults::Lasting;
+use letter::{Letter, brief, kind};
 use network::Network;
 use serve::{Call, Done};
-use snapshots::{Frame, Receiving, Snapshots};
+use snapshots::{Receiving, Snapshots};
 use trace::Trace;
 use watcher::Watcher;
 use witness::{Refusal, Witness};
+
+pub use plan::Plan;
 
 /// Turns of one member in one tick at most.
 const TURNS_MAX: u32 = 4_000;
 /// Ticks until a start that failed is tried again.
 const RETRY_TICKS: u64 = 50;
-
-/// What a run is made of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Everything random comes from it.
-    pub seed: u64,
-    /// Members.
-    pub nodes: usize,
-    /// Ticks with clients and faults.
-    pub ticks: u64,
-    /// What goes wrong.
-    pub faults: Vec<Scheduled>,
-    /// Faults of the seed were left out.
-    pub shortened: bool,
-    /// A bug that is put into the product, by its name: see [`super::bugs`].
-    pub bug: Option<String>,
-}
-
-impl Plan {
-    /// The run of a seed, without the faults that lose the end of a log.
-    #[must_use]
-    pub fn new(seed: u64, nodes: usize, seconds: u64) -> Self {
-        let mut plan = Self {
-            seed,
-            nodes,
-            ticks: seconds * SECOND,
-            faults: Vec::new(),
-            shortened: false,
-            bug: None,
-        };
-        plan.faults = plan.drawn();
-        let stays = |scheduled: &Scheduled| !matches!(scheduled.fault, Fault::LoseLog { .. });
-        plan.faults.retain(stays);
-        plan
-    }
-
-    /// All faults that the seed draws.
-    fn drawn(&self) -> Vec<Scheduled> {
-        fault::draw(
-            &mut Rng::new(self.seed ^ 0x000f_a017),
-            self.nodes,
-            self.ticks,
-        )
-    }
-
-    /// The same with the faults that lose the end of a log. It is repeated by the numbers of its faults.
-    #[must_use]
-    pub fn with_lost_logs(mut self) -> Self {
-        self.faults = self.drawn();
-        self.shortened = true;
-        self
-    }
-
-    /// The same with a bug in the product.
-    #[must_use]
-    pub fn with_bug(self, name: impl Into<String>) -> Self {
-        let bug = Some(name.into());
-        Self { bug, ..self }
-    }
-
-    /// The same with those faults only, by their numbers in the seed's list.
-    #[must_use]
-    pub fn only(mut self, numbers: &[usize]) -> Self {
-        self = self.with_lost_logs();
-        self.faults
-            .retain(|scheduled| numbers.contains(&scheduled.number));
-        self
-    }
-
-    /// The options of `flotilla sim` that run this.
-    #[must_use]
-    pub fn options(&self) -> String {
-        let Self {
-            seed, nodes, ticks, ..
-        } = self;
-        let mut options = format!("--seed {seed} --nodes {nodes} --seconds {}", ticks / SECOND);
-        if self.shortened {
-            let numbers: Vec<String> = self
-                .faults
-                .iter()
-                .map(|scheduled| scheduled.number.to_string())
-                .collect();
-            options += &format!(" --faults {}", numbers.join(","));
-        }
-        if let Some(bug) = &self.bug {
-            options += &format!(" --bug {bug}");
-        }
-        options
-    }
-}
 
 enum Event {
     Deliver {
@@ -268,16 +181,6 @@ pub struct World {
     coverage: Coverage,
 }
 
-/// What members send each other.
-#[derive(Clone)]
-enum Letter {
-    Raft(Message),
-    /// About clients' work.
-    Forward(ForwardMessage),
-    /// A part of a snapshot, or what is said about one.
-    Snapshot(Frame),
-}
-
 /// What members have sent and the network has not taken.
 #[derive(Default)]
 struct Sent {
@@ -314,7 +217,7 @@ impl World {
     pub fn new(plan: Plan, tell: bool) -> Self {
         let mut rng = Rng::new(plan.seed);
         let voters: Vec<NodeId> = (1..=plan.nodes as u64).map(NodeId).collect();
-        let settings = settings(&mut rng, voters.clone(), plan.seed);
+        let settings = plan::settings(&mut rng, voters.clone(), plan.seed);
         let forwards = settings.forwards;
         let oracle = Shared::new(Oracle::default());
         let sent: Shared<Sent> = Shared::default();
@@ -706,82 +609,5 @@ impl World {
         });
         self.count(if power { "power losses" } else { "crashes" });
         self.at(now + down, Event::Start(at));
-    }
-}
-
-/// What tells messages apart in a trace.
-fn kind(letter: &Letter) -> impl Hash + use<> {
-    match letter {
-        Letter::Raft(message) => (
-            message.term.0,
-            Some(discriminant(&message.body)),
-            None,
-            None,
-        ),
-        Letter::Forward(message) => (0, None, Some(discriminant(message)), None),
-        Letter::Snapshot(frame) => (0, None, None, Some(frame.id())),
-    }
-}
-
-/// A message for the reader of a story.
-fn brief(letter: &Letter) -> String {
-    let message = match letter {
-        Letter::Raft(message) => message,
-        Letter::Forward(ForwardMessage::Propose {
-            boot,
-            sequence,
-            attempt,
-            payload,
-        }) => {
-            return format!(
-                "forwards command {boot}/{sequence}, attempt {attempt}, {} bytes",
-                payload.len()
-            );
-        }
-        Letter::Forward(message) => return format!("{message:?}"),
-        Letter::Snapshot(frame) => return format!("{frame}"),
-    };
-    let term = message.term.0;
-    match &message.body {
-        Body::Append {
-            prev_index,
-            entries,
-            commit,
-            ..
-        } => format!(
-            "append after {prev_index}, {} entries, commit {commit}, term {term}",
-            entries.len()
-        ),
-        body => format!("{body:?}, term {term}"),
-    }
-}
-
-fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
-    let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
-    let heartbeat_ticks = pick(&[5, 10, 10]);
-    Settings {
-        voters,
-        // The last one compacts nothing.
-        catch_up_entries: pick(&[1, 10, 60, u64::MAX]),
-        snapshot_entries: pick(&[8, 32, 256, 4_096]),
-        log_cache_bytes: pick(&[4_096, 1 << 20, 32 << 20]) as usize,
-        window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
-        key_cache_entries: pick(&[1, 8, 65_536]) as usize,
-        compaction_step: pick(&[1, 16, 256]) as usize,
-        election_ticks: 10 * heartbeat_ticks,
-        heartbeat_ticks,
-        expires: true,
-        message_bytes: pick(&[1, 2_000, 1 << 20]) as usize,
-        inflight_messages: pick(&[1, 4, 512]) as usize,
-        watch_revisions: pick(&[0, 8, 65_536]) as usize,
-        forwards: pick(&[0, 1, 1, 1]) == 1,
-        snapshots: Some(SnapshotSettings {
-            chunk_bytes: pick(&[500, 2_000, 16_000]) as u32,
-            sync_bytes: pick(&[4 << 10, 16 << 20]),
-            step_bytes: pick(&[500, 4_000, 1 << 20]) as usize,
-            hold_ticks: pick(&[50, 300, 6_000]),
-            silent_ticks: pick(&[300, 1_000]),
-        }),
-        seed,
     }
 }

@@ -1,0 +1,129 @@
+//! What a run is made of, and how its members are set up: all of it from the seed.
+
+use raft_log::NodeId;
+use raft_log::vfs::sim::Rng;
+
+use super::fault::{self, Fault, SECOND, Scheduled};
+use crate::sim::settings::{Settings, SnapshotSettings};
+
+/// What a run is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Everything random comes from it.
+    pub seed: u64,
+    /// Members.
+    pub nodes: usize,
+    /// Ticks with clients and faults.
+    pub ticks: u64,
+    /// What goes wrong.
+    pub faults: Vec<Scheduled>,
+    /// Faults of the seed were left out.
+    pub shortened: bool,
+    /// A bug that is put into the product, by its name: see [`super::bugs`].
+    pub bug: Option<String>,
+}
+
+impl Plan {
+    /// The run of a seed, without the faults that lose the end of a log.
+    #[must_use]
+    pub fn new(seed: u64, nodes: usize, seconds: u64) -> Self {
+        let mut plan = Self {
+            seed,
+            nodes,
+            ticks: seconds * SECOND,
+            faults: Vec::new(),
+            shortened: false,
+            bug: None,
+        };
+        plan.faults = plan.drawn();
+        let stays = |scheduled: &Scheduled| !matches!(scheduled.fault, Fault::LoseLog { .. });
+        plan.faults.retain(stays);
+        plan
+    }
+
+    /// All faults that the seed draws.
+    fn drawn(&self) -> Vec<Scheduled> {
+        fault::draw(
+            &mut Rng::new(self.seed ^ 0x000f_a017),
+            self.nodes,
+            self.ticks,
+        )
+    }
+
+    /// The same with the faults that lose the end of a log. It is repeated by the numbers of its faults.
+    #[must_use]
+    pub fn with_lost_logs(mut self) -> Self {
+        self.faults = self.drawn();
+        self.shortened = true;
+        self
+    }
+
+    /// The same with a bug in the product.
+    #[must_use]
+    pub fn with_bug(self, name: impl Into<String>) -> Self {
+        let bug = Some(name.into());
+        Self { bug, ..self }
+    }
+
+    /// The same with those faults only, by their numbers in the seed's list.
+    #[must_use]
+    pub fn only(mut self, numbers: &[usize]) -> Self {
+        self = self.with_lost_logs();
+        self.faults
+            .retain(|scheduled| numbers.contains(&scheduled.number));
+        self
+    }
+
+    /// The options of `flotilla sim` that run this.
+    #[must_use]
+    pub fn options(&self) -> String {
+        let Self {
+            seed, nodes, ticks, ..
+        } = self;
+        let mut options = format!("--seed {seed} --nodes {nodes} --seconds {}", ticks / SECOND);
+        if self.shortened {
+            let numbers: Vec<String> = self
+                .faults
+                .iter()
+                .map(|scheduled| scheduled.number.to_string())
+                .collect();
+            options += &format!(" --faults {}", numbers.join(","));
+        }
+        if let Some(bug) = &self.bug {
+            options += &format!(" --bug {bug}");
+        }
+        options
+    }
+}
+
+/// How all members of a run are set up.
+pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
+    let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
+    let heartbeat_ticks = pick(&[5, 10, 10]);
+    let election_ticks = 10 * heartbeat_ticks;
+    Settings {
+        voters,
+        // The last one compacts nothing.
+        catch_up_entries: pick(&[1, 10, 60, u64::MAX]),
+        snapshot_entries: pick(&[8, 32, 256, 4_096]),
+        log_cache_bytes: pick(&[4_096, 1 << 20, 32 << 20]) as usize,
+        window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
+        key_cache_entries: pick(&[1, 8, 65_536]) as usize,
+        compaction_step: pick(&[1, 16, 256]) as usize,
+        election_ticks,
+        heartbeat_ticks,
+        expires: true,
+        message_bytes: pick(&[1, 2_000, 1 << 20]) as usize,
+        inflight_messages: pick(&[1, 4, 512]) as usize,
+        watch_revisions: pick(&[0, 8, 65_536]) as usize,
+        forwards: pick(&[0, 1, 1, 1]) == 1,
+        snapshots: Some(SnapshotSettings {
+            chunk_bytes: pick(&[500, 2_000, 16_000]) as u32,
+            sync_bytes: pick(&[4 << 10, 16 << 20]),
+            step_bytes: pick(&[500, 4_000, 1 << 20]) as usize,
+            hold_ticks: pick(&[50, 300, 6_000]),
+            silent_ticks: pick(&[300, 1_000]),
+        }),
+        seed,
+    }
+}

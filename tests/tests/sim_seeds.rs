@@ -27,6 +27,7 @@ fn mixed_faults_break_no_property_and_peace_brings_agreement() {
         "changes made",
         "clock jumps",
         "clock rates",
+        "clusters that read by lease",
         "commands acknowledged",
         "commands forwarded",
         "compactions",

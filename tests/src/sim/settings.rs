@@ -29,6 +29,8 @@ pub struct Settings {
     pub election_ticks: u64,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: u64,
+    /// Ticks for which a leader reads without a round once a majority has answered it; 0 for never.
+    pub read_lease_ticks: u64,
     /// Leases end by themselves, as the product's lessor has it.
     pub expires: bool,
     /// Members serve clients while another one leads. Needs `expires`.

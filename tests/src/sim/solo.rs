@@ -459,6 +459,7 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         compaction_step: pick(&[1, 4, 256]) as usize,
         election_ticks: 10,
         heartbeat_ticks: 2,
+        read_lease_ticks: 0,
         expires: false,
         forwards: false,
         message_bytes: 1 << 20,

@@ -82,6 +82,7 @@ impl Node {
             window_bytes_max: self.settings.window_bytes,
             message_bytes_max: self.settings.message_bytes,
             inflight_messages_max: self.settings.inflight_messages,
+            lease_ticks: self.settings.read_lease_ticks,
             boot: if self.settings.forwards { boot } else { 0 },
             seed: self.settings.seed ^ now,
             snapshot_ticks_max: self

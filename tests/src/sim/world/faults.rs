@@ -131,6 +131,8 @@ impl World {
                 "logs lost"
             }
             Fault::ClockRate { .. } => "clock rates",
+            // Leases of a leader trust clocks not to.
+            Fault::ClockJump { .. } if self.settings.read_lease_ticks > 0 => "clock jumps left out",
             Fault::ClockJump { node, ticks } => {
                 let member = &mut self.members[node];
                 member.jump_clock(now, ticks);
@@ -141,6 +143,10 @@ impl World {
             Fault::Pause { node, ticks } => {
                 let member = &mut self.members[node];
                 member.paused_until = member.paused_until.max(now + ticks);
+                // Half of the pauses come between a look at the clock and what is done then.
+                if ticks % 2 == 0 && member.node.is_up() && member.looked.is_none() {
+                    member.looked = Some(member.local(now));
+                }
                 "pauses"
             }
             Fault::SlowApply { .. } => "slow appliers",

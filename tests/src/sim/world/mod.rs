@@ -109,6 +109,8 @@ struct Member {
     apply_ticks: u64,
     /// It has no turn before.
     paused_until: u64,
+    /// What it read from its clock right before a pause: its next turn goes on with that.
+    looked: Option<u64>,
     /// Its clock: local ticks, what they were at a tick of the world, and how fast they go from there.
     clock: (u64, u64, u64),
     /// Planned errors that its disk has returned to this process.
@@ -254,6 +256,9 @@ impl World {
             world.at(0, Event::Start(at));
             world.at(1 + at as u64, Event::Client(at));
         }
+        if world.settings.read_lease_ticks > 0 {
+            world.count("clusters that read by lease");
+        }
         for (at, scheduled) in world.plan.faults.clone().iter().enumerate() {
             world.at(scheduled.at, Event::Fault(at));
         }
@@ -279,6 +284,7 @@ impl World {
             sync_ticks: 0,
             apply_ticks: 0,
             paused_until: 0,
+            looked: None,
             clock: (0, self.now, 100),
             struck: Vec::new(),
             log_failed: false,
@@ -392,7 +398,7 @@ impl World {
             if !member.node.is_up() || member.due > now || member.paused_until > now {
                 return;
             }
-            let local = member.local(now);
+            let local = member.looked.take().unwrap_or(member.local(now));
             let step = member.node.turn(local);
             let outcome = match step {
                 Ok(step) => {
@@ -591,7 +597,7 @@ impl World {
         };
         member.node.crash(kind, (unpersisted * keep / 16) as usize);
         member.due = u64::MAX;
-        member.paused_until = 0;
+        (member.paused_until, member.looked) = (0, None);
         member.struck.clear();
         member.log_failed = false;
         drop(member.node.fs.take_struck());

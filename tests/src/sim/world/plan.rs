@@ -6,6 +6,9 @@ use raft_log::vfs::sim::Rng;
 use super::fault::{self, SECOND, Scheduled};
 use crate::sim::settings::{Settings, SnapshotSettings};
 
+/// How long a leader's lease is, of an election timeout: less than what the fastest clock makes of it for the slowest.
+const READ_LEASE_PERCENT: u64 = 85;
+
 /// What a run is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -78,6 +81,8 @@ impl Plan {
 
 /// How all members of a run are set up.
 pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
+    // Of a number of its own, so that all else is drawn as without.
+    let leases = Rng::new(seed ^ 0x1ea5_e000).chance(1, 4);
     let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
     let heartbeat_ticks = pick(&[5, 10, 10]);
     let election_ticks = 10 * heartbeat_ticks;
@@ -92,6 +97,11 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Setting
         compaction_step: pick(&[1, 16, 256]) as usize,
         election_ticks,
         heartbeat_ticks,
+        read_lease_ticks: if leases {
+            election_ticks * READ_LEASE_PERCENT / 100
+        } else {
+            0
+        },
         expires: true,
         message_bytes: pick(&[1, 2_000, 1 << 20]) as usize,
         inflight_messages: pick(&[1, 4, 512]) as usize,

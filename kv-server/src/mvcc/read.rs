@@ -89,6 +89,14 @@ pub(super) fn check_revision(wanted: i64, current: i64, compact: i64) -> Result<
     }
 }
 
+/// For a range in a transaction, where etcd takes a revision below zero for one that was compacted.
+pub(super) fn check_txn_revision(wanted: i64, current: i64, compact: i64) -> Result<(), ApiError> {
+    if wanted < 0 && wanted < compact {
+        return Err(ApiError::Compacted);
+    }
+    check_revision(wanted, current, compact)
+}
+
 /// One view of one keyspace.
 pub(super) struct View<'a> {
     pub(super) read: &'a dyn Read,
@@ -217,7 +225,9 @@ impl View<'_> {
             .filter(|limit| *limit > 0);
         let plan = Plan::of(request);
         let pushed = limit.filter(|_| plan.plain());
-        let keep = pushed.unwrap_or(usize::MAX);
+        let one_more = limit.filter(|_| plan.cut_unsorted());
+        let one_more = one_more.map(|limit| limit.saturating_add(1));
+        let keep = pushed.or(one_more).unwrap_or(usize::MAX);
         if at >= newest {
             self.collect_current(request, keep, &mut response)?;
         } else {
@@ -451,6 +461,17 @@ impl<'a> Plan<'a> {
 
     /// True when keys come out as they lie, so that a limit can stop the scan.
     fn plain(&self) -> bool {
+        self.target == SortTarget::Key && self.order != SortOrder::Descend && !self.filters()
+    }
+
+    /// True when only the keys up to the limit, and one more, are sorted and cut again: as etcd does where a target has no
+    /// order.
+    fn cut_unsorted(&self) -> bool {
+        let no_order = self.request.sort_order == i32::from(SortOrder::None);
+        no_order && self.target != SortTarget::Key && !self.filters()
+    }
+
+    fn filters(&self) -> bool {
         let request = self.request;
         let filters = [
             request.min_mod_revision,
@@ -458,9 +479,7 @@ impl<'a> Plan<'a> {
             request.min_create_revision,
             request.max_create_revision,
         ];
-        self.target == SortTarget::Key
-            && self.order != SortOrder::Descend
-            && filters.iter().all(|filter| *filter == 0)
+        filters.iter().any(|filter| *filter != 0)
     }
 
     fn filter(&self, kvs: &mut Vec<KeyValue>) {

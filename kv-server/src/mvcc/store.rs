@@ -11,7 +11,7 @@ use raft_log::{GroupId, NodeId};
 use super::backup::Backup;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
 use super::members::MemberTable;
-use super::read::{Fail, Read, View, check_revision, header, key_value};
+use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
 use super::snapshot::{Generation, KvCut};
 use super::state_check::StateCut;
 use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
@@ -332,7 +332,7 @@ impl Store {
                     let text = "a transaction that writes has to be proposed".to_owned();
                     return Err(ApiError::Other(tonic::Code::Internal, text).into());
                 };
-                check_revision(range.revision, meta.revision, meta.compact)?;
+                check_txn_revision(range.revision, meta.revision, meta.compact)?;
                 ranges.push(range);
             }
             let mut responses = Vec::with_capacity(ranges.len());

@@ -1,6 +1,7 @@
 //! The store against etcd's documented behaviour, and against itself: however entries are cut into slices, and from
 //! whatever batch a restart replays, outputs and state are the same.
 
+mod against_etcd;
 mod auth;
 mod maintenance;
 

@@ -18,7 +18,7 @@ use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
 use super::duplicates::Duplicates;
 use super::members::Members;
-use super::read::{Fail, Pairs, Read, View, check_revision, header};
+use super::read::{Fail, Pairs, Read, View, check_txn_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
 use crate::auth::check_op;
 use crate::engine::{Change, Engine, EngineError, Snapshot};
@@ -204,20 +204,26 @@ impl Writer<'_> {
         self.view().latest(key)
     }
 
-    /// What etcd checks of a put before it changes anything.
-    fn check_put(&mut self, request: &PutRequest) -> Result<(), Fail> {
-        super::check::check_put(request)?;
-        if (request.ignore_value || request.ignore_lease) && self.latest(&request.key)?.is_none() {
+    fn check_previous(&mut self, request: &PutRequest) -> Result<(), Fail> {
+        let needed = request.ignore_value || request.ignore_lease;
+        if needed && self.latest(&request.key)?.is_none() {
             return Err(ApiError::KeyNotFound.into());
         }
+        Ok(())
+    }
+
+    fn check_lease(&self, request: &PutRequest) -> Result<(), Fail> {
         if request.lease != 0 && !self.leases.contains_key(&request.lease) {
             return Err(ApiError::LeaseNotFound.into());
         }
         Ok(())
     }
 
+    /// Which of two mistakes is told is etcd's choice: here the lease's, in a transaction the key's.
     fn put(&mut self, request: PutRequest) -> Result<PutResponse, Fail> {
-        self.check_put(&request)?;
+        super::check::check_put(&request)?;
+        self.check_lease(&request)?;
+        self.check_previous(&request)?;
         let PutRequest {
             key,
             mut value,
@@ -326,31 +332,53 @@ impl Writer<'_> {
         check_txn(request, usize::MAX)?;
         let mut path = Vec::new();
         plan_txn(&self.view(), request, &mut path)?;
-        self.check_branch(request, &mut path.iter().copied())?;
+        // As etcd: all puts first, then all ranges.
+        self.check_puts(request, &mut path.iter().copied())?;
+        self.check_ranges(request, &mut path.iter().copied())?;
         let mut response = self.run(request, &mut path.iter().copied())?;
-        stamp(&mut response, self.newest());
+        response.header = header(self.newest());
         Ok(response)
     }
 
     /// Everything that can fail is checked before anything changes.
-    fn check_branch(
+    fn check_puts(
         &mut self,
         txn: &TxnRequest,
         path: &mut impl Iterator<Item = bool>,
     ) -> Result<(), Fail> {
         for op in branch(txn, path.next().expect("one decision per transaction")) {
             match op.request.as_ref() {
-                Some(Request::RequestRange(range)) => {
-                    check_revision(range.revision, self.meta.revision, self.meta.compact)?;
+                Some(Request::RequestPut(put)) => {
+                    super::check::check_put(put)?;
+                    self.check_previous(put)?;
+                    self.check_lease(put)?;
                 }
-                Some(Request::RequestPut(put)) => self.check_put(put)?,
-                Some(Request::RequestTxn(inner)) => self.check_branch(inner, path)?,
-                Some(Request::RequestDeleteRange(_)) | None => {}
+                Some(Request::RequestTxn(inner)) => self.check_puts(inner, path)?,
+                Some(Request::RequestRange(_) | Request::RequestDeleteRange(_)) | None => {}
             }
         }
         Ok(())
     }
 
+    fn check_ranges(
+        &self,
+        txn: &TxnRequest,
+        path: &mut impl Iterator<Item = bool>,
+    ) -> Result<(), Fail> {
+        for op in branch(txn, path.next().expect("one decision per transaction")) {
+            match op.request.as_ref() {
+                Some(Request::RequestRange(range)) => {
+                    let meta = &self.meta;
+                    check_txn_revision(range.revision, meta.revision, meta.compact)?;
+                }
+                Some(Request::RequestTxn(inner)) => self.check_ranges(inner, path)?,
+                Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// As etcd's: each answer has the revision as it is after its operation, and an inner transaction none.
     fn run(
         &mut self,
         txn: &TxnRequest,
@@ -501,18 +529,4 @@ pub(super) fn plan_txn(
         }
     }
     Ok(())
-}
-
-/// Gives all headers in a transaction its revision.
-fn stamp(response: &mut TxnResponse, revision: i64) {
-    response.header = header(revision);
-    for op in &mut response.responses {
-        match op.response.as_mut() {
-            Some(Response::ResponseRange(range)) => range.header = header(revision),
-            Some(Response::ResponsePut(put)) => put.header = header(revision),
-            Some(Response::ResponseDeleteRange(delete)) => delete.header = header(revision),
-            Some(Response::ResponseTxn(txn)) => stamp(txn, revision),
-            None => {}
-        }
-    }
 }

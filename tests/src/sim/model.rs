@@ -191,7 +191,7 @@ impl Model {
         match command.op.expect("a command has an operation") {
             Op::Put(request) => {
                 let mut draft = self.draft();
-                let response = draft.put(&request)?;
+                let response = draft.put(&request, false)?;
                 self.commit(draft.finish());
                 Ok(CommandResult::Put(response))
             }
@@ -206,7 +206,7 @@ impl Model {
                 conflicts(&request.failure)?;
                 let mut draft = self.draft();
                 let mut response = draft.txn(&request)?;
-                stamp(&mut response, draft.newest());
+                response.header = header(draft.newest());
                 self.commit(draft.finish());
                 Ok(CommandResult::Txn(response))
             }
@@ -346,13 +346,16 @@ impl Draft<'_> {
         found.into_values().flatten().collect()
     }
 
-    fn put(&mut self, request: &PutRequest) -> Result<PutResponse, ApiError> {
+    fn put(&mut self, request: &PutRequest, in_txn: bool) -> Result<PutResponse, ApiError> {
         let before = self.get(&request.key);
-        if (request.ignore_value || request.ignore_lease) && before.is_none() {
-            return Err(ApiError::KeyNotFound);
-        }
-        if request.lease != 0 && !self.base.leases.contains_key(&request.lease) {
-            return Err(ApiError::LeaseNotFound);
+        let no_key = (request.ignore_value || request.ignore_lease) && before.is_none();
+        let no_lease = request.lease != 0 && !self.base.leases.contains_key(&request.lease);
+        // Of two mistakes a transaction tells of the key, a put of its own of the lease.
+        match (no_key, no_lease) {
+            (true, true) if in_txn => return Err(ApiError::KeyNotFound),
+            (_, true) => return Err(ApiError::LeaseNotFound),
+            (true, false) => return Err(ApiError::KeyNotFound),
+            (false, false) => {}
         }
         let revision = self.base.revision + 1;
         let mut kv = KeyValue {
@@ -424,13 +427,13 @@ impl Draft<'_> {
                     let kvs = self.range(&range.key, &range.range_end);
                     let count = kvs.len() as i64;
                     Response::ResponseRange(RangeResponse {
-                        header: None,
+                        header: header(self.newest()),
                         kvs,
                         more: false,
                         count,
                     })
                 }
-                Request::RequestPut(put) => Response::ResponsePut(self.put(put)?),
+                Request::RequestPut(put) => Response::ResponsePut(self.put(put, true)?),
                 Request::RequestDeleteRange(delete) => {
                     Response::ResponseDeleteRange(self.delete(delete))
                 }
@@ -440,7 +443,7 @@ impl Draft<'_> {
             responses.push(ResponseOp { response });
         }
         Ok(TxnResponse {
-            header: None,
+            header: header(0),
             succeeded,
             responses,
         })
@@ -467,19 +470,6 @@ fn header(revision: i64) -> Option<ResponseHeader> {
         revision,
         ..ResponseHeader::default()
     })
-}
-
-/// Everything in a transaction answers with the revision of the whole.
-fn stamp(response: &mut TxnResponse, revision: i64) {
-    response.header = header(revision);
-    for op in &mut response.responses {
-        match op.response.as_mut().expect("made above") {
-            Response::ResponseRange(range) => range.header = header(revision),
-            Response::ResponsePut(put) => put.header = header(revision),
-            Response::ResponseDeleteRange(delete) => delete.header = header(revision),
-            Response::ResponseTxn(inner) => stamp(inner, revision),
-        }
-    }
 }
 
 /// A comparison of one key. A missing key counts as all zeros, but has no value to compare.

@@ -161,11 +161,7 @@ fn lock_whose_caller_leaves_or_whose_lease_ends_while_it_waits_leaves_no_key() {
         );
         assert_eq!(keys(server, "m").await, ["m/a"]);
         let missing = first.lock(lock_of("m", 99)).await.unwrap_err();
-        assert_eq!(
-            missing.message(),
-            "etcdserver: requested lease not found",
-            "{missing:?}"
-        );
+        is_unknown(&missing, "etcdserver: requested lease not found");
     });
 }
 
@@ -217,8 +213,13 @@ fn election_passes_from_leader_to_leader_and_observers_hear_each_proclamation() 
         assert_eq!(hear().await, (b"e/a".to_vec(), b"y".to_vec()));
         // Who campaigns again leads still, with the new value.
         let again = one.campaign(campaign_of(10, "z")).await.unwrap();
-        assert_eq!(again.into_inner().leader, Some(leader.clone()));
+        let again = again.into_inner();
+        assert_eq!(again.leader, Some(leader.clone()));
         assert_eq!(hear().await, (b"e/a".to_vec(), b"z".to_vec()));
+        // Its header is that of the look whether it leads, before the proclamation.
+        let looked = again.header.unwrap().revision;
+        let now = one.leader(name.clone()).await.unwrap().into_inner();
+        assert_eq!(now.kv.unwrap().mod_revision, looked + 1);
 
         let mut two = ElectionClient::new(channel(server).await);
         let mut waiting = pin!(two.campaign(campaign_of(11, "other")));
@@ -249,6 +250,17 @@ fn election_passes_from_leader_to_leader_and_observers_hear_each_proclamation() 
         .unwrap();
         let now = one.leader(name).await.unwrap().into_inner();
         assert_eq!(now.kv.unwrap().value, "other");
+    });
+}
+
+/// The name of the key was that of the number without a sign.
+#[test]
+fn lease_below_zero_names_its_key_with_a_sign() {
+    with_server(async |server| {
+        grant(server, -26).await;
+        let mut lock = LockClient::new(channel(server).await);
+        let held = lock.lock(lock_of("m", -26)).await.unwrap().into_inner();
+        assert_eq!(held.key, "m/-1a");
     });
 }
 

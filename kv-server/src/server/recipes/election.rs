@@ -115,15 +115,15 @@ impl<A: Api> Recipes<A> {
             .enter(request.name, request.lease, request.value)
             .await?;
         let candidate = &entered.candidate;
-        let mut header = entered.header;
         if entered.value.is_some_and(|old| old != value) {
-            header = self.proclaim_as(candidate, value).await?;
+            self.proclaim_as(candidate, value).await?;
         }
         if !entered.first {
-            header = self.wait_for_turn(candidate, wants_leader, EXPIRED).await?;
+            self.wait_for_turn(candidate, wants_leader, EXPIRED).await?;
         }
         Ok(election::CampaignResponse {
-            header,
+            // As etcd's: that of the entry, whatever came after it.
+            header: entered.header,
             leader: Some(election::LeaderKey {
                 name: candidate.name.clone(),
                 key: candidate.key.clone(),

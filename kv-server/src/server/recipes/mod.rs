@@ -188,7 +188,15 @@ impl<A: Api> Recipes<A> {
         &self.front.api
     }
 
+    /// A refusal keeps its text and loses its code: etcd runs its client inside the server, whose errors have none. What
+    /// can be tried again keeps the code that says so.
     fn done<T>(&self, call: Call, result: Result<T, ApiError>) -> Answer<T> {
+        let result = result.map_err(|error| match error.code() {
+            Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition => {
+                failed(&error.to_string())
+            }
+            _ => error,
+        });
         self.front.calls.done(call, result)
     }
 
@@ -203,7 +211,9 @@ impl<A: Api> Recipes<A> {
         } else {
             lease
         };
-        let suffix = format!("/{lease:x}");
+        // A lease below zero has its sign, as etcd's clients write it.
+        let sign = if lease < 0 { "-" } else { "" };
+        let suffix = format!("/{sign}{:x}", lease.unsigned_abs());
         let key: Bytes = [&name[..], suffix.as_bytes()].concat().into();
         let mut candidate = Candidate {
             name,

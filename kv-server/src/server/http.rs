@@ -154,9 +154,21 @@ fn with_etcd_size_status(response: Response<Body>) -> Response<Body> {
     }
     match Status::from_header_map(response.headers()) {
         Some(status) if status.message().contains("message length too large") => {
-            Status::resource_exhausted(format!("grpc: {}", status.message())).into_http()
+            Status::resource_exhausted(size_text(status.message())).into_http()
         }
         _ => response,
+    }
+}
+
+/// gRPC's text in Go for a message above the limit, made from tonic's, which names the same two numbers in that order.
+fn size_text(text: &str) -> String {
+    let words = text.split(|c: char| !c.is_ascii_digit());
+    let numbers: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+    match numbers[..] {
+        [found, limit] => {
+            format!("grpc: received message larger than max ({found} vs. {limit})")
+        }
+        _ => format!("grpc: {text}"),
     }
 }
 

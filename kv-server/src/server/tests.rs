@@ -84,6 +84,13 @@ fn sizes_above_limits_are_refused_by_api_then_by_transport() {
         assert_eq!(large.message(), "etcdserver: request is too large");
         let larger = kv.put(put_of((2 << 20) + 1)).await.unwrap_err();
         assert_eq!(larger.code(), Code::ResourceExhausted, "{larger:?}");
+        let text = larger
+            .message()
+            .strip_prefix("grpc: received message larger than max (");
+        assert!(
+            text.is_some_and(|text| text.ends_with(" vs. 2097152)")),
+            "{larger:?}"
+        );
         let read = pb::RangeRequest {
             key: "a".into(),
             ..Default::default()

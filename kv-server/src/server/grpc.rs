@@ -5,10 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use prometheus::{IntCounter, IntCounterVec};
+use prost::Message;
+use tokio::sync::SemaphorePermit;
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status};
 
 use super::Metrics;
+use super::large::LargeAnswers;
 use super::snapshot::Parts;
 use crate::ApiError;
 use crate::api::Api;
@@ -17,6 +20,7 @@ use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::health_server::Health;
 use crate::pb::health::{HealthCheckRequest, HealthCheckResponse};
+use pb::request_op::Request as OpKind;
 
 pub(super) type Answer<T> = Result<Response<T>, Status>;
 
@@ -131,10 +135,12 @@ pub(super) fn code_label(code: Code) -> String {
     }
 }
 
-/// Counts outcomes. The counters of success are looked up once: a call then costs one atomic addition.
+/// Counts outcomes, and the bytes of large answers. The counters of success are looked up once: a call then costs one atomic
+/// addition.
 pub(super) struct Calls {
     handled: IntCounterVec,
     ok: Vec<IntCounter>,
+    large: Arc<LargeAnswers>,
 }
 
 impl Calls {
@@ -144,7 +150,8 @@ impl Calls {
             handled.with_label_values(&[*kind, *service, *method, "OK"])
         };
         let ok = METHODS.iter().map(counter).collect();
-        Self { handled, ok }
+        let large = Arc::<LargeAnswers>::default();
+        Self { handled, ok, large }
     }
 
     pub(super) fn done<T>(&self, call: Call, result: Result<T, ApiError>) -> Answer<T> {
@@ -249,6 +256,47 @@ impl<A: Api> Front<A> {
         self.admit_at_learner(call, request)
     }
 
+    /// Waits for a turn where the answer could have any size.
+    async fn turn(
+        &self,
+        call: Call,
+        any_size: bool,
+    ) -> Result<Option<SemaphorePermit<'_>>, Status> {
+        if !any_size {
+            return Ok(None);
+        }
+        match self.calls.large.turn().await {
+            Ok(turn) => Ok(Some(turn)),
+            Err(error) => {
+                let refused = self.calls.done(call, Err(error));
+                refused.map(Response::into_inner)
+            }
+        }
+    }
+
+    /// Counts an answer and its bytes. What has been written is answered in any case.
+    fn counted<T: Message>(
+        &self,
+        call: Call,
+        result: Result<T, ApiError>,
+        turn: Option<SemaphorePermit<'_>>,
+        in_any_case: bool,
+    ) -> Answer<T> {
+        let mut answer = match result {
+            Ok(answer) => Response::new(answer),
+            Err(error) => return self.calls.done(call, Err(error)),
+        };
+        let counted = self.calls.large.count(&mut answer, in_any_case);
+        drop(turn);
+        match counted {
+            Ok(()) => {
+                self.calls.count(call, Code::Ok);
+                Ok(answer)
+            }
+            Err(error) => self.calls.done(call, Err(error)),
+        }
+    }
+
     /// For calls that no leader is needed for.
     fn admit_voter<T>(&self, call: Call, request: Request<T>) -> Result<(A, T), Status> {
         if self.api.is_learner() {
@@ -280,6 +328,17 @@ impl<A: Api> Front<A> {
     }
 }
 
+/// True for a transaction that could read a range of any size.
+fn has_range(txn: &pb::TxnRequest) -> bool {
+    let mut ops = txn.success.iter().chain(&txn.failure);
+    ops.any(|op| match &op.request {
+        Some(OpKind::RequestRange(range)) => !range.range_end.is_empty() && !range.count_only,
+        Some(OpKind::RequestDeleteRange(delete)) => delete.prev_kv && !delete.range_end.is_empty(),
+        Some(OpKind::RequestTxn(inner)) => has_range(inner),
+        Some(OpKind::RequestPut(_)) | None => false,
+    })
+}
+
 #[tonic::async_trait]
 impl<A: Api> pb::kv_server::Kv for Front<A> {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Answer<pb::RangeResponse> {
@@ -289,7 +348,10 @@ impl<A: Api> pb::kv_server::Kv for Front<A> {
         } else {
             self.admit(Call::Range, request)?
         };
-        self.calls.done(Call::Range, api.range(request).await)
+        let any_size = !request.range_end.is_empty() && !request.count_only;
+        let turn = self.turn(Call::Range, any_size).await?;
+        let found = api.range(request).await;
+        self.counted(Call::Range, found, turn, any_size)
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Answer<pb::PutResponse> {
@@ -302,13 +364,17 @@ impl<A: Api> pb::kv_server::Kv for Front<A> {
         request: Request<pb::DeleteRangeRequest>,
     ) -> Answer<pb::DeleteRangeResponse> {
         let (api, request) = self.admit(Call::DeleteRange, request)?;
-        self.calls
-            .done(Call::DeleteRange, api.delete_range(request).await)
+        let any_size = request.prev_kv && !request.range_end.is_empty();
+        let turn = self.turn(Call::DeleteRange, any_size).await?;
+        let deleted = api.delete_range(request).await;
+        self.counted(Call::DeleteRange, deleted, turn, true)
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Answer<pb::TxnResponse> {
         let (api, request) = self.admit(Call::Txn, request)?;
-        self.calls.done(Call::Txn, api.txn(request).await)
+        let turn = self.turn(Call::Txn, has_range(&request)).await?;
+        let done = api.txn(request).await;
+        self.counted(Call::Txn, done, turn, true)
     }
 
     async fn compact(

@@ -21,6 +21,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::grpc::{Calls, ConnectionInfo, Front, HealthService};
+use super::large;
 use super::meter::Timed;
 use super::recipes::Recipes;
 use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
@@ -139,7 +140,7 @@ impl Future for Answering {
         {
             timed.end();
         }
-        answer.map(|answer| answer.map(with_etcd_size_status))
+        answer.map(|answer| answer.map(with_etcd_size_status).map(large::bound))
     }
 }
 

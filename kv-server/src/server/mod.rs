@@ -7,6 +7,7 @@ mod auth;
 mod authority;
 mod grpc;
 mod http;
+mod large;
 mod lease;
 mod meter;
 mod metrics;

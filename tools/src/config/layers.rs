@@ -83,6 +83,9 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
     command
 }
 
+/// etcd's variable for a configuration file, which is written in another language than ours.
+const ETCD_CONFIG_FILE: &str = "ETCD_CONFIG_FILE";
+
 /// Reads all layers. `env` is the environment, given so that a test can choose it.
 pub(crate) fn gather(
     flags: &ArgMatches,
@@ -93,6 +96,12 @@ pub(crate) fn gather(
         Some(Ok(text)) => Ok(Some(text)),
         Some(Err(_)) => Err(format!("environment, {name}: expected UTF-8")),
     };
+    if env(ETCD_CONFIG_FILE).is_some() {
+        return Err(format!(
+            "environment, {ETCD_CONFIG_FILE}: a configuration file of etcd, in YAML, cannot be read; write its settings to \
+             a TOML file with the same keys, name that in FLOTILLA_CONFIG_FILE, and unset {ETCD_CONFIG_FILE}"
+        ));
+    }
     let file = match flags.get_one::<String>("config-file") {
         Some(path) => Some(path.clone()),
         None => env_text("FLOTILLA_CONFIG_FILE")?,
@@ -107,8 +116,12 @@ pub(crate) fn gather(
             .get_one::<String>(opt.name)
             .map(|value| (value.clone(), Origin::Flag));
         let from_env = || -> Result<_, String> {
-            let name = opt.env_name();
-            Ok(env_text(&name)?.map(|value| (value, Origin::Env(name))))
+            for name in opt.env_names() {
+                if let Some(value) = env_text(&name)? {
+                    return Ok(Some((value, Origin::Env(name))));
+                }
+            }
+            Ok(None)
         };
         let (value, origin) = match flag {
             Some(found) => found,
@@ -233,6 +246,29 @@ mod tests {
         );
         assert_eq!(get("log-level"), ("warn".into(), format!("{path}:4")));
         assert_eq!(get("log-format"), ("text".into(), "default".into()));
+    }
+
+    #[test]
+    fn gather_variables_of_etcd_count_where_ours_are_not_set() {
+        let env = |name: &str| match name {
+            "ETCD_NAME" => Some(OsString::from("theirs")),
+            "ETCD_MAX_TXN_OPS" => Some(OsString::from("5")),
+            "FLOTILLA_MAX_TXN_OPS" => Some(OsString::from("9")),
+            _ => None,
+        };
+        let settings = gather(&flags(&["server"]), env).unwrap();
+        let get = |name: &str| settings.get(name).origin.to_string();
+        assert_eq!(settings.get("name").value, "theirs");
+        assert_eq!(get("name"), "environment, ETCD_NAME");
+        assert_eq!(settings.get("max-txn-ops").value, "9");
+        assert_eq!(get("max-txn-ops"), "environment, FLOTILLA_MAX_TXN_OPS");
+    }
+
+    #[test]
+    fn gather_configuration_file_of_etcd_is_refused_not_ignored() {
+        let env = |name: &str| (name == "ETCD_CONFIG_FILE").then(|| OsString::from("etcd.yaml"));
+        let error = gather(&flags(&["server"]), env).unwrap_err();
+        assert!(error.contains("FLOTILLA_CONFIG_FILE"), "{error}");
     }
 
     #[test]

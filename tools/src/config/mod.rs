@@ -358,11 +358,12 @@ pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<St
         let of_client = crate::user::VARIABLES.contains(&name.as_str());
         name == "FLOTILLA_CONFIG_FILE"
             || of_client
-            || OPTIONS.iter().any(|opt| opt.env_name() == *name)
+            || OPTIONS.iter().any(|opt| opt.env_names().contains(name))
     };
     let mut unknown: Vec<String> = names
         .filter_map(|name| name.into_string().ok())
-        .filter(|name| name.starts_with("FLOTILLA_") && !known(name))
+        .filter(|name| name.starts_with("FLOTILLA_") || name.starts_with("ETCD_"))
+        .filter(|name| !known(name))
         .collect();
     unknown.sort();
     unknown
@@ -550,7 +551,17 @@ mod tests {
 
     #[test]
     fn unknown_variables_mixed_environment_lists_only_ours() {
-        let names = ["PATH", "FLOTILLA_NAME", "FLOTILLA_NMAE"].map(OsString::from);
-        assert_eq!(unknown_variables(names.into_iter()), ["FLOTILLA_NMAE"]);
+        let names = [
+            "PATH",
+            "FLOTILLA_NAME",
+            "FLOTILLA_NMAE",
+            "ETCD_NAME",
+            "ETCD_NMAE",
+        ];
+        let names = names.map(OsString::from);
+        assert_eq!(
+            unknown_variables(names.into_iter()),
+            ["ETCD_NMAE", "FLOTILLA_NMAE"]
+        );
     }
 }

@@ -32,12 +32,11 @@ pub(crate) struct Opt {
 }
 
 impl Opt {
-    /// The variable of the environment that sets it.
-    pub(crate) fn env_name(&self) -> String {
-        format!(
-            "FLOTILLA_{}",
-            self.name.to_ascii_uppercase().replace('-', "_")
-        )
+    /// The variables of the environment that set it, the one that wins first: ours, then that of etcd, whose names the
+    /// options have.
+    pub(crate) fn env_names(&self) -> [String; 2] {
+        let name = self.name.to_ascii_uppercase().replace('-', "_");
+        [format!("FLOTILLA_{name}"), format!("ETCD_{name}")]
     }
 }
 

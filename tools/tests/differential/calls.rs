@@ -149,7 +149,7 @@ impl Clients {
             }
         }
         let asked = timeout(PATIENCE, self.ask(call.clone())).await;
-        match asked.unwrap_or_else(|_| panic!("no answer in time to {call:?}")) {
+        match asked.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time"))) {
             Ok(mut answer) => {
                 ties::settle(&call, &mut answer);
                 normal(answer)

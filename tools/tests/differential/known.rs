@@ -7,6 +7,7 @@
 //! - other URLs for a learner: 3.5.1 makes a voter of it;
 //! - a deletion to the open end in a transaction: 3.5.1 does not see that it overlaps a put of the same transaction, so that a
 //!   key changes twice in a revision, which we refuse;
+//! - the value before an event at the compaction floor: we tell it for as long as we have it, etcd does not;
 //! - a deletion at the compaction floor, for a watch that begins there: 3.5.1 forgets it (fixed in 3.5.15);
 //! - progress of a stream on which a watcher waits for a later revision: 3.5.1 tells it at once (fixed in 3.5.8);
 //! - the id of a watcher that a compaction cancelled: etcd keeps it until the stream ends;

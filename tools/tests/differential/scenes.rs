@@ -249,6 +249,9 @@ async fn learner(run: &mut Run) -> Result<(), Stop> {
         })
     };
     let ids = run.add_learner("http://127.0.0.1:1").await?;
+    if ids.contains(&0) {
+        return Ok(());
+    }
     run.ask(add("http://127.0.0.1:2")).await?;
     run.ask(add("http://127.0.0.1:1")).await?;
     run.ask(Call::MemberList(pb::MemberListRequest {

@@ -170,7 +170,7 @@ struct Watcher {
     create: pb::WatchCreateRequest,
     /// The first revision that was not compared yet.
     next: i64,
-    /// Deletions at this revision are not compared: see [`super::known`].
+    /// Deletions at this revision are not compared, nor what was before it: see [`super::known`].
     unsure: Option<i64>,
 }
 
@@ -352,6 +352,12 @@ impl Pair {
             let mut taken = |side: usize| {
                 let mut events = self.sides[side].events.remove(id).unwrap_or_default();
                 events.retain(|event| watcher.is_sure(event));
+                for event in &mut events {
+                    let revision = event.kv.as_ref().map(|kv| kv.mod_revision);
+                    if revision == watcher.unsure {
+                        event.prev_kv = None;
+                    }
+                }
                 events
             };
             let (etcd, ours) = (taken(0), taken(1));

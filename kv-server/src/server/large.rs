@@ -26,8 +26,8 @@ use crate::ApiError;
 const FREE_BYTES: usize = 16 << 10;
 /// Bytes that may wait; past it nothing is begun that could be large.
 const BYTES_MAX: usize = 64 << 20;
-/// Ranges whose size is not known yet, at a time: each may go past the bound.
-const TURNS: usize = 4;
+/// Ranges whose size is not known yet, at a time, as many as there are threads for them: each may go past the bound.
+const TURNS: usize = 2;
 /// Ranges that wait for their turn at most.
 const WAITING_MAX: usize = 1_024;
 /// How long a range waits for room.

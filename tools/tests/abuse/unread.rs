@@ -92,12 +92,12 @@ fn watch_that_is_never_read_costs_little_while_others_write_and_goes_on_where_it
     });
 }
 
-/// Lists of 40 MB, asked for on many streams of many connections.
+/// Lists of 20 MB, asked for on many streams of many connections.
 #[test]
 fn lists_that_are_never_read_cost_their_clients_the_answer_and_nobody_else() {
-    const VALUES: usize = 400;
+    const VALUES: usize = 200;
     const CONNECTIONS: usize = 3;
-    const STREAMS: u32 = 4;
+    const STREAMS: u32 = 8;
     run(async |world| {
         world.fill(VALUES, VALUE_BYTES, VALUES).await;
         let headers = frames::call("/etcdserverpb.KV/Range");

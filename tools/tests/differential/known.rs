@@ -33,6 +33,15 @@ pub(crate) fn reason(call: &Call, etcd: &Answer, ours: &Answer) -> Option<&'stat
         {
             Some("3.5.1 refuses a hash at the compaction floor, we answer as for a range")
         }
+        (Call::MemberAdd(_), Answer::Refused(_, theirs), Answer::Refused(_, text))
+            if [theirs, text]
+                .iter()
+                .all(|text| text.contains("already exist")) =>
+        {
+            Some(
+                "a new member's id follows from the second: added again within it, its id exists, later its URL does",
+            )
+        }
         _ => None,
     }
 }

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use multiraft::transport::TransportWatcher;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, exponential_buckets,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 use rustix::process::{Resource, getrlimit};
 
@@ -69,6 +69,7 @@ struct LinkMetrics {
     received: IntCounterVec,
     failed: IntCounterVec,
     active: IntGaugeVec,
+    trips: HistogramVec,
 }
 
 impl LinkMetrics {
@@ -84,6 +85,13 @@ impl LinkMetrics {
         );
         let active = IntGaugeVec::new(active, &["Remote"]).expect(VALID);
         registry.register(Box::new(active.clone())).expect(VALID);
+        let trips = HistogramOpts::new(
+            "etcd_network_peer_round_trip_time_seconds",
+            "How long it took to a member and back.",
+        );
+        let trips = trips.buckets(exponential_buckets(0.0001, 2.0, 16).expect(VALID));
+        let trips = HistogramVec::new(trips, &["To"]).expect(VALID);
+        registry.register(Box::new(trips.clone())).expect(VALID);
         Self {
             sent: counter(
                 "etcd_network_peer_sent_bytes_total",
@@ -101,6 +109,7 @@ impl LinkMetrics {
                 "To",
             ),
             active,
+            trips,
         }
     }
 
@@ -277,6 +286,11 @@ impl Metrics {
 
     /// Shows the links of a transport as well; only the first one that is named.
     pub fn show_links(&self, watcher: TransportWatcher) {
+        let trips = self.link_metrics.trips.clone();
+        watcher.observe_trips(Box::new(move |to, took| {
+            let trips = trips.with_label_values(&[&format!("{:x}", to.0)]);
+            trips.observe(took.as_secs_f64());
+        }));
         // A server has one transport.
         let _ = self.links.set(watcher);
     }

@@ -9,6 +9,7 @@ use raft_log::{Entry, EntryKind, GroupId, Index, StoreId, Term};
 use raft_node::core::{Body, Message};
 
 use super::pb;
+use super::trips::Echo;
 use crate::forward::{Answer, ForwardMessage, Question};
 use crate::liveness::Beat;
 
@@ -50,11 +51,14 @@ impl Item {
     }
 }
 
+/// A beat, and what it answers.
+pub(super) type Echoed = (Beat, Echo);
+
 /// A frame with messages, and how many bytes its batch has.
-pub(super) fn encode_batch(items: Vec<Item>, beat: Option<Beat>) -> (pb::Frame, usize) {
+pub(super) fn encode_batch(items: Vec<Item>, beat: Option<Echoed>) -> (pb::Frame, usize) {
     let batch = pb::Batch {
         items: items.into_iter().map(encode_item).collect(),
-        beat: beat.map(encode_beat),
+        beat: beat.map(|(beat, echo)| encode_beat(beat, echo)),
     };
     let batch = Bytes::from(batch.encode_to_vec());
     let (crc, bytes) = (crc32fast::hash(&batch), batch.len());
@@ -63,7 +67,7 @@ pub(super) fn encode_batch(items: Vec<Item>, beat: Option<Beat>) -> (pb::Frame, 
 }
 
 /// The messages of a frame.
-pub(super) fn decode_batch(frame: pb::Frame) -> Result<(Vec<Item>, Option<Beat>), BadFrame> {
+pub(super) fn decode_batch(frame: pb::Frame) -> Result<(Vec<Item>, Option<Echoed>), BadFrame> {
     let found = crc32fast::hash(&frame.batch);
     if found != frame.crc {
         return bad(format!(
@@ -77,24 +81,31 @@ pub(super) fn decode_batch(frame: pb::Frame) -> Result<(Vec<Item>, Option<Beat>)
     Ok((items?, batch.beat.map(decode_beat)))
 }
 
-fn encode_beat(beat: Beat) -> pb::Beat {
+fn encode_beat(beat: Beat, echo: Echo) -> pb::Beat {
     pb::Beat {
         store: beat.store.0,
         epoch: beat.epoch,
         number: beat.number,
         heard: beat.heard,
         full: beat.full,
+        echo: echo.number,
+        echo_held_us: echo.held_us,
     }
 }
 
-fn decode_beat(beat: pb::Beat) -> Beat {
-    Beat {
+fn decode_beat(beat: pb::Beat) -> Echoed {
+    let echo = Echo {
+        number: beat.echo,
+        held_us: beat.echo_held_us,
+    };
+    let beat = Beat {
         store: StoreId(beat.store),
         epoch: beat.epoch,
         number: beat.number,
         heard: beat.heard,
         full: beat.full,
-    }
+    };
+    (beat, echo)
 }
 
 fn encode_item(item: Item) -> pb::Item {
@@ -506,11 +517,15 @@ mod tests {
             heard: 4,
             full: true,
         };
-        let (frame, bytes) = encode_batch(every_kind(), Some(beat));
+        let echo = Echo {
+            number: 5,
+            held_us: 6,
+        };
+        let (frame, bytes) = encode_batch(every_kind(), Some((beat, echo)));
         assert_eq!(frame.batch.len(), bytes);
         let (items, found) = decode_batch(frame).unwrap();
         assert_eq!(items, every_kind());
-        assert_eq!(found, Some(beat));
+        assert_eq!(found, Some((beat, echo)));
     }
 
     #[test]

@@ -275,6 +275,7 @@ impl Stream for Outgoing {
             return Poll::Ready(Some(hello));
         }
         let (items, beat) = ready!(self.peer.queue.poll_take(self.link, context));
+        let beat = beat.map(|beat| (beat, self.peer.trips.sent(beat.number)));
         let (frame, bytes) = encode_batch(items, beat);
         self.peer.counters.sent(bytes);
         Poll::Ready(Some(frame))

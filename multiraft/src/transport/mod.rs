@@ -20,7 +20,8 @@
 //!   `receiving.rs`).
 //! - Members come, move and go while it runs ([`Links::update`]). One that was removed is told so, on each stream that it
 //!   opens; the transport of the member that hears this of itself ends.
-//! - Beats of [`crate::liveness`] ride on the same streams; of one that waits the next one takes the place.
+//! - Beats of [`crate::liveness`] ride on the same streams; of one that waits the next one takes the place. They show how
+//!   long a round trip takes (`trips.rs`).
 //!
 //! One thread does all of it, with a few more that read and write the files of snapshots. It knows nothing of Raft and keeps
 //! nothing on disk: whoever owns the data directory remembers disks (see [`StoreGate`]) and has the store of snapshots.
@@ -38,10 +39,11 @@ mod sending;
 mod serve;
 mod stats;
 mod stream;
+mod trips;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -186,7 +188,11 @@ struct Shared {
     strangers: Counters,
     /// Who called and is not known.
     unknown: Strangers,
+    trip_observer: OnceLock<TripObserver>,
 }
+
+/// Is told how long it took to a member and back. Called by the transport's thread: it must not block.
+pub type TripObserver = Box<dyn Fn(NodeId, Duration) + Send + Sync>;
 
 /// A transport that runs.
 pub struct Transport {
@@ -230,6 +236,7 @@ impl Transport {
             links,
             strangers: Counters::default(),
             unknown: Strangers::default(),
+            trip_observer: OnceLock::new(),
             inbound: setup.inbound,
             gate: setup.gate,
             directory: setup.directory,
@@ -303,6 +310,13 @@ impl TransportWatcher {
         peers
             .map(|(id, peer)| peer.counters.status(id, peer.queue.waiting()))
             .collect()
+    }
+
+    /// Tells `observer` of each round trip from now on; only the first one that is named. There is one with each beat
+    /// that a member answers by its next one.
+    pub fn observe_trips(&self, observer: TripObserver) {
+        // A second one would have nobody to tell that it is not called.
+        drop(self.0.trip_observer.set(observer));
     }
 }
 

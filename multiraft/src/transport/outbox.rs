@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::codec::Item;
 use super::queue::Queue;
 use super::stats::Counters;
+use super::trips::Trips;
 use super::{Inbound, QueueLimits};
 use crate::forward::ForwardMessage;
 use crate::liveness::Beat;
@@ -32,6 +33,7 @@ pub struct Members {
 pub(super) struct Peer {
     pub(super) queue: Queue,
     pub(super) counters: Counters,
+    pub(super) trips: Trips,
     pub(super) transfers: mpsc::Sender<SnapshotTransfer>,
     /// Until the transport takes it.
     pub(super) carried: Mutex<Option<mpsc::Receiver<SnapshotTransfer>>>,
@@ -51,6 +53,7 @@ impl Peer {
         Self {
             queue: Queue::new(id, limits),
             counters: Counters::default(),
+            trips: Trips::default(),
             transfers,
             carried: Mutex::new(Some(carried)),
             heard: Notify::new(),

@@ -183,7 +183,11 @@ async fn receive(
         peer.counters.received(frame.batch.len());
         let (items, beat) =
             decode_batch(frame).map_err(|error| Status::data_loss(error.to_string()))?;
-        if let Some(beat) = beat {
+        if let Some((beat, echo)) = beat {
+            let took = peer.trips.received(beat.number, echo);
+            if let (Some(took), Some(observer)) = (took, shared.trip_observer.get()) {
+                observer(from, took);
+            }
             shared.inbound.beat(from, beat);
         }
         for item in items {

@@ -83,6 +83,7 @@ fn numbers_between_members_move_and_a_new_leader_is_seen() {
     let names = [
         "etcd_network_peer_sent_bytes_total",
         "etcd_network_peer_received_bytes_total",
+        "etcd_network_peer_round_trip_time_seconds_count",
         "etcd_server_leader_changes_seen_total",
     ];
     let client = cluster.client(left[0]);

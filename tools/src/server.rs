@@ -281,6 +281,7 @@ fn start(
         &metrics,
         WatchOptions {
             election: Duration::from_millis(config.election_ms),
+            progress_interval: config.progress_interval,
             ..WatchOptions::new(cluster, member)
         },
     );

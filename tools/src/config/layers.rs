@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches, Command};
 use toml::{Spanned, Value};
 
-use super::options::{Kind, OPTIONS, Opt, find};
+use super::options::{Kind, OPTIONS, Opt, aliases, find};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +70,7 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
         let arg = Arg::new(opt.name)
             .long(opt.name)
             .value_name("VALUE")
+            .aliases(aliases(opt.name))
             .help(help);
         command = command.arg(match opt.kind {
             // A value below zero is refused for what it says, not taken for a flag.

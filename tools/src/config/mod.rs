@@ -30,6 +30,9 @@ use tls::{Urls, is_https};
 /// record, of at most 64 MiB; up to 32 MiB of them wait when the last is taken.
 const REQUEST_BYTES_MAX: u64 = 16 << 20;
 
+/// The shortest `--watch-progress-notify-interval`, as in etcd.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -101,6 +104,8 @@ pub(crate) struct ServerConfig {
     pub(crate) auth_token_ttl: Duration,
     /// The cost of bcrypt. Default 10, from 4 to 31: one more doubles what a login takes, and what logins a server can do.
     pub(crate) bcrypt_cost: u32,
+    /// How often watchers that ask for it are told of progress. Default ten minutes, at least 100 ms.
+    pub(crate) progress_interval: Duration,
     /// The least severe level that is logged. Default info.
     pub(crate) log_level: Level,
     /// Default text.
@@ -163,6 +168,7 @@ impl ServerConfig {
             auth_token: read.auth_token()?,
             auth_token_ttl: Duration::from_secs(read.number("auth-token-ttl", 1, 1 << 32)?),
             bcrypt_cost: read.bcrypt_cost()?,
+            progress_interval: read.progress_interval()?,
             log_level: read.level("log-level")?,
             log_format: read.log_format("log-format")?,
             name,
@@ -334,6 +340,14 @@ impl Reader<'_> {
         let interval = duration::parse(&self.settings.get(option).value)
             .ok_or_else(|| self.wrong(option, "a duration such as 10m"))?;
         Ok(Some(interval).filter(|interval| !interval.is_zero()))
+    }
+
+    fn progress_interval(&self) -> Result<Duration, String> {
+        let option = "watch-progress-notify-interval";
+        let interval = duration::parse(&self.settings.get(option).value);
+        interval
+            .filter(|interval| *interval >= PROGRESS_INTERVAL_MIN)
+            .ok_or_else(|| self.wrong(option, "a duration from 100ms on"))
     }
 
     fn initial_state(&self) -> Result<InitialState, String> {
@@ -531,7 +545,32 @@ mod tests {
         let read = |value: &str| config(&["--quota-backend-bytes", value]).map(|c| c.quota_bytes);
         assert_eq!(config(&[]).unwrap().quota_bytes, 0);
         assert_eq!(read("8589934592"), Ok(8_589_934_592));
+        assert_eq!(read("-1"), Ok(0));
         assert!(read("8GiB").unwrap_err().contains("a number of bytes"));
+    }
+
+    #[test]
+    fn new_names_of_etcd_3_5_set_the_option_of_today() {
+        let flags = [
+            "--experimental-corrupt-check-time=1m",
+            "--experimental-watch-progress-notify-interval=5s",
+            "--experimental-max-learners=3",
+        ];
+        let found = config(&flags).unwrap();
+        assert_eq!(found.check_interval, Some(Duration::from_secs(60)));
+        assert_eq!(found.progress_interval, Duration::from_secs(5));
+        assert_eq!(found.learners_max, 3);
+
+        let flags = server_command().try_get_matches_from(["server"]).unwrap();
+        let env = |name: &str| {
+            (name == "FLOTILLA_EXPERIMENTAL_MAX_LEARNERS").then(|| OsString::from("2"))
+        };
+        let settings = gather(&flags, env).unwrap();
+        assert_eq!(ServerConfig::new(&settings).unwrap().learners_max, 2);
+        let name = OsString::from("FLOTILLA_EXPERIMENTAL_MAX_LEARNERS");
+        assert_eq!(unknown_variables([name].into_iter()), [""; 0]);
+        let error = config(&["--watch-progress-notify-interval", "99ms"]);
+        assert!(error.unwrap_err().contains("100ms"));
     }
 
     #[test]

@@ -32,11 +32,16 @@ pub(crate) struct Opt {
 }
 
 impl Opt {
-    /// The variables of the environment that set it, the one that wins first: ours, then that of etcd, whose names the
+    /// The variables of the environment that set it, the one that wins first: ours, then those of etcd, whose names the
     /// options have.
-    pub(crate) fn env_names(&self) -> [String; 2] {
-        let name = self.name.to_ascii_uppercase().replace('-', "_");
-        [format!("FLOTILLA_{name}"), format!("ETCD_{name}")]
+    pub(crate) fn env_names(&self) -> Vec<String> {
+        let names = || std::iter::once(self.name).chain(aliases(self.name));
+        let variable = |prefix, name: &str| {
+            let name = name.to_ascii_uppercase().replace('-', "_");
+            format!("{prefix}_{name}")
+        };
+        let of = |prefix| names().map(move |name| variable(prefix, name));
+        of("FLOTILLA").chain(of("ETCD")).collect()
     }
 }
 
@@ -155,12 +160,17 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "quota-backend-bytes",
         "0",
-        "Bytes that the data may take before what grows is refused; 0 for no quota",
+        "Bytes that the data may take before what grows is refused; 0, or less, for no quota",
     ),
     text(
         "corrupt-check-time",
         "10m",
         "How often the states of the members are compared; 0 for never",
+    ),
+    text(
+        "watch-progress-notify-interval",
+        "10m",
+        "How often watchers that ask for it are told of progress, at least 100ms",
     ),
     text("log-level", "info", "trace, debug, info, warn or error"),
     text("log-format", "text", "text or json"),
@@ -193,6 +203,20 @@ pub(crate) const OPTIONS: &[Opt] = &[
         help: "Refuse changes of the members that could cost the quorum",
     },
     text("max-learners", "1", "Learners that there may be at a time"),
+    missing(
+        "experimental-enable-lease-checkpoint",
+        &["true"],
+        Kind::Bool,
+        "leases whose time begins anew with each leader",
+        "`true`: what is left of a lease is recorded",
+    ),
+    missing(
+        "experimental-enable-lease-checkpoint-persist",
+        &["true"],
+        Kind::Bool,
+        "leases whose time begins anew with each start",
+        "`true`",
+    ),
     missing(
         "enable-pprof",
         &["false"],
@@ -335,7 +359,25 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
 ];
 
-/// Finds an option by its name.
+/// Names that etcd 3.5 has for options, and theirs here, which are also those of later versions.
+pub(crate) const ALIASES: &[(&str, &str)] = &[
+    ("experimental-corrupt-check-time", "corrupt-check-time"),
+    ("experimental-max-learners", "max-learners"),
+    (
+        "experimental-watch-progress-notify-interval",
+        "watch-progress-notify-interval",
+    ),
+];
+
+/// The other names of an option.
+pub(crate) fn aliases(name: &str) -> impl Iterator<Item = &'static str> {
+    let of_option = ALIASES.iter().filter(move |(_, option)| *option == name);
+    of_option.map(|(alias, _)| *alias)
+}
+
+/// Finds an option by one of its names.
 pub(crate) fn find(name: &str) -> Option<&'static Opt> {
+    let alias = ALIASES.iter().find(|(alias, _)| *alias == name);
+    let name = alias.map_or(name, |(_, option)| option);
     OPTIONS.iter().find(|opt| opt.name == name)
 }

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .skip_debug(secret)
+        .codec_path("crate::codec::SizedCodec")
         .compile_fds(files)?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The MVCC store, the engines under it, and the etcd v3 front end.
 pub mod api;
 pub mod auth;
+pub mod codec;
 pub mod engine;
 pub mod error;
 pub mod lease;

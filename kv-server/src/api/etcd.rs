@@ -10,6 +10,7 @@ mod cost;
 mod downgrade;
 mod keep_alive;
 mod members;
+mod range_stream;
 mod snapshot;
 
 use std::ops::Deref;
@@ -30,11 +31,14 @@ use tonic::Code;
 use super::{Api, Gauges, Replica, ScanPool, SnapshotParts, View};
 use crate::ApiError;
 use crate::auth::{self as rules, Authenticator, Caller};
+use crate::codec::WrittenKeys;
 use crate::mvcc::{self, BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::peer::member_call;
 use pb::request_op::Request as OpKind;
+
+pub use range_stream::RangeCursor;
 
 /// The etcd version whose behaviour this server offers. Clients gate features on it (kube-apiserver asks for at least
 /// 3.5.13 before it requests watch progress), so it names etcd's version, not ours.
@@ -44,6 +48,8 @@ pub const STORAGE_VERSION: &str = "3.6.0";
 
 /// The longest time to live that etcd grants, in seconds.
 const LEASE_TTL_MAX: i64 = 9_000_000_000;
+/// Keys of a list are written out in parts of so many bytes; a list that is shorter is not.
+const LIST_PART_BYTES: usize = 1 << 20;
 /// How often a physical compaction looks whether it is done.
 const COMPACT_POLL: Duration = Duration::from_millis(10);
 
@@ -199,6 +205,13 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
         Err(error)
     }
 
+    /// What is refused of a range before anything is read.
+    fn check_range(&self, request: &pb::RangeRequest) -> Result<(), ApiError> {
+        check_sort(request)?;
+        self.view.check_range(request)?;
+        self.view.check_sound()
+    }
+
     /// Waits until local state holds all that was acknowledged before this call.
     async fn linearizable(&self) -> Result<(), ApiError> {
         if self.replica.read_now() {
@@ -251,9 +264,7 @@ macro_rules! expect_output {
 
 impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
-        check_sort(&request)?;
-        self.view.check_range(&request)?;
-        self.view.check_sound()?;
+        self.check_range(&request)?;
         if !request.serializable {
             self.linearizable().await?;
         }
@@ -268,6 +279,61 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         self.still(&access)?;
         self.complete(&mut response.header);
         Ok(response)
+    }
+
+    async fn range_list(
+        &self,
+        request: pb::RangeRequest,
+    ) -> Result<(pb::RangeResponse, WrittenKeys), ApiError> {
+        if request.range_end.is_empty() || request.count_only {
+            return Ok((self.range(request).await?, WrittenKeys::default()));
+        }
+        self.check_range(&request)?;
+        if !request.serializable {
+            self.linearizable().await?;
+        }
+        let access = self.access().await?;
+        access.check(|state, who| rules::check_range(state, who, &request))?;
+        let view = Arc::clone(&self.view);
+        let listed = self.scans.run(move || {
+            let mut keys = WrittenKeys::default();
+            let mut write = |kvs| keys.push(kvs);
+            let response = view.range_in_parts(&request, LIST_PART_BYTES, &mut write)?;
+            Ok((response, keys))
+        });
+        let (mut response, keys) = listed.await?;
+        self.still(&access)?;
+        self.complete(&mut response.header);
+        Ok((response, keys))
+    }
+
+    async fn range_begin(&self, request: pb::RangeRequest) -> Result<RangeCursor, ApiError> {
+        self.check_range(&request)?;
+        let (serializable, target) = (request.serializable, self.options.max_request_bytes);
+        let mut cursor = RangeCursor::new(request, target)?;
+        if !serializable {
+            self.linearizable().await?;
+        }
+        cursor.access = self.access().await?;
+        let access = &cursor.access;
+        access.check(|state, who| rules::check_range(state, who, &cursor.request))?;
+        Ok(cursor)
+    }
+
+    async fn range_next(
+        &self,
+        cursor: RangeCursor,
+    ) -> Result<(pb::RangeResponse, Option<RangeCursor>), ApiError> {
+        self.view.check_sound()?;
+        let view = Arc::clone(&self.view);
+        let access = cursor.access.clone();
+        let next = self.scans.run(move || cursor.next(&*view)).await;
+        let (mut response, cursor) = next?;
+        self.still(&access)?;
+        if response.header.is_some() {
+            self.complete(&mut response.header);
+        }
+        Ok((response, cursor))
     }
 
     async fn put(&self, request: pb::PutRequest) -> Result<pb::PutResponse, ApiError> {

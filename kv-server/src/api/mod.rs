@@ -2,7 +2,7 @@
 //!
 //! Front ends (`server`) are generic over [`Api`]; [`EtcdApi`] implements it over a [`Replica`], which orders writes, and
 //! a [`View`], which reads applied state. It opens no socket, and it streams nothing: watches have their own way, and a
-//! stream of keepalives is a call for each of its messages.
+//! stream of keepalives, or of the parts of a range, is a call for each of its messages.
 
 mod etcd;
 mod ids;
@@ -20,11 +20,13 @@ use tokio::sync::mpsc;
 
 use crate::ApiError;
 use crate::auth::{AuthState, Caller};
+use crate::codec::WrittenKeys;
 use crate::lease::Renewal;
-use crate::mvcc::{Backup, CommandOutput, LeaseInfo};
+use crate::mvcc::{Backup, CommandOutput, LeaseInfo, RangePart};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 
-pub use etcd::{ApiOptions, EtcdApi, STORAGE_VERSION, VERSION};
+pub use etcd::{ApiOptions, EtcdApi, RangeCursor, STORAGE_VERSION, VERSION};
 pub use ids::{cluster_id, member_id, restored_cluster_id};
 pub use scan::ScanPool;
 
@@ -82,6 +84,23 @@ pub trait View: Send + Sync + 'static {
 
     /// Reads a point or a range.
     fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError>;
+
+    /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part, and
+    /// are not in the answer.
+    fn range_in_parts(
+        &self,
+        request: &pb::RangeRequest,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<pb::RangeResponse, ApiError>;
+
+    /// The first keys of a range that has an end: at most so many, and no more once there are so many bytes of them.
+    fn range_part(
+        &self,
+        request: &pb::RangeRequest,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Result<RangePart, ApiError>;
 
     /// Runs a transaction whose operations are all ranges, on one snapshot.
     fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError>;
@@ -182,6 +201,25 @@ macro_rules! unary_calls {
             /// Ends once no leader was known for about three election timeouts: streams that carry `hasleader` are
             /// ended then.
             fn leader_lost(&self) -> impl Future<Output = ()> + Send;
+
+            /// As [`Self::range`]; the keys of a long list are written out, and not in the answer.
+            fn range_list(
+                &self,
+                request: pb::RangeRequest,
+            ) -> impl Future<Output = Result<(pb::RangeResponse, WrittenKeys), ApiError>> + Send;
+
+            /// Begins a range that is answered in parts, all as of the revision at which the first is read.
+            fn range_begin(
+                &self,
+                request: pb::RangeRequest,
+            ) -> impl Future<Output = Result<RangeCursor, ApiError>> + Send;
+
+            /// The next part of such a range, and where it goes on. The header is complete in the last one, and none is
+            /// in those before; so are `more` and `count`.
+            fn range_next(
+                &self,
+                cursor: RangeCursor,
+            ) -> impl Future<Output = Result<(pb::RangeResponse, Option<RangeCursor>), ApiError>> + Send;
 
             /// A backup of this member's state, part by part. Whoever does not read for a minute gets no more.
             fn snapshot(&self) -> impl Future<Output = Result<SnapshotParts, ApiError>> + Send;

@@ -14,7 +14,7 @@ use raft_node::TickContext;
 use super::{ApiOptions, EtcdApi, Replica, ScanPool, View};
 use crate::ApiError;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink};
+use crate::mvcc::{Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink, RangePart};
 use crate::pb::command::{Command, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -292,6 +292,31 @@ impl View for FakeState {
             kvs: found,
             more: false,
             count,
+        })
+    }
+
+    fn range_in_parts(
+        &self,
+        request: &pb::RangeRequest,
+        _bytes_max: usize,
+        _write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<pb::RangeResponse, ApiError> {
+        View::range(self, request)
+    }
+
+    fn range_part(
+        &self,
+        request: &pb::RangeRequest,
+        keys_max: usize,
+        _bytes_max: usize,
+    ) -> Result<RangePart, ApiError> {
+        let mut kvs = View::range(self, request)?.kvs;
+        let more = kvs.len() > keys_max;
+        kvs.truncate(keys_max);
+        Ok(RangePart {
+            kvs,
+            revision: self.revision(),
+            more,
         })
     }
 

@@ -32,7 +32,8 @@ pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use state_check::{CheckSink, StateCut};
 pub use store::{History, Store};
 pub use types::{
-    CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RevisionEvents,
+    CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RangePart,
+    RevisionEvents,
 };
 
 #[cfg(test)]

@@ -166,6 +166,17 @@ impl View<'_> {
         Ok(())
     }
 
+    /// How many live keys a range has, newest state: each has one record, which need not be understood.
+    fn count(&self, key: &[u8], end: &[u8]) -> Result<i64, EngineError> {
+        let (from, to) = self.bounds(LATEST, key, end);
+        let mut count = 0;
+        for pair in self.read.scan(&from, &to) {
+            pair?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// The newest version at or below `revision` of each key of a range, live ones only.
     fn versions(
         &self,
@@ -259,6 +270,10 @@ impl View<'_> {
         response: &mut RangeResponse,
     ) -> Result<(), EngineError> {
         let by_value = request.sort_target == SortTarget::Value as i32;
+        if request.count_only && !request.range_end.is_empty() {
+            response.count = self.count(&request.key, &request.range_end)?;
+            return Ok(());
+        }
         let small = request.count_only || (request.keys_only && !by_value);
         if small || request.range_end.is_empty() {
             return self.live(&request.key, &request.range_end, |key, latest| {
@@ -295,10 +310,8 @@ impl View<'_> {
             return Ok(());
         };
         let next: Bytes = [last.key.as_ref(), &[0]].concat().into();
-        self.live(&next, &request.range_end, |_, _| {
-            response.count += 1;
-            Ok(ControlFlow::Continue(()))
-        })
+        response.count += self.count(&next, &request.range_end)?;
+        Ok(())
     }
 
     fn collect_old(
@@ -327,6 +340,88 @@ impl View<'_> {
                 Ok(ControlFlow::Continue(()))
             },
         )
+    }
+
+    /// The first live keys of a range as of a revision, at most so many, and no more once there are so many bytes of
+    /// them; and whether there are others.
+    pub(super) fn part(
+        &self,
+        request: &RangeRequest,
+        newest: i64,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Result<(Vec<KeyValue>, bool), EngineError> {
+        let at = match request.revision {
+            ..=0 => newest,
+            revision => revision,
+        };
+        let (mut kvs, mut bytes, mut more) = (Vec::new(), 0, false);
+        let mut add = |kv: KeyValue| {
+            more = kvs.len() >= keys_max || bytes >= bytes_max;
+            if more {
+                return ControlFlow::Break(());
+            }
+            bytes += kv.key.len() + kv.value.len();
+            kvs.push(kv);
+            ControlFlow::Continue(())
+        };
+        let (key, end) = (&request.key, &request.range_end);
+        if request.keys_only && at >= newest {
+            self.live(key, end, |key, latest| Ok(add(without_value(key, latest))))?;
+        } else {
+            self.versions(key, end, at, |key, modified, record| {
+                let mut version = Version::decode(record)?;
+                if request.keys_only {
+                    version.value = Bytes::new();
+                }
+                Ok(key_value(key, modified, version).map_or(ControlFlow::Continue(()), &mut add))
+            })?;
+        }
+        Ok((kvs, more))
+    }
+
+    /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part. A
+    /// request that has to see all keys before it can answer, or that has few, is answered as ever.
+    pub(super) fn range_in_parts(
+        &self,
+        request: &RangeRequest,
+        newest: i64,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<RangeResponse, EngineError> {
+        if !Plan::of(request).plain() || request.count_only || request.range_end.is_empty() {
+            return self.range(request, newest);
+        }
+        let limit = usize::try_from(request.limit).ok();
+        let mut left = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let (mut rest, mut is_long) = (request.clone(), false);
+        let mut response = RangeResponse {
+            header: header(newest),
+            ..RangeResponse::default()
+        };
+        loop {
+            let (kvs, more) = self.part(&rest, newest, left, bytes_max)?;
+            left -= kvs.len();
+            response.count += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
+            let next = kvs.last().filter(|_| more);
+            let next = next.map(|last| [last.key.as_ref(), &[0]].concat());
+            is_long |= next.is_some() && left > 0;
+            if is_long {
+                write(kvs);
+            } else {
+                response.kvs = kvs;
+            }
+            let Some(next) = next else {
+                return Ok(response);
+            };
+            rest.key = next.into();
+            if left == 0 {
+                rest.count_only = true;
+                response.count += self.range(&rest, newest)?.count;
+                response.more = true;
+                return Ok(response);
+            }
+        }
     }
 
     /// Evaluates one compare. A missing key compares as zeros; its value compares as false.

@@ -14,7 +14,7 @@ use super::members::MemberTable;
 use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
 use super::snapshot::{Generation, KvCut};
 use super::state_check::StateCut;
-use super::types::{Event, EventKind, LeaseInfo, RevisionEvents};
+use super::types::{Event, EventKind, LeaseInfo, RangePart, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
 use crate::auth::AuthState;
 use crate::engine::{Engine, EngineError, Snapshot};
@@ -310,6 +310,54 @@ impl Store {
             let meta = &opened.meta;
             check_revision(request.revision, meta.revision, meta.compact)?;
             Ok(opened.view().range(request, meta.revision)?)
+        };
+        Ok(answer()?)
+    }
+
+    /// As [`Store::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part, and
+    /// are not in the answer.
+    ///
+    /// # Errors
+    /// As for [`Store::range`].
+    pub fn range_in_parts(
+        &self,
+        request: &RangeRequest,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<RangeResponse, ApiError> {
+        let mut answer = || -> Result<RangeResponse, Fail> {
+            let opened = self.open()?;
+            let meta = &opened.meta;
+            check_revision(request.revision, meta.revision, meta.compact)?;
+            let view = opened.view();
+            Ok(view.range_in_parts(request, meta.revision, bytes_max, write)?)
+        };
+        Ok(answer()?)
+    }
+
+    /// The first keys of a range, at most so many, and no more once there are so many bytes of them. Limit, order and
+    /// filters of the request do not count, and it must have an end.
+    ///
+    /// # Errors
+    /// A compacted or future revision; an internal error when the engine fails.
+    pub fn range_part(
+        &self,
+        request: &RangeRequest,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Result<RangePart, ApiError> {
+        let answer = || -> Result<RangePart, Fail> {
+            let opened = self.open()?;
+            let meta = &opened.meta;
+            check_revision(request.revision, meta.revision, meta.compact)?;
+            let revision = meta.revision;
+            let part = opened.view().part(request, revision, keys_max, bytes_max);
+            let (kvs, more) = part?;
+            Ok(RangePart {
+                kvs,
+                revision,
+                more,
+            })
         };
         Ok(answer()?)
     }

@@ -3,6 +3,7 @@
 
 mod against_etcd;
 mod auth;
+mod lists;
 mod maintenance;
 
 use std::collections::BTreeMap;

@@ -40,6 +40,17 @@ pub struct RevisionEvents {
     pub events: Vec<Event>,
 }
 
+/// Keys of a range, of which there may be more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RangePart {
+    /// In order.
+    pub kvs: Vec<KeyValue>,
+    /// The revision of the store when they were read.
+    pub revision: i64,
+    /// There are more behind the last one.
+    pub more: bool,
+}
+
 /// Learns of every revision, in order and once, after its engine batch is visible. Called by the applying thread:
 /// it must not block.
 pub trait EventSink: Send + Sync {

@@ -14,8 +14,9 @@ use crate::api::{Replica, View};
 use crate::auth::AuthState;
 use crate::engine::Engine;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{self, Backup, CommandOutput, KvStateMachine, LeaseInfo, Store};
+use crate::mvcc::{self, Backup, CommandOutput, KvStateMachine, LeaseInfo, RangePart, Store};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 
 /// One group of a host.
 #[derive(Clone)]
@@ -126,6 +127,24 @@ impl View for NodeView {
 
     fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
         self.store.range(request)
+    }
+
+    fn range_in_parts(
+        &self,
+        request: &pb::RangeRequest,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<pb::RangeResponse, ApiError> {
+        self.store.range_in_parts(request, bytes_max, write)
+    }
+
+    fn range_part(
+        &self,
+        request: &pb::RangeRequest,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Result<RangePart, ApiError> {
+        self.store.range_part(request, keys_max, bytes_max)
     }
 
     fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {

@@ -12,10 +12,12 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Metrics;
 use super::large::LargeAnswers;
+use super::range::Chunks;
 use super::snapshot::Parts;
 use crate::ApiError;
 use crate::api::Api;
 use crate::auth::Caller;
+use crate::codec::WrittenKeys;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_check_response::ServingStatus;
 use crate::pb::health::health_server::Health;
@@ -27,6 +29,7 @@ pub(super) type Answer<T> = Result<Response<T>, Status>;
 /// Type, service and method of each counted call; [`Call`] is the index.
 pub(super) const METHODS: &[(&str, &str, &str)] = &[
     ("unary", "etcdserverpb.KV", "Range"),
+    ("server_stream", "etcdserverpb.KV", "RangeStream"),
     ("unary", "etcdserverpb.KV", "Put"),
     ("unary", "etcdserverpb.KV", "DeleteRange"),
     ("unary", "etcdserverpb.KV", "Txn"),
@@ -78,6 +81,7 @@ pub(super) const METHODS: &[(&str, &str, &str)] = &[
 #[derive(Clone, Copy)]
 pub(super) enum Call {
     Range,
+    RangeStream,
     Put,
     DeleteRange,
     Txn,
@@ -274,11 +278,13 @@ impl<A: Api> Front<A> {
         }
     }
 
-    /// Counts an answer and its bytes. What has been written is answered in any case.
+    /// Counts an answer and its bytes, `written` of which it does not have itself. What has been changed is answered in any
+    /// case.
     fn counted<T: Message>(
         &self,
         call: Call,
         result: Result<T, ApiError>,
+        written: usize,
         turn: Option<SemaphorePermit<'_>>,
         in_any_case: bool,
     ) -> Answer<T> {
@@ -286,7 +292,7 @@ impl<A: Api> Front<A> {
             Ok(answer) => Response::new(answer),
             Err(error) => return self.calls.done(call, Err(error)),
         };
-        let counted = self.calls.large.count(&mut answer, in_any_case);
+        let counted = self.calls.large.count(&mut answer, written, in_any_case);
         drop(turn);
         match counted {
             Ok(()) => {
@@ -341,6 +347,8 @@ fn has_range(txn: &pb::TxnRequest) -> bool {
 
 #[tonic::async_trait]
 impl<A: Api> pb::kv_server::Kv for Front<A> {
+    type RangeStreamStream = Chunks<A>;
+
     async fn range(&self, request: Request<pb::RangeRequest>) -> Answer<pb::RangeResponse> {
         let serializable = request.get_ref().serializable;
         let (api, request) = if serializable {
@@ -350,8 +358,30 @@ impl<A: Api> pb::kv_server::Kv for Front<A> {
         };
         let any_size = !request.range_end.is_empty() && !request.count_only;
         let turn = self.turn(Call::Range, any_size).await?;
-        let found = api.range(request).await;
-        self.counted(Call::Range, found, turn, any_size)
+        let (listed, keys) = match api.range_list(request).await {
+            Ok((listed, keys)) => (Ok(listed), keys),
+            Err(error) => (Err(error), WrittenKeys::default()),
+        };
+        let written = keys.bytes();
+        let mut answer = self.counted(Call::Range, listed, written, turn, any_size)?;
+        if !keys.is_empty() {
+            answer.extensions_mut().insert(keys);
+        }
+        Ok(answer)
+    }
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Answer<Self::RangeStreamStream> {
+        let (api, request) = if request.get_ref().serializable {
+            self.admit_at_learner(Call::RangeStream, request)?
+        } else {
+            self.admit(Call::RangeStream, request)?
+        };
+        let outcome = Outcome::new(&self.calls, Call::RangeStream);
+        let chunks = Chunks::begin(Arc::new(api), request, outcome).await?;
+        Ok(Response::new(chunks))
     }
 
     async fn put(&self, request: Request<pb::PutRequest>) -> Answer<pb::PutResponse> {
@@ -367,14 +397,14 @@ impl<A: Api> pb::kv_server::Kv for Front<A> {
         let any_size = request.prev_kv && !request.range_end.is_empty();
         let turn = self.turn(Call::DeleteRange, any_size).await?;
         let deleted = api.delete_range(request).await;
-        self.counted(Call::DeleteRange, deleted, turn, true)
+        self.counted(Call::DeleteRange, deleted, 0, turn, true)
     }
 
     async fn txn(&self, request: Request<pb::TxnRequest>) -> Answer<pb::TxnResponse> {
         let (api, request) = self.admit(Call::Txn, request)?;
         let turn = self.turn(Call::Txn, has_range(&request)).await?;
         let done = api.txn(request).await;
-        self.counted(Call::Txn, done, turn, true)
+        self.counted(Call::Txn, done, 0, turn, true)
     }
 
     async fn compact(

@@ -27,6 +27,7 @@ use super::recipes::Recipes;
 use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
 use crate::ApiError;
 use crate::api::{Api, STORAGE_VERSION, VERSION};
+use crate::codec::with_written_keys;
 use crate::pb::etcdserverpb as pb;
 use crate::pb::health::health_server::HealthServer;
 use crate::pb::v3electionpb::election_server::ElectionServer;
@@ -123,8 +124,8 @@ impl hyper::service::Service<Request<Incoming>> for Dispatch {
     }
 }
 
-/// An answer under way. tonic calls a message above the limit out of range; clients of etcd know it as an exhausted
-/// resource, so that status is replaced on its way out.
+/// An answer under way. Keys that were written out join it here. And tonic calls a message above the limit out of range;
+/// clients of etcd know it as an exhausted resource, so that status is replaced on its way out.
 pub(super) struct Answering {
     answer: Answer,
     timed: Option<Timed>,
@@ -140,7 +141,8 @@ impl Future for Answering {
         {
             timed.end();
         }
-        answer.map(|answer| answer.map(with_etcd_size_status).map(large::bound))
+        let answer = answer.map(|answer| answer.map(with_written_keys).map(with_etcd_size_status));
+        answer.map(|answer| answer.map(large::bound))
     }
 }
 

@@ -121,14 +121,15 @@ impl LargeAnswers {
         turn.map_err(|_| ApiError::TooManyRequests)
     }
 
-    /// Counts an answer, which goes with its share on its way through the server. While there is no room it is refused,
-    /// unless it is to be given in any case: it had its turn, or something was written.
+    /// Counts an answer, and as many bytes more as are written out beside it; it goes with its share on its way through the
+    /// server. While there is no room it is refused, unless it is to be given in any case: it had its turn, or something was written.
     pub(super) fn count<T: Message>(
         self: &Arc<Self>,
         answer: &mut Response<T>,
+        written: usize,
         in_any_case: bool,
     ) -> Result<(), ApiError> {
-        let bytes = answer.get_ref().encoded_len();
+        let bytes = answer.get_ref().encoded_len() + written;
         if bytes <= FREE_BYTES {
             return Ok(());
         }
@@ -285,7 +286,7 @@ mod tests {
     /// The body of an answer as the server sends it.
     fn sent(answers: &Arc<LargeAnswers>) -> http::Response<Body> {
         let mut answer = answer(LARGE);
-        answers.count(&mut answer, true).unwrap();
+        answers.count(&mut answer, 0, true).unwrap();
         let bytes = Bytes::from(answer.get_ref().encode_to_vec());
         let extensions = std::mem::take(answer.extensions_mut());
         let mut response = http::Response::new(Body::new(Full::new(bytes)));
@@ -296,13 +297,13 @@ mod tests {
     #[tokio::test]
     async fn answer_counts_until_its_last_piece_is_taken() {
         let answers = with_bound(LARGE, PATIENCE, Duration::MAX);
-        answers.count(&mut answer(10), false).unwrap();
+        answers.count(&mut answer(10), 0, false).unwrap();
         assert!(!answers.is_full());
         let body = sent(&answers).into_body();
         assert!(answers.is_full());
-        let refused = answers.count(&mut answer(LARGE), false);
+        let refused = answers.count(&mut answer(LARGE), 0, false);
         assert_eq!(refused, Err(ApiError::TooManyRequests));
-        answers.count(&mut answer(10), false).unwrap();
+        answers.count(&mut answer(10), 0, false).unwrap();
         let taken = body.collect().await.unwrap().to_bytes();
         assert_eq!(taken, answer(LARGE).get_ref().encode_to_vec());
         assert!(!answers.is_full());

@@ -11,6 +11,7 @@ mod large;
 mod lease;
 mod meter;
 mod metrics;
+mod range;
 mod recent;
 mod recipes;
 mod snapshot;

@@ -8,7 +8,7 @@ use crate::auth::{AuthState, Identity};
 use crate::pb::command;
 
 /// Who calls, and by what that was decided; nothing while authentication is not enabled.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Access {
     state: Option<Arc<AuthState>>,
     who: Option<Identity>,

@@ -53,6 +53,9 @@ mod flotilla {
 }
 pub use flotilla::peer;
 
+/// The .proto files as compiled: an encoded `FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 /// Shows a message without the fields that must not be shown.
 macro_rules! show_only {
     ($($message:ty { $($field:ident),* })*) => {$(

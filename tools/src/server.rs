@@ -296,6 +296,7 @@ fn start(
         options: ServerOptions {
             max_request_bytes: config.request_bytes_max,
             client_cert_auth: config.client_cert_auth,
+            json_gateway: config.json_gateway,
             ..ServerOptions::default()
         },
     };

@@ -1,7 +1,8 @@
 //! Where a request goes, and the plain HTTP pages: health, version, metrics.
 //!
-//! The KV service is matched first and called without a router, because its calls are the many ones. What no service
-//! claims is a page when it is plain HTTP, and `Unimplemented` with the method's name when it is gRPC.
+//! The KV service is matched first and called without a router, because its calls are the many ones. The JSON gateway has
+//! the paths of version 3 of etcd's API, and asks the services again. What no service claims is a page when it is plain
+//! HTTP, and `Unimplemented` with the method's name when it is gRPC.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -13,6 +14,7 @@ use std::task::{Context, Poll};
 use axum::Router;
 use axum::extract::Request as PageRequest;
 use axum::response::{IntoResponse, Response as PageResponse};
+use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -20,6 +22,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
 
+use super::gateway::{self, Gateway};
 use super::grpc::{Calls, ConnectionInfo, Front, HealthService};
 use super::large;
 use super::meter::Timed;
@@ -46,19 +49,28 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 /// Calls the KV service; the type of its api is erased so that threads need not know it.
 trait KvCall: Send + Sync {
     fn call(&self, request: Request<Incoming>) -> Answer;
+    /// The same from within.
+    fn ask(&self, request: Request<Body>) -> Answer;
 }
 
 impl<A: Api> KvCall for KvServer<Front<A>> {
     fn call(&self, request: Request<Incoming>) -> Answer {
         Service::call(&mut self.clone(), request)
     }
+
+    fn ask(&self, request: Request<Body>) -> Answer {
+        Service::call(&mut self.clone(), request)
+    }
 }
+
+const KV: &str = "/etcdserverpb.KV/";
 
 /// The service behind each connection.
 #[derive(Clone)]
 pub(super) struct Dispatch {
     kv: Arc<dyn KvCall>,
     rest: Router,
+    gateway: Option<Arc<Gateway>>,
     metrics: Arc<Metrics>,
     connection: ConnectionInfo,
 }
@@ -74,6 +86,7 @@ impl Dispatch {
 
     pub(super) fn new<A: Api>(parts: ServerParts<A>) -> Self {
         let limit = parts.options.max_request_bytes + MESSAGE_OVERHEAD_BYTES;
+        let gateway = parts.options.json_gateway.then(|| Gateway::new(limit));
         let calls = Arc::new(Calls::new(&parts.metrics));
         let front = || Front::new(Arc::clone(&parts.api), Arc::clone(&calls));
         let kv = KvServer::new(front()).max_decoding_message_size(limit);
@@ -97,9 +110,30 @@ impl Dispatch {
         Self {
             kv: Arc::new(kv),
             rest,
+            gateway: gateway.map(Arc::new),
             metrics: for_calls,
             connection: ConnectionInfo::default(),
         }
+    }
+
+    /// Calls a service on behalf of the gateway.
+    pub(super) fn ask(&self, request: Request<Body>) -> Answering {
+        let path = request.uri().path();
+        let timed = self.metrics.meter.begin(path);
+        let answer = match path.starts_with(KV) {
+            true => self.kv.ask(request),
+            false => self.rest(request),
+        };
+        Answering { answer, timed }
+    }
+
+    fn rest<B>(&self, request: Request<B>) -> Answer
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let mut rest = self.rest.clone();
+        Box::pin(async move { Ok(rest.call(request).await?.map(Body::new)) })
     }
 }
 
@@ -114,12 +148,16 @@ impl hyper::service::Service<Request<Incoming>> for Dispatch {
         }
         let path = request.uri().path();
         let timed = self.metrics.meter.begin(path);
-        if path.starts_with("/etcdserverpb.KV/") {
-            let answer = self.kv.call(request);
-            return Answering { answer, timed };
-        }
-        let mut rest = self.rest.clone();
-        let answer = Box::pin(async move { Ok(rest.call(request).await?.map(Body::new)) });
+        let answer = if path.starts_with(KV) {
+            self.kv.call(request)
+        } else if let Some(gateway) = &self.gateway
+            && path.starts_with(gateway::PREFIX)
+        {
+            let (gateway, grpc) = (Arc::clone(gateway), self.clone());
+            Box::pin(async move { Ok(gateway.serve(request, grpc).await) })
+        } else {
+            self.rest(request)
+        };
         Answering { answer, timed }
     }
 }

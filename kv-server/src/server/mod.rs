@@ -5,6 +5,7 @@
 
 mod auth;
 mod authority;
+mod gateway;
 mod grpc;
 mod http;
 mod large;
@@ -33,6 +34,7 @@ use tonic::service::Routes;
 use crate::api::Api;
 use crate::watch::WatchHub;
 
+pub use gateway::ROUTES as JSON_ROUTES;
 pub use grpc::ConnectionInfo;
 pub use metrics::Metrics;
 pub use threads::ServerHandle;
@@ -62,6 +64,8 @@ pub struct ServerOptions {
     pub rpc_threads: usize,
     /// The longest command in bytes, as the api has it; default 1.5 MiB. A message may be 512 KiB longer.
     pub max_request_bytes: usize,
+    /// Serve etcd's JSON gateway too; default true.
+    pub json_gateway: bool,
     /// How long calls under way may take after a stop was asked for; default 2 s. Open streams are cut then; close the
     /// watch hub first, and watches end with a status.
     pub drain: Duration,
@@ -74,6 +78,7 @@ impl Default for ServerOptions {
         Self {
             rpc_threads: 2,
             max_request_bytes: 3 << 19,
+            json_gateway: true,
             drain: Duration::from_secs(2),
             client_cert_auth: false,
         }

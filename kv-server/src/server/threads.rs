@@ -36,6 +36,8 @@ const RESETS_MAX: usize = 10_000;
 /// Each call has a deadline. A timer that ends before all others interrupts the thread's wait for IO, at the price of two
 /// system calls; one that always ends sooner spares every call that price.
 const TIMER_STEP: Duration = Duration::from_secs(1);
+/// Long answers that are translated to JSON at a time, for each RPC thread; more wait.
+const BESIDE_MAX: usize = 1;
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 /// As etcd's server: a ping after two idle hours, twenty seconds to answer it.
@@ -120,7 +122,11 @@ fn spawn(
     name: String,
     work: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
-    let runtime: Runtime = RuntimeBuilder::new_current_thread().enable_all().build()?;
+    let runtime: Runtime = RuntimeBuilder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BESIDE_MAX)
+        .thread_name("flotilla-json")
+        .build()?;
     ThreadBuilder::new()
         .name(name)
         .spawn(move || runtime.block_on(work))

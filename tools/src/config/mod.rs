@@ -88,6 +88,8 @@ pub(crate) struct ServerConfig {
     pub(crate) txn_ops_max: usize,
     /// Bytes of one request. Default 1.5 MiB, at most 16 MiB: a request is held in memory several times over.
     pub(crate) request_bytes_max: usize,
+    /// Serve etcd's JSON gateway on the client port. Default true.
+    pub(crate) json_gateway: bool,
     /// History to keep when nobody compacts. Default all.
     pub(crate) auto_compaction: AutoCompaction,
     /// Bytes that the data of the member may take. Default 0: no quota.
@@ -160,6 +162,7 @@ impl ServerConfig {
             learners_max: read.size("max-learners", 1, 1 << 10)?,
             txn_ops_max: read.size("max-txn-ops", 1, 1 << 20)?,
             request_bytes_max: read.size("max-request-bytes", 1024, REQUEST_BYTES_MAX)?,
+            json_gateway: read.flag("enable-grpc-gateway")?,
             auto_compaction: read.auto_compaction()?,
             quota_bytes: read.quota()?,
             check_interval: read.check_interval()?,

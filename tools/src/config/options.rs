@@ -202,6 +202,13 @@ pub(crate) const OPTIONS: &[Opt] = &[
         support: Support::Full,
         help: "Refuse changes of the members that could cost the quorum",
     },
+    Opt {
+        name: "enable-grpc-gateway",
+        default: "true",
+        kind: Kind::Bool,
+        support: Support::Full,
+        help: "Serve the JSON gateway, /v3/..., beside gRPC",
+    },
     text("max-learners", "1", "Learners that there may be at a time"),
     missing(
         "experimental-enable-lease-checkpoint",

@@ -59,6 +59,7 @@ fn config(side: usize) -> NodeConfig {
         change_rules: ChangeRules::default(),
         accept_suspect_tail: false,
         upkeep: UpkeepConfig::default(),
+        peer_tls: None,
     }
 }
 

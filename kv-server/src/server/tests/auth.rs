@@ -390,6 +390,42 @@ async fn locks_are_taken_with_the_permissions_of_who_asks() {
     refused(lock(&By::Nobody, "b").await, &ApiError::UserEmpty);
 }
 
+#[tokio::test]
+async fn stream_of_a_range_ends_where_its_user_may_not_read() {
+    let (rig, root, alice) = Rig::enabled().await;
+    let (root, alice) = (By::Token(&root), By::Token(&alice));
+    for nth in 0..100 {
+        rig.put(&alice, &format!("b{nth:02}")).await.unwrap();
+    }
+    let stream = async |by: &By<'_>, key: &str, end: &str| {
+        let range = pb::RangeRequest {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            range_end: Bytes::copy_from_slice(end.as_bytes()),
+            ..Default::default()
+        };
+        let answer = rig.front.range_stream(asked(by, range)).await;
+        answer.map(tonic::Response::into_inner)
+    };
+    use ApiError as E;
+    refused(
+        stream(&alice, "a", "e").await.map(drop),
+        &E::PermissionDenied,
+    );
+    refused(stream(&By::Nobody, "b", "c").await.map(drop), &E::UserEmpty);
+    refused(rig.get(&alice, "a", "e").await, &E::PermissionDenied);
+    let whole: Vec<_> = stream(&alice, "b", "c").await.unwrap().collect().await;
+    assert!(whole.len() > 2 && whole.iter().all(Result::is_ok));
+
+    let mut cut = stream(&alice, "b", "c").await.unwrap();
+    cut.next().await.unwrap().unwrap();
+    rig.front
+        .role_add(asked(&root, pb::AuthRoleAddRequest { name: "new".into() }))
+        .await
+        .unwrap();
+    refused(cut.next().await.unwrap(), &E::AuthOldRevision);
+    assert!(cut.next().await.is_none());
+}
+
 fn watch_of(key: &str, end: &str) -> pb::WatchRequest {
     pb::WatchRequest {
         request_union: Some(pb::watch_request::RequestUnion::CreateRequest(

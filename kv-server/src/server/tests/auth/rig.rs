@@ -11,9 +11,10 @@ use crate::ApiError;
 use crate::api::{ApiOptions, EtcdApi, Replica, ScanPool, View};
 use crate::auth::{AuthState, Authenticator, COST_MIN, TokenTable, Tokens};
 use crate::lease::Renewal;
-use crate::mvcc::{self, Backup, CommandOutput, LeaseInfo, Store};
+use crate::mvcc::{self, Backup, CommandOutput, LeaseInfo, RangePart, Store};
 use crate::pb::authpb::{Permission, permission::Type};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 use crate::server::grpc::{Calls, Front};
 use crate::server::{ConnectionInfo, Metrics};
 use crate::watch::WatchHub;
@@ -66,6 +67,22 @@ impl View for Applied {
     }
     fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
         self.0.range(request)
+    }
+    fn range_in_parts(
+        &self,
+        request: &pb::RangeRequest,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<pb::RangeResponse, ApiError> {
+        self.0.range_in_parts(request, bytes_max, write)
+    }
+    fn range_part(
+        &self,
+        request: &pb::RangeRequest,
+        keys_max: usize,
+        bytes_max: usize,
+    ) -> Result<RangePart, ApiError> {
+        self.0.range_part(request, keys_max, bytes_max)
     }
     fn read_txn(&self, request: &pb::TxnRequest) -> Result<pb::TxnResponse, ApiError> {
         self.0.read_txn(request)

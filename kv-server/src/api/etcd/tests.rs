@@ -265,6 +265,13 @@ fn keep_alive_without_leader_fails_and_of_a_new_leader_waits_for_its_lessor() {
     assert_eq!(answer.unwrap().ttl, 60);
 }
 
+/// The lessor of a store without leases is not ticked, and may not know that it leads: the answer came after a timeout.
+#[test]
+fn keep_alive_of_a_missing_lease_does_not_wait_for_the_lessor() {
+    let (api, _) = fake_api();
+    assert_eq!(keep_alive(&api, 6), Ok(0));
+}
+
 #[test]
 fn keep_alive_at_a_follower_is_what_the_leader_answers() {
     let (api, state) = fake_api();

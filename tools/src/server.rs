@@ -182,7 +182,7 @@ fn signed_tokens(config: &AuthToken) -> Result<Option<Tokens>, Failure> {
         ttl: *ttl,
     });
     let jwt = jwt.map_err(|error| Failure::Usage(format!("--auth-token: {error}")))?;
-    Ok(Some(Tokens::Jwt(jwt)))
+    Ok(Some(Tokens::Jwt(Arc::new(jwt))))
 }
 
 /// Listens on all addresses, or on none.

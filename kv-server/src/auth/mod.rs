@@ -52,7 +52,7 @@ pub enum Tokens {
     /// Words that members remember. The table is the one that the state machine tells of tokens.
     Simple(Arc<TokenTable>),
     /// Signed by the member that checked the password.
-    Jwt(Jwt),
+    Jwt(Arc<Jwt>),
 }
 
 /// Says who a request comes from.

@@ -1,7 +1,11 @@
 //! Three members.
 
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
 use flotilla_tests::cluster::{Client, Cluster};
-use flotilla_tests::process::READY;
+use flotilla_tests::process::{PATIENCE, READY};
 use kv_server::pb::etcdserverpb as pb;
 use pb::kv_client::KvClient;
 use pb::maintenance_client::MaintenanceClient;
@@ -57,6 +61,13 @@ fn leader(cluster: &Cluster, among: &[usize], token: &str) -> usize {
         found.is_some()
     });
     found.unwrap()
+}
+
+/// The oldest segment of a member's log.
+fn first_segment(data_dir: &Path) -> Option<String> {
+    let files = fs::read_dir(data_dir.join("log")).unwrap();
+    let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.ends_with(".seg")).min()
 }
 
 /// As many log entries of a user, many at a time.
@@ -160,7 +171,22 @@ fn what_one_member_is_told_counts_on_all_through_fail_over_restart_and_snapshot(
         auth.user_add(by(&root, change)).await
     });
     added.unwrap();
+    // What can go is looked at once in a second, and goes by whole segments.
+    let until = Instant::now() + PATIENCE;
+    let firsts = |cluster: &Cluster| -> Vec<_> {
+        let dirs = others.iter().map(|member| cluster.data_dir(*member));
+        dirs.map(first_segment).collect()
+    };
+    let before = firsts(&cluster);
     write_many(&client, &alice, MISSED);
+    while firsts(&cluster)
+        .iter()
+        .zip(&before)
+        .any(|(now, then)| now == then)
+    {
+        assert!(Instant::now() < until, "nothing goes of {before:?}");
+        write_many(&client, &alice, MISSED / 8);
+    }
     cluster.spawn(led);
     cluster.server(led).wait_for_line(READY);
     cluster

@@ -521,7 +521,10 @@ impl World {
         let mut outcome = member.node.start(local);
         let anew = member.node.take_anew();
         if anew {
-            let is_damaged = member.rotten.iter().any(|path| path.starts_with(LOG_DIR));
+            // A tail that the disk does not give, twice over, is no better than a damaged one to a start.
+            member.note_strikes(true);
+            let is_damaged = member.rotten.iter().any(|path| path.starts_with(LOG_DIR))
+                || member.struck.contains(&DiskFault::Read);
             assert!(
                 is_damaged,
                 "member {} begins its log anew, and no fault has damaged it",

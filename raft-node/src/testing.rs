@@ -40,6 +40,24 @@ pub enum Bug {
     HeartbeatCommitUnbounded,
     /// In a joint configuration a majority of the new voters decides alone.
     JointByOneMajority,
+    /// What learners have counts towards a majority of the voters.
+    LearnersCount,
+    /// A new member is taken to have the leader's log.
+    NewMemberMatched,
+    /// The entry that leaves a joint configuration is appended before the one that entered it is committed.
+    LeaveJointEarly,
+    /// A promise not to vote ends with the term in which it was given.
+    PromiseEndsWithTerm,
+    /// A member that starts does not keep what it may have promised.
+    PromiseEndsWithProcess,
+    /// A promise counts from the last look at the clock before it was given.
+    PromiseFromEarlierLook,
+    /// A lease counts from the answers, not from what they answer.
+    LeaseFromAnswer,
+    /// A leader keeps its lease while it hands over.
+    LeaseOverTransfer,
+    /// A lease that was there at the last look at the clock confirms reads.
+    LeaseWithoutLook,
     /// A log is compacted up to what is applied, durable or not.
     PurgeApplied,
     /// The state machine takes a snapshot up before the log says durably that it begins after it.

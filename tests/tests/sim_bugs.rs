@@ -1,5 +1,5 @@
 //! The simulator itself is checked: bugs are put into the product on purpose, and each must be found within a number of
-//! seeds. docs/TESTING.md has the table.
+//! seeds. docs/TESTING.md has the table. `FLOTILLA_SIM_BUG` looks for one of them alone.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -22,7 +22,11 @@ fn find(bug: &str, seeds: u64) -> Option<Box<Failure>> {
 fn each_seeded_bug_is_found_within_its_seeds() {
     // Hundreds of panics are what is looked for here.
     std::panic::set_hook(Box::new(|_| {}));
-    let (next, all) = (AtomicUsize::new(0), bugs::all());
+    let one = std::env::var("FLOTILLA_SIM_BUG").ok();
+    let wanted = |(bug, _): &(String, u64)| one.as_ref().is_none_or(|one| one == bug);
+    let all: Vec<_> = bugs::all().into_iter().filter(wanted).collect();
+    assert!(!all.is_empty(), "there is no bug {one:?}");
+    let next = AtomicUsize::new(0);
     let work = || {
         let mut missed = Vec::new();
         while let Some((bug, seeds)) = all.get(next.fetch_add(1, Ordering::Relaxed)) {

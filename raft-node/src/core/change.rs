@@ -24,6 +24,7 @@ use super::membership::Membership;
 use super::message::Body;
 use super::progress::Progress;
 use super::{Core, DropReason, Effects, RoleState};
+use crate::testing::{Bug, bug};
 use crate::{Entry, EntryKind, Index, NodeId};
 
 /// A learner may vote once it holds this much of the leader's log, in percent, as etcd demands.
@@ -324,7 +325,7 @@ impl Core {
 
     fn append_membership(&mut self, next: Membership, context: &Bytes) -> Index {
         assert!(
-            self.memberships.newest().0 <= self.applied,
+            self.memberships.newest().0 <= self.applied || bug(Bug::LeaveJointEarly),
             "at most one change is not applied"
         );
         next.assert_follows(&self.membership);
@@ -341,10 +342,13 @@ impl Core {
         if let RoleState::Leader(leader) = &mut self.role {
             let now = leader.now;
             for id in self.membership.members() {
-                leader
-                    .progress
-                    .entry(id)
-                    .or_insert_with(|| Progress::new(next, now));
+                leader.progress.entry(id).or_insert_with(|| {
+                    let mut progress = Progress::new(next, now);
+                    if bug(Bug::NewMemberMatched) {
+                        progress.acked(next.prev(), Index::ZERO);
+                    }
+                    progress
+                });
             }
             leader.changing = true;
         }
@@ -409,7 +413,7 @@ impl Core {
         };
         if self.membership.is_joint()
             && leader.transfer.is_none()
-            && self.memberships.newest().0 <= self.applied
+            && (self.memberships.newest().0 <= self.applied || bug(Bug::LeaveJointEarly))
             && self.committed_in_term()
         {
             self.append_membership(self.membership.left(), &Bytes::new());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::lease::Lease;
+use super::lease::{Lease, Promise};
 use super::message::{Body, Message};
 use super::progress::Progress;
 use super::quorum::{self, VoteResult};
@@ -76,6 +76,9 @@ impl Core {
         assert!(term >= self.term, "terms never go back");
         if term > self.term {
             self.term = term;
+            if bug(Bug::PromiseEndsWithTerm) {
+                self.promise = Promise::None;
+            }
             self.vote = None;
             self.own_vote_pending = false;
             self.hard_state_changed |= !bug(Bug::TermNotPersisted);

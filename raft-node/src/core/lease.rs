@@ -25,6 +25,7 @@ use std::collections::VecDeque;
 use super::quorum;
 use super::read::Reader;
 use super::{Core, Effects, RoleState};
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId};
 
 /// Until when a member votes for nobody.
@@ -61,12 +62,17 @@ impl Lease {
     }
 
     /// A majority has answered a round.
-    fn answered(&mut self, round: u64, lease_ticks: u64) {
+    fn answered(&mut self, round: u64, now: u64, lease_ticks: u64) {
         while self.sent.get(1).is_some_and(|(first, _)| *first <= round) {
             self.sent.pop_front();
         }
         if let Some((_, tick)) = self.sent.front().filter(|(first, _)| *first <= round) {
-            self.until = self.until.max(tick + lease_ticks);
+            let from = if bug(Bug::LeaseFromAnswer) {
+                now
+            } else {
+                *tick
+            };
+            self.until = self.until.max(from + lease_ticks);
         }
     }
 }
@@ -76,6 +82,9 @@ impl Core {
     pub(super) fn promise(&mut self) {
         if self.config.lease_ticks > 0 {
             self.promise = Promise::Made;
+            if bug(Bug::PromiseFromEarlierLook) {
+                self.date_promise();
+            }
         }
     }
 
@@ -112,7 +121,7 @@ impl Core {
             Index(progress.get(&id).map_or(0, |progress| progress.acked_round))
         };
         let round = quorum::committed(&self.membership, answered).0;
-        leader.lease.answered(round, lease_ticks);
+        leader.lease.answered(round, leader.now, lease_ticks);
     }
 
     /// True while no other leader can be there, as of the last reading of the clock.
@@ -120,7 +129,9 @@ impl Core {
         match &self.role {
             RoleState::Leader(leader) => {
                 assert!(
-                    leader.transfer.is_none() || leader.lease.is_void,
+                    leader.transfer.is_none()
+                        || leader.lease.is_void
+                        || bug(Bug::LeaseOverTransfer),
                     "a transfer ends the lease"
                 );
                 self.config.lease_ticks > 0

@@ -174,6 +174,10 @@ impl Core {
             return;
         }
         if self.has_lease() {
+            if bug(Bug::LeaseWithoutLook) {
+                self.release(readers, commit, out);
+                return;
+            }
             let reads = readers.into_iter().map(|reader| (reader, commit));
             if let RoleState::Leader(leader) = &mut self.role {
                 leader.lease.reads.extend(reads);

@@ -271,6 +271,11 @@ impl Core {
         });
         let reached = if bug(Bug::CommitWithoutQuorum) {
             self.log.last_index()
+        } else if bug(Bug::LearnersCount) {
+            let mut acks: Vec<_> = leader.progress.values().map(Progress::matched).collect();
+            acks.push(self.persisted);
+            acks.sort_unstable();
+            reached.max(acks[acks.len() - (self.membership.voters.len() / 2 + 1)])
         } else {
             reached
         };

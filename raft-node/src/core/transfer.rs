@@ -10,6 +10,7 @@
 use super::message::Body;
 use super::progress::{Mode, Progress};
 use super::{Core, Effects, RoleState};
+use crate::testing::{Bug, bug};
 use crate::{Index, NodeId, Term};
 
 /// A transfer under way.
@@ -32,7 +33,7 @@ impl Core {
             && votes
             && leader.transfer.is_none()
         {
-            leader.lease.is_void = true;
+            leader.lease.is_void = !bug(Bug::LeaseOverTransfer);
             leader.transfer = Some(Transfer {
                 to,
                 started: leader.now,

@@ -117,7 +117,8 @@ pub enum Fault {
     Lag { node: usize, ticks: u64 },
     /// A member makes a snapshot.
     Snapshot { node: usize },
-    /// Whoever leads is asked for a change of the membership, and is alone from that moment on for `alone` ticks.
+    /// Whoever leads is asked for a change of the membership, and is alone from that moment on for `alone` ticks, or alone
+    /// with those that come.
     Change {
         kind: ChangeKind,
         pick: u64,

@@ -121,12 +121,7 @@ impl World {
                 let Some(majority) = majority else {
                     return ("logs lost in vain", None);
                 };
-                let nodes = self.members.len();
-                let away = |at: usize| !majority.contains(&at);
-                let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
-                lasting.cut = links
-                    .filter(|(from, to)| away(*from) != away(*to))
-                    .collect();
+                lasting.cut = links(self.members.len(), |at| majority.contains(&at));
                 lasting.majority = majority;
                 "logs lost"
             }
@@ -200,10 +195,14 @@ impl World {
             }
             Fault::Flap { .. } => "members that flap",
             Fault::Change { kind, pick, .. } => {
-                let leader = self.leader();
+                let (leader, first_new) = (self.leader(), self.members.len());
                 let what = self.change(kind, pick);
                 if let Some(leader) = leader {
-                    lasting.cut = CutOff::Alone.links(leader, self.members.len());
+                    // With those that come it may be a majority of those that are to vote.
+                    let with_new = pick >> 32 & 1 == 1;
+                    lasting.cut = links(self.members.len(), |at| {
+                        at == leader || (with_new && at >= first_new)
+                    });
                 }
                 what
             }
@@ -474,6 +473,14 @@ impl World {
             member.rotten.push(path.clone());
         }
     }
+}
+
+/// The directions between those members that are inside and those that are not.
+fn links(nodes: usize, inside: impl Fn(usize) -> bool) -> Vec<(usize, usize)> {
+    let links = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
+    links
+        .filter(|(from, to)| inside(*from) != inside(*to))
+        .collect()
 }
 
 /// What is wrong with a member.

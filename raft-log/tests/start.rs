@@ -1,6 +1,8 @@
 //! What a start makes of what it finds: footers, marks, the manifest, and damage to each of them.
 #![expect(clippy::unwrap_used, reason = "a failed expectation is a failed test")]
 
+use std::collections::BTreeSet;
+
 use raft_log::log::check::check;
 use raft_log::log::inspect;
 use raft_log::log::salvage::salvage;
@@ -281,6 +283,45 @@ fn idle_thread_marks_once_what_a_lone_writer_left() {
         told.recv().unwrap();
     }
     assert!(!log.mark_synced().unwrap(), "a mark is not marked");
+}
+
+/// What was written may have zeros of its own, whole sectors or the end of a batch just behind the edge of one. They are no
+/// sign of a write that was torn, and a byte that went bad elsewhere in the batch, or among the last ones, is told.
+#[test]
+fn damaged_last_batch_with_zeros_of_its_own_is_suspect_and_not_torn() {
+    let (mut suspect, mut sectors) = (0, BTreeSet::new());
+    for zeros in (1..600).step_by(37).chain([2_000]) {
+        for filled in 1..40 {
+            let fs = SimFs::new(1);
+            let log = written(&fs, 2);
+            let payload = [vec![7; filled * 13], vec![0; zeros], vec![9]].concat();
+            let payload = payload[..payload.len() - filled % 2].to_vec();
+            let record = Record::Entries(vec![Entry {
+                index: Index(3),
+                term: Term(1),
+                kind: EntryKind::Normal,
+                payload: payload.into(),
+            }]);
+            write(&log, vec![(FIRST, record)]);
+            drop(log);
+            let path = newest(&fs);
+            let data = fs.read_file(&path).unwrap();
+            let from = data
+                .windows(13)
+                .rposition(|bytes| *bytes == [7; 13])
+                .unwrap() as u64;
+            sectors.insert(from % 512 / 64);
+            fs.corrupt(&path, from, 1).unwrap();
+            let error = refusal(&fs);
+            assert_eq!(
+                error.kind(),
+                ErrorKind::SuspectTail,
+                "{zeros} {filled}: {error}"
+            );
+            suspect += 1;
+        }
+    }
+    assert!(suspect > 500 && sectors.len() == 8, "{suspect} {sectors:?}");
 }
 
 #[test]

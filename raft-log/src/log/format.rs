@@ -160,6 +160,8 @@ pub(crate) struct BatchHeader {
     pub chain: u32,
     /// CRC of the body.
     pub body_crc: u32,
+    /// Pieces of the body that look as if they had never been written, or would with one byte less: see [`sparse_pieces`].
+    pub sparse: u32,
     /// CRC of this header; the next batch's chain value.
     pub crc: u32,
 }
@@ -178,7 +180,7 @@ impl BatchHeader {
         out[44..48].copy_from_slice(&self.record_count.to_le_bytes());
         out[48..52].copy_from_slice(&self.chain.to_le_bytes());
         out[52..56].copy_from_slice(&self.body_crc.to_le_bytes());
-        out[56..60].copy_from_slice(&[0; 4]);
+        out[56..60].copy_from_slice(&self.sparse.to_le_bytes());
         self.crc = crc32fast::hash(&out[..60]);
         out[60..64].copy_from_slice(&self.crc.to_le_bytes());
         self.crc
@@ -203,12 +205,40 @@ impl BatchHeader {
             record_count: u32_at(data, 44),
             chain: u32_at(data, 48),
             body_crc: u32_at(data, 52),
+            sparse: u32_at(data, 56),
             crc: u32_at(data, 60),
         };
         let plausible =
             header.body_len.is_multiple_of(8) && header.body_len as usize <= BATCH_BODY_MAX;
         plausible.then_some(header)
     }
+}
+
+/// What the disk writes as a whole.
+const SECTOR: u64 = 512;
+
+/// The parts of `bytes`, which lie at `offset` of a file, that are in a sector each.
+pub(crate) fn pieces(offset: u64, bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let first = SECTOR - offset % SECTOR;
+    let (first, rest) = bytes.split_at(bytes.len().min(first as usize));
+    std::iter::once(first)
+        .filter(|first| !first.is_empty())
+        .chain(rest.chunks(SECTOR as usize))
+}
+
+/// Whether bytes are as they were before anything was written there.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
+}
+
+/// How many pieces of a body, which lies at `offset`, have at most one byte that is not zero. A write that was torn leaves
+/// more pieces of zeros than that: these are there by themselves, or by one byte that went bad.
+pub(crate) fn sparse_pieces(offset: u64, body: &[u8]) -> u32 {
+    let is_sparse = |piece: &&[u8]| {
+        is_zero(piece) || piece.iter().filter(|byte| **byte != 0).take(2).count() < 2
+    };
+    let count = pieces(offset, body).filter(is_sparse).count();
+    count.try_into().expect("a body is shorter than 4 GiB")
 }
 
 /// What a checkpoint says about one live group.
@@ -691,6 +721,7 @@ mod tests {
             record_count: 1,
             chain: 0,
             body_crc: 0,
+            sparse: 0,
             crc: 0,
         };
         let mut out = [0; BATCH_HEADER];

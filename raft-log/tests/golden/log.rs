@@ -16,13 +16,18 @@ const FILES: [&str; 4] = [
 ];
 
 /// What each run of today is called, whether it closes the log, and what was written before segments kept their length.
-const RUNS: [(&str, bool, &str); 2] = [("closed-2", true, "closed"), ("killed-2", false, "killed")];
+const RUNS: [(&str, bool, [&str; 2]); 2] = [
+    ("closed-3", true, ["closed", "closed-2"]),
+    ("killed-3", false, ["killed", "killed-2"]),
+];
 
 /// A run with compressed entries. Another version of the compressor may write other blocks, so it is only read.
 const COMPRESSED: &str = "compressed";
 
 /// A run whose log was begun anew: an incarnation in records, checkpoint and vote slots.
-const INCARNATION: &str = "incarnation";
+const INCARNATION: &str = "incarnation-2";
+/// The same of an earlier version.
+const INCARNATION_BEFORE: &str = "incarnation";
 
 fn options() -> LogOptions {
     let mut options = LogOptions::new("/log", STORE);
@@ -232,7 +237,9 @@ fn golden_files_open_with_their_content() {
         write(&fs, options, true);
         update(&fs, COMPRESSED);
     }
-    let runs = RUNS.into_iter().flat_map(|(new, _, old)| [new, old]);
+    let runs = RUNS
+        .into_iter()
+        .flat_map(|(new, _, old)| [new, old[0], old[1]]);
     for run in runs.chain([COMPRESSED]) {
         let fs = stored(run);
         let (log, report) = Log::open(fs.shared(), options()).unwrap();
@@ -242,10 +249,12 @@ fn golden_files_open_with_their_content() {
         drop(log);
         check(&Log::open(fs.shared(), options()).unwrap().0);
     }
-    let fs = stored(INCARNATION);
-    let (log, report) = Log::open(fs.shared(), options()).unwrap();
-    check_anew(&log);
-    assert_eq!(report.from_footers, 1, "{report}");
-    drop(log);
-    check_anew(&Log::open(fs.shared(), options()).unwrap().0);
+    for run in [INCARNATION, INCARNATION_BEFORE] {
+        let fs = stored(run);
+        let (log, report) = Log::open(fs.shared(), options()).unwrap();
+        check_anew(&log);
+        assert_eq!(report.from_footers, 1, "{report}");
+        drop(log);
+        check_anew(&Log::open(fs.shared(), options()).unwrap().0);
+    }
 }

@@ -22,7 +22,7 @@ pub struct Plan {
     pub faults: Vec<Scheduled>,
     /// Faults of the seed were left out.
     pub shortened: bool,
-    /// A bug that is put into the product, by its name: see [`super::bugs`].
+    /// A bug that is put into the product, by its name: see [`crate::sim::bugs`].
     pub bug: Option<String>,
 }
 

@@ -160,8 +160,8 @@ pub(crate) struct BatchHeader {
     pub chain: u32,
     /// CRC of the body.
     pub body_crc: u32,
-    /// Pieces of the body that look as if they had never been written, or would with one byte less: see [`sparse_pieces`].
-    pub sparse: u32,
+    /// Pieces of the body that look as if they had never been written: see [`zero_pieces`].
+    pub zeros: u32,
     /// CRC of this header; the next batch's chain value.
     pub crc: u32,
 }
@@ -180,7 +180,7 @@ impl BatchHeader {
         out[44..48].copy_from_slice(&self.record_count.to_le_bytes());
         out[48..52].copy_from_slice(&self.chain.to_le_bytes());
         out[52..56].copy_from_slice(&self.body_crc.to_le_bytes());
-        out[56..60].copy_from_slice(&self.sparse.to_le_bytes());
+        out[56..60].copy_from_slice(&self.zeros.to_le_bytes());
         self.crc = crc32fast::hash(&out[..60]);
         out[60..64].copy_from_slice(&self.crc.to_le_bytes());
         self.crc
@@ -205,7 +205,7 @@ impl BatchHeader {
             record_count: u32_at(data, 44),
             chain: u32_at(data, 48),
             body_crc: u32_at(data, 52),
-            sparse: u32_at(data, 56),
+            zeros: u32_at(data, 56),
             crc: u32_at(data, 60),
         };
         let plausible =
@@ -231,13 +231,10 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
-/// How many pieces of a body, which lies at `offset`, have at most one byte that is not zero. A write that was torn leaves
-/// more pieces of zeros than that: these are there by themselves, or by one byte that went bad.
-pub(crate) fn sparse_pieces(offset: u64, body: &[u8]) -> u32 {
-    let is_sparse = |piece: &&[u8]| {
-        is_zero(piece) || piece.iter().filter(|byte| **byte != 0).take(2).count() < 2
-    };
-    let count = pieces(offset, body).filter(is_sparse).count();
+/// How many pieces of a body, which lies at `offset`, are all zero. A write that was torn leaves more of them. (So does a byte
+/// that went bad, if it was the only one of its piece that is not zero.)
+pub(crate) fn zero_pieces(offset: u64, body: &[u8]) -> u32 {
+    let count = pieces(offset, body).filter(|piece| is_zero(piece)).count();
     count.try_into().expect("a body is shorter than 4 GiB")
 }
 
@@ -721,7 +718,7 @@ mod tests {
             record_count: 1,
             chain: 0,
             body_crc: 0,
-            sparse: 0,
+            zeros: 0,
             crc: 0,
         };
         let mut out = [0; BATCH_HEADER];

@@ -153,7 +153,7 @@ proptest! {
         let wanted = BatchHeader {
             body_len: body.bytes.len() as u32,
             body_crc: crc32fast::hash(&body.bytes),
-            sparse: format::sparse_pieces(offset.wrapping_add(BATCH_HEADER as u64), &body.bytes),
+            zeros: format::zero_pieces(offset.wrapping_add(BATCH_HEADER as u64), &body.bytes),
             crc,
             ..top
         };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::footer::{FOOTER_GAP, Footer};
-use super::format::{BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, salt, sparse_pieces};
+use super::format::{BATCH_HEADER, BatchHeader, SEGMENT_DATA, SegmentHeader, salt, zero_pieces};
 use super::manifest::Manifest;
 use super::segment::{self, Prepared};
 use super::votes::{Slot, Votes};
@@ -84,7 +84,7 @@ pub(super) fn frame(out: &mut Vec<u8>, salt: u64, mut header: BatchHeader, body:
     let start = out.len();
     header.body_len = body.len() as u32;
     header.body_crc = crc32fast::hash(body);
-    header.sparse = sparse_pieces(header.offset.wrapping_add(BATCH_HEADER as u64), body);
+    header.zeros = zero_pieces(header.offset.wrapping_add(BATCH_HEADER as u64), body);
     out.resize(start + BATCH_HEADER, 0);
     out.extend_from_slice(body);
     header.encode(salt, &mut out[start..start + BATCH_HEADER])
@@ -105,7 +105,7 @@ pub(super) fn header(
         record_count: records,
         chain,
         body_crc: 0,
-        sparse: 0,
+        zeros: 0,
         crc: 0,
     }
 }

@@ -486,14 +486,14 @@ fn torn_shape(rest: &[u8], at: usize, salt: u64) -> bool {
     // A batch without any such piece says no more than one of a version that did not count them, in which records that
     // verify may have some.
     let mut from = 0;
-    while header.sparse == 0
+    while header.zeros == 0
         && let Some(raw) = format::raw_record(body, from)
     {
         from = (from + raw.len).next_multiple_of(8);
     }
     let from = from.min(body.len());
     let zeros = format::pieces((at + BATCH_HEADER + from) as u64, &body[from..]);
-    zeros.filter(|piece| format::is_zero(piece)).count() > header.sparse as usize
+    zeros.filter(|piece| format::is_zero(piece)).count() > header.zeros as usize
 }
 
 fn decode_all(body: &[u8]) -> Result<Vec<(GroupId, DiskRecord)>, String> {

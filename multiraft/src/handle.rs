@@ -1,13 +1,14 @@
 //! How other threads reach the host.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use raft_log::snapshot::PendingSnapshot;
 use raft_log::{GroupId, Index, NodeId, SnapshotRef, Term};
 use raft_node::StateMachine;
 use raft_node::core::{Change, Message};
+use raft_node::driver::Group;
 
 use crate::forward::ForwardMessage;
 use crate::inbox::{Inbox, Request};
@@ -19,7 +20,49 @@ use crate::{GroupStatus, HostError, Reply};
 /// Reaches the groups of one host from any thread. Cheap to clone.
 pub struct HostHandle<S: StateMachine> {
     pub(crate) inbox: Arc<Inbox<S::Output>>,
-    pub(crate) groups: Arc<BTreeMap<GroupId, Arc<Published>>>,
+    pub(crate) groups: Arc<Directory>,
+    pub(crate) newcomers: Arc<Newcomers<S>>,
+}
+
+/// The groups of a host; more may come while it runs, none goes.
+#[derive(Default)]
+pub(crate) struct Directory(RwLock<BTreeMap<GroupId, Arc<Published>>>);
+
+impl Directory {
+    pub(crate) fn insert(&self, group: GroupId, published: Arc<Published>) {
+        let mut groups = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        groups.insert(group, published);
+    }
+
+    fn get(&self, group: &GroupId) -> Option<Arc<Published>> {
+        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        groups.get(group).cloned()
+    }
+
+    fn keys(&self) -> Vec<GroupId> {
+        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        groups.keys().copied().collect()
+    }
+
+    fn contains_key(&self, group: &GroupId) -> bool {
+        let groups = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        groups.contains_key(group)
+    }
+}
+
+/// Groups that are to join a host that runs. Who opens them bounds their number.
+pub(crate) struct Newcomers<S: StateMachine>(Mutex<Vec<(Group<S>, Reply<()>)>>);
+
+impl<S: StateMachine> Newcomers<S> {
+    pub(crate) fn take(&self) -> Vec<(Group<S>, Reply<()>)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl<S: StateMachine> Default for Newcomers<S> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
 impl<S: StateMachine> Clone for HostHandle<S> {
@@ -27,11 +70,40 @@ impl<S: StateMachine> Clone for HostHandle<S> {
         Self {
             inbox: Arc::clone(&self.inbox),
             groups: Arc::clone(&self.groups),
+            newcomers: Arc::clone(&self.newcomers),
         }
     }
 }
 
 impl<S: StateMachine> HostHandle<S> {
+    /// Lets an opened group of the host's log join it. `reply` is called once: when the group takes requests; with
+    /// [`HostError::Stopped`] when the host ended before.
+    ///
+    /// # Panics
+    /// On the host's thread, if a group of that number is there already.
+    pub fn join(&self, group: Group<S>, reply: Reply<()>) {
+        let mut newcomers = (self.newcomers.0.lock()).unwrap_or_else(PoisonError::into_inner);
+        newcomers.push((group, reply));
+        drop(newcomers);
+        if let Err((_, error)) = self.inbox.push(Request::Join) {
+            for (_, reply) in self.newcomers.take() {
+                reply(Err(error.clone()));
+            }
+        }
+    }
+
+    /// All groups of the host, ascending.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        self.groups.keys()
+    }
+
+    /// Whether the host has the group.
+    #[must_use]
+    pub fn has(&self, group: GroupId) -> bool {
+        self.groups.contains_key(&group)
+    }
+
     /// Proposes a command. `reply` is called once: with the state machine's output after it was applied here, or with
     /// the reason why there is none.
     pub fn propose(&self, group: GroupId, payload: Bytes, reply: Reply<S::Output>) {

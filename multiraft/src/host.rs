@@ -21,7 +21,7 @@ use raft_node::driver::{Event, Group, GroupError};
 use tracing::info;
 
 use crate::forward::ForwardMessage;
-use crate::handle::HostHandle;
+use crate::handle::{Directory, HostHandle, Newcomers};
 use crate::inbox::{Inbox, InboxLimits, Request};
 use crate::liveness::Beat;
 use crate::snapshots::{HOLD_TICKS, Keeper};
@@ -112,6 +112,8 @@ pub struct HostCore<S: StateMachine> {
     options: HostOptions,
     slots: Slots<S>,
     inbox: Arc<Inbox<S::Output>>,
+    directory: Arc<Directory>,
+    newcomers: Arc<Newcomers<S>>,
     taken: Vec<Request<S::Output>>,
     proposals: HashMap<u64, Proposal<S::Output>>,
     reads: HashMap<u64, Vec<Reply<()>>>,
@@ -141,19 +143,22 @@ impl<S: StateMachine> HostCore<S> {
     ) -> (Self, HostHandle<S>) {
         let inbox = Arc::new(Inbox::new(options.inbox, wake));
         let slots = Slots::new(groups);
-        let published = slots
-            .all()
-            .map(|slot| (slot.group.id(), Arc::clone(&slot.published)))
-            .collect();
+        let directory = Arc::<Directory>::default();
+        for slot in slots.all() {
+            directory.insert(slot.group.id(), Arc::clone(&slot.published));
+        }
         let handle = HostHandle {
             inbox: Arc::clone(&inbox),
-            groups: Arc::new(published),
+            groups: Arc::clone(&directory),
+            newcomers: Arc::default(),
         };
         let mut host = Self {
             log,
             options,
             slots,
             inbox,
+            directory,
+            newcomers: Arc::clone(&handle.newcomers),
             taken: Vec::new(),
             proposals: HashMap::new(),
             reads: HashMap::new(),
@@ -283,6 +288,9 @@ impl<S: StateMachine> HostCore<S> {
     pub fn fail(&mut self) {
         self.inbox.stop();
         self.inbox.take(&mut self.taken);
+        for (_, reply) in self.newcomers.take() {
+            reply(Err(HostError::Stopped));
+        }
         for request in self.taken.drain(..) {
             match request {
                 Request::Propose { reply, .. } | Request::Change { reply, .. } => {
@@ -301,6 +309,7 @@ impl<S: StateMachine> HostCore<S> {
                 | Request::HandOver { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
+                | Request::Join
                 | Request::Called { .. } => {}
             }
         }
@@ -409,6 +418,7 @@ impl<S: StateMachine> HostCore<S> {
                     let matched = self.slots.get(group).map(|slot| slot.group.matched());
                     reply(Ok(matched.unwrap_or_default()));
                 }
+                Request::Join => self.take_newcomers(),
                 Request::Make { group, reply } => self.make_snapshot(group, reply),
                 Request::Made { group, result } => self.snapshot_made(now, group, &result),
                 Request::Beat { from, beat } => {
@@ -434,6 +444,21 @@ impl<S: StateMachine> HostCore<S> {
                 self.reads.insert(token, std::mem::take(&mut slot.reads));
                 slot.group.read(token);
             }
+        }
+    }
+
+    /// Groups that were opened while this host runs.
+    fn take_newcomers(&mut self) {
+        for (group, reply) in self.newcomers.take() {
+            let id = group.id();
+            let published = self.slots.add(group);
+            if let Some(forwarder) = &mut self.forwarder {
+                forwarder.add(id);
+            }
+            // Whoever finds it there sees it as it is.
+            self.publish();
+            self.directory.insert(id, published);
+            reply(Ok(()));
         }
     }
 

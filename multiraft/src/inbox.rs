@@ -113,6 +113,8 @@ pub(crate) enum Request<O> {
         group: GroupId,
         to: NodeId,
     },
+    /// Groups wait to join.
+    Join,
     /// A call is done. Who makes calls bounds their number.
     Called {
         group: GroupId,
@@ -257,6 +259,7 @@ impl<O> Inbox<O> {
             }
             Request::Refused { .. }
             | Request::Called { .. }
+            | Request::Join
             | Request::Made { .. }
             | Request::Transfer { .. }
             | Request::Arrived { .. } => {}

@@ -91,32 +91,34 @@ struct Node {
     handle: HostHandle<List>,
 }
 
+/// Begins a group in a log, or opens it.
+fn group(log: &Log, id: GroupId, durable: &Arc<Mutex<Durable>>) -> Result<Group<List>, String> {
+    bootstrap(log, id, 1, &Membership::of_voters([ME])).map_err(|error| error.to_string())?;
+    let core = Config {
+        id: ME,
+        group: id,
+        ..Config::default()
+    };
+    let config = GroupConfig {
+        core: core.validate().unwrap(),
+        catch_up_entries: 3,
+    };
+    let machine = List {
+        now: durable.lock().unwrap().clone(),
+        durable: Arc::clone(durable),
+    };
+    Group::open(id, config, log.clone(), machine).map_err(|error| error.to_string())
+}
+
 fn open(fs: &SimFs, durable: &[Arc<Mutex<Durable>>]) -> Result<Node, String> {
     let mut options = LogOptions::new("/log", StoreId(5));
     options.io = IoMode::Inline;
     options.segment_bytes_min = 16 << 10;
     options.segment_bytes_max = 16 << 10;
     let (log, _) = Log::open(fs.shared(), options).map_err(|error| error.to_string())?;
-    let mut groups = Vec::new();
-    for (id, durable) in GROUPS.into_iter().zip(durable) {
-        bootstrap(&log, id, 1, &Membership::of_voters([ME])).map_err(|error| error.to_string())?;
-        let core = Config {
-            id: ME,
-            group: id,
-            ..Config::default()
-        };
-        let config = GroupConfig {
-            core: core.validate().unwrap(),
-            catch_up_entries: 3,
-        };
-        let now = durable.lock().unwrap().clone();
-        let machine = List {
-            now,
-            durable: Arc::clone(durable),
-        };
-        let group = Group::open(id, config, log.clone(), machine);
-        groups.push(group.map_err(|error| error.to_string())?);
-    }
+    let groups = GROUPS.into_iter().zip(durable);
+    let groups = groups.map(|(id, durable)| group(&log, id, durable));
+    let groups = groups.collect::<Result<Vec<_>, _>>()?;
     let options = HostOptions {
         snapshot_entries: 8,
         ..HostOptions::default()
@@ -354,4 +356,59 @@ fn run_until_rest(node: &mut Node, now: &mut u64) -> usize {
         }
     }
     panic!("the host never sleeps");
+}
+
+#[test]
+fn group_that_joins_a_host_that_runs_serves_from_then_on() {
+    let fs = SimFs::new(3);
+    let [first, second]: [Arc<Mutex<Durable>>; 2] = Default::default();
+    let mut now = 0;
+    let mut node = open(&fs, std::slice::from_ref(&first)).unwrap();
+    run(&mut node, &mut now).unwrap();
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let propose = |node: &Node, id| {
+        let answers = Arc::clone(&answers);
+        let reply = Box::new(move |answer| answers.lock().unwrap().push(answer));
+        node.handle.propose(id, Bytes::from_static(b"x"), reply);
+    };
+    let take = || std::mem::take(&mut *answers.lock().unwrap());
+    propose(&node, GROUPS[1]);
+    assert_eq!(take(), [Err(HostError::NoGroup)]);
+    assert!(!node.handle.has(GROUPS[1]) && node.handle.status(GROUPS[1]).is_none());
+
+    let joined = join(&node, group(&node.log, GROUPS[1], &second).unwrap());
+    now += 5_000;
+    run(&mut node, &mut now).unwrap();
+    assert_eq!(*joined.lock().unwrap(), Some(Ok(())));
+    assert!(node.handle.has(GROUPS[1]));
+    assert_eq!(node.handle.status(GROUPS[1]).unwrap().node, ME);
+    // Its time began when it joined.
+    for _ in 0..100 {
+        now += 10;
+        run(&mut node, &mut now).unwrap();
+    }
+    propose(&node, GROUPS[1]);
+    propose(&node, GROUPS[0]);
+    run(&mut node, &mut now).unwrap();
+    assert_eq!(take(), [Ok(1), Ok(1)]);
+    propose(&node, GROUPS[1]);
+    run(&mut node, &mut now).unwrap();
+    assert_eq!(take(), [Ok(2)]);
+
+    // One that comes too late hears so.
+    node.core.fail();
+    let mut options = LogOptions::new("/other", StoreId(5));
+    options.io = IoMode::Inline;
+    let (log, _) = Log::open(fs.shared(), options).unwrap();
+    let late = join(&node, group(&log, GroupId(9), &Arc::default()).unwrap());
+    assert_eq!(*late.lock().unwrap(), Some(Err(HostError::Stopped)));
+}
+
+/// Lets a group join, and gives back where the answer will be.
+fn join(node: &Node, group: Group<List>) -> Arc<Mutex<Option<Result<(), HostError>>>> {
+    let joined = Arc::new(Mutex::new(None));
+    let told = Arc::clone(&joined);
+    let reply = Box::new(move |answer| *told.lock().unwrap() = Some(answer));
+    node.handle.join(group, reply);
+    joined
 }

@@ -54,19 +54,26 @@ pub(super) struct Forwarder<O> {
 
 impl<O> Forwarder<O> {
     pub(super) fn new(setup: Forwarding<O>, groups: impl Iterator<Item = GroupId>) -> Self {
-        let (member, boot) = (setup.outcomes.member(), setup.outcomes.boot());
-        let away = |_| Away {
-            lane: Lane::new(member, boot),
-            asks: Asks::default(),
-        };
-        Self {
-            away: groups.map(|group| (group, away(group))).collect(),
+        let mut forwarder = Self {
+            away: BTreeMap::new(),
             active: BTreeSet::new(),
             setup,
             routes: BTreeMap::new(),
             calls: 0,
             outgoing: Vec::new(),
-        }
+        };
+        groups.for_each(|group| forwarder.add(group));
+        forwarder
+    }
+
+    /// A group joins the host.
+    pub(super) fn add(&mut self, group: GroupId) {
+        let outcomes = &self.setup.outcomes;
+        let away = Away {
+            lane: Lane::new(outcomes.member(), outcomes.boot()),
+            asks: Asks::default(),
+        };
+        self.away.insert(group, away);
     }
 
     fn away(&mut self, group: GroupId) -> &mut Away<O> {

@@ -35,7 +35,7 @@ pub(super) struct Slot<S: StateMachine> {
     due: Option<u64>,
 }
 
-/// Ascending by group.
+/// Those of the start ascending by group, then those that joined.
 pub(super) struct Slots<S: StateMachine> {
     list: Vec<Slot<S>>,
     index: BTreeMap<GroupId, usize>,
@@ -63,20 +63,10 @@ impl<S: StateMachine> Slots<S> {
             .map(|(at, group)| (group.id(), at))
             .collect();
         assert_eq!(index.len(), groups.len(), "each group is there once");
-        let list = groups.into_iter().map(|group| Slot {
-            published: Arc::default(),
-            reads: Vec::new(),
-            members: Membership::default(),
-            is_guarded: false,
-            is_shared: false,
-            is_dirty: true,
-            is_awake: true,
-            is_collected: false,
-            ticked_at: 0,
-            due: None,
-            group,
-        });
-        let list: Vec<_> = list.collect();
+        let list: Vec<_> = groups
+            .into_iter()
+            .map(|group| Slot::new(group, 0))
+            .collect();
         Self {
             awake: (0..list.len()).collect(),
             timers: BTreeSet::new(),
@@ -86,6 +76,22 @@ impl<S: StateMachine> Slots<S> {
             list,
             index,
         }
+    }
+
+    /// One more, awake, whose time begins now.
+    ///
+    /// # Panics
+    /// If it is there already: two would write to one log.
+    pub(super) fn add(&mut self, group: Group<S>) -> Arc<Published> {
+        let at = self.list.len();
+        let before = self.index.insert(group.id(), at);
+        assert!(before.is_none(), "each group is there once");
+        let slot = Slot::new(group, self.now);
+        let published = Arc::clone(&slot.published);
+        self.list.push(slot);
+        self.awake.push(at);
+        self.dirty.push(at);
+        published
     }
 
     pub(super) fn len(&self) -> usize {
@@ -241,6 +247,23 @@ impl<S: StateMachine> Slots<S> {
 }
 
 impl<S: StateMachine> Slot<S> {
+    /// Awake, with everything to be looked at.
+    fn new(group: Group<S>, ticked_at: u64) -> Self {
+        Self {
+            published: Arc::default(),
+            reads: Vec::new(),
+            members: Membership::default(),
+            is_guarded: false,
+            is_shared: false,
+            is_dirty: true,
+            is_awake: true,
+            is_collected: false,
+            ticked_at,
+            due: None,
+            group,
+        }
+    }
+
     fn pass(&mut self, now: u64) {
         let elapsed = now.saturating_sub(self.ticked_at);
         if elapsed > 0 {

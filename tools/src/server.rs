@@ -3,6 +3,7 @@
 //! Sockets are bound first: a port in use must not touch the data directory. They are served last: whoever connects
 //! meanwhile waits in the backlog until the node has replayed its log.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -13,11 +14,12 @@ use clap::ArgMatches;
 use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
 use kv_server::auth::{Authenticator, Jwt, JwtOptions, Tokens};
 use kv_server::node::{
-    ChangeRules, DATA_GROUP, GroupReplica, Node, NodeConfig, NodeError, Observers, UpkeepConfig,
+    ChangeRules, Front, GroupReplica, Node, NodeConfig, NodeError, NodeView, Observers, Serve,
+    UpkeepConfig, WantedKeyspace,
 };
 use kv_server::pb::etcdserverpb::watch_server::WatchServer;
 use kv_server::server::{
-    Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
+    Doors, Metrics, ServerHandle, ServerOptions, ServerParts, WatchOptions, WatchService, serve,
 };
 use multiraft::tls::{ClientTls, Listener, ServerTls};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -37,6 +39,8 @@ const SCAN_THREADS: usize = 2;
 const PUBLISH_WAIT: Duration = Duration::from_secs(5);
 /// Reads of ranges that wait for one of them; more are refused.
 const SCANS_QUEUED_MAX: usize = 1_024;
+/// Those of them that the watches of one keyspace may take.
+const SCANS_OF_WATCHES_MAX: usize = 4;
 
 /// The kernel clears a huge page when it is first touched: 2 MiB, measured as 5 ms in the middle of a write. A kernel
 /// that knows no such pages is fine.
@@ -65,10 +69,13 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     // Before anything can take long: a signal that comes during the start is not lost, and not deadly.
     let signals = Signals::new()?;
     let listeners = bind(&config.listen_client, "--listen-client-urls")?;
+    let keyspaces = config.keyspaces.iter();
+    let keyspaces = keyspaces.map(|one| bind(&one.listen, "--keyspace"));
+    let keyspaces = keyspaces.collect::<Result<Vec<_>, _>>()?;
     let peer_listeners = bind(&config.listen_peer, "--listen-peer-urls")?;
     let metrics = Arc::new(Metrics::new());
     let (failed, mut failure) = mpsc::channel(4);
-    let links_failed = failed.clone();
+    let (links_failed, keyspaces_failed) = (failed.clone(), failed.clone());
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = Box::new(move |error: &str| drop(failed.try_send(error.to_owned())));
     let (for_syncs, for_flushes) = (Arc::clone(&metrics), Arc::clone(&metrics));
@@ -90,12 +97,24 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
     let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);
     let started = connected.and_then(|()| start(&config, &mut node, listeners, metrics, tokens));
+    let started = started.and_then(|(server, serving)| {
+        let protected = &protected.client;
+        let sockets = keyspaces.into_iter().zip(&config.keyspaces);
+        let listeners = sockets
+            .map(|(sockets, one)| listeners_of(sockets, &one.listen, protected))
+            .collect();
+        let on_failure =
+            Box::new(move |error: &str| drop(keyspaces_failed.try_send(error.to_owned())));
+        let serving = (server.doors(), serving);
+        serve_keyspaces(&mut node, serving, listeners, on_failure)?;
+        Ok(server)
+    });
     let outcome = match started {
         Ok(server) => {
             let outcome = signals.wait(&mut failure);
             node.hand_over();
             // Watches end with a status of their own before connections are drained.
-            node.hub.close();
+            node.close_watches();
             server.shutdown();
             outcome
         }
@@ -233,7 +252,7 @@ fn start(
     listeners: Vec<Listener>,
     metrics: Arc<Metrics>,
     tokens: Option<Tokens>,
-) -> Result<ServerHandle, Failure> {
+) -> Result<(ServerHandle, Serving), Failure> {
     let has_leader = node.wait_until_serving().map_err(failure_of)?;
     if !has_leader {
         warn!("there is no leader yet; writes and linearizable reads will fail until there is one");
@@ -246,60 +265,31 @@ fn start(
     if let Some(watcher) = node.link_watcher() {
         metrics.show_links(watcher);
     }
-    let (cluster, member) = (node.identity.cluster, node.identity.member.0);
     let published = node
-        .publish(advertised(config, &addresses))
+        .publish(advertised(&config.advertise_client_urls, &addresses))
         .map_err(failure_of)?;
     if has_leader {
         // As etcd: who serves can be found. It goes on by itself when this takes too long.
         let _ = published.recv_timeout(PUBLISH_WAIT);
     }
-    let options = ApiOptions {
-        max_request_bytes: config.request_bytes_max,
-        max_txn_ops: config.txn_ops_max,
-        election_ms: config.election_ms,
-        ..ApiOptions::new(cluster, member)
-    };
-    let replica = GroupReplica {
-        handle: node.handle.clone(),
-        group: DATA_GROUP,
-    };
-    let view = Arc::new(node.view());
-    let scans = ScanPool::start(SCAN_THREADS, SCANS_QUEUED_MAX)
+    let queued = SCANS_QUEUED_MAX + config.keyspaces.len() * SCANS_OF_WATCHES_MAX;
+    let scans = ScanPool::start(SCAN_THREADS, queued)
         .map_err(|error| Failure::failed("starting the threads that scan", error))?;
-    let scans = Arc::new(scans);
-    node.tokens.keep_for(config.auth_token_ttl);
-    let tokens = tokens.unwrap_or_else(|| Tokens::Simple(Arc::clone(&node.tokens)));
+    let front = node.front();
+    front.keyspace.tokens.keep_for(config.auth_token_ttl);
+    let signed = tokens.clone();
+    let tokens = tokens.unwrap_or_else(|| Tokens::Simple(Arc::clone(&front.keyspace.tokens)));
     let authenticator = Authenticator::start(tokens, config.bcrypt_cost)
         .map_err(|error| Failure::failed("starting the threads that hash passwords", error))?;
-    let authenticator = Arc::new(authenticator);
-    let watches = WatchService::new(
-        Arc::clone(&node.hub),
-        Arc::clone(&node.store),
-        Arc::new(replica.clone()),
-        Arc::clone(&scans),
-        &metrics,
-        WatchOptions {
-            election: Duration::from_millis(config.election_ms),
-            progress_interval: config.progress_interval,
-            ..WatchOptions::new(cluster, member)
-        },
-    );
-    let watches = watches.with_authenticator(Arc::clone(&authenticator));
-    let api = EtcdApi::new(replica, view, scans, options).with_authenticator(authenticator);
-    let api = Arc::new(api);
-    let parts = ServerParts {
-        api,
-        hub: Arc::clone(&node.hub),
-        metrics,
-        services: Routes::new(WatchServer::new(watches)),
-        options: ServerOptions {
-            max_request_bytes: config.request_bytes_max,
-            client_cert_auth: config.client_cert_auth,
-            json_gateway: config.json_gateway,
-            ..ServerOptions::default()
-        },
+    let serving = Serving {
+        config: config.clone(),
+        scans: Arc::new(scans),
+        authenticator: Arc::new(authenticator),
+        signed,
     };
+    let authenticator = Arc::clone(&serving.authenticator);
+    let (cluster, member) = (front.cluster, front.member);
+    let parts = serving.parts(front, metrics, authenticator);
     let server = serve(listeners, parts)
         .map_err(|error| Failure::failed("starting the threads that serve", error))?;
     for address in server.local_addrs() {
@@ -307,26 +297,139 @@ fn start(
             %address,
             cluster_id = format!("{cluster:x}"),
             member_id = format!("{member:x}"),
-            revision = node.store.revision(),
+            revision = node.keyspace.store.revision(),
             "ready to serve client requests"
         );
     }
-    Ok(server)
+    Ok((server, serving))
+}
+
+/// What all keyspaces are served with.
+struct Serving {
+    config: ServerConfig,
+    scans: Arc<ScanPool>,
+    authenticator: Arc<Authenticator>,
+    /// Where tokens are not remembered.
+    signed: Option<Tokens>,
+}
+
+impl Serving {
+    /// The services of a keyspace.
+    fn parts(
+        &self,
+        front: Front,
+        metrics: Arc<Metrics>,
+        authenticator: Arc<Authenticator>,
+    ) -> ServerParts<EtcdApi<GroupReplica, NodeView>> {
+        let Front {
+            is_default,
+            cluster,
+            member,
+            keyspace,
+            replica,
+            view,
+        } = front;
+        let config = &self.config;
+        let options = ApiOptions {
+            max_request_bytes: config.request_bytes_max,
+            max_txn_ops: config.txn_ops_max,
+            election_ms: config.election_ms,
+            changes_members: is_default,
+            ..ApiOptions::new(cluster, member)
+        };
+        let watches = WatchService::new(
+            Arc::clone(&keyspace.hub),
+            Arc::clone(&keyspace.store),
+            Arc::new(replica.clone()),
+            Arc::clone(&self.scans),
+            &metrics,
+            WatchOptions {
+                election: Duration::from_millis(config.election_ms),
+                progress_interval: config.progress_interval,
+                ..WatchOptions::new(cluster, member)
+            },
+        );
+        let watches = watches.with_authenticator(Arc::clone(&authenticator));
+        let scans = Arc::clone(&self.scans);
+        let api = EtcdApi::new(replica, Arc::new(view), scans, options);
+        ServerParts {
+            api: Arc::new(api.with_authenticator(authenticator)),
+            hub: keyspace.hub,
+            metrics,
+            services: Routes::new(WatchServer::new(watches)),
+            options: ServerOptions {
+                max_request_bytes: config.request_bytes_max,
+                client_cert_auth: config.client_cert_auth,
+                json_gateway: config.json_gateway,
+                ..ServerOptions::default()
+            },
+        }
+    }
+
+    /// The services of a keyspace beside the default one: its users are its own.
+    fn parts_of(&self, name: &str, front: Front) -> ServerParts<EtcdApi<GroupReplica, NodeView>> {
+        let remembered = &front.keyspace.tokens;
+        remembered.keep_for(self.config.auth_token_ttl);
+        let tokens = match &self.signed {
+            Some(Tokens::Jwt(jwt)) => Tokens::Jwt(Arc::new(jwt.of_keyspace(name))),
+            _ => Tokens::Simple(Arc::clone(remembered)),
+        };
+        let authenticator = Arc::new(self.authenticator.beside(tokens));
+        self.parts(front, Arc::new(Metrics::new()), authenticator)
+    }
+}
+
+/// Lets the node keep the keyspaces beside the default one, and serves those that were asked for once they are there.
+fn serve_keyspaces(
+    node: &mut Node,
+    (doors, serving): (Doors, Serving),
+    listeners: Vec<Vec<Listener>>,
+    on_failure: Box<dyn FnOnce(&str) + Send>,
+) -> Result<(), Failure> {
+    let mut wanted = Vec::new();
+    let mut waiting = BTreeMap::new();
+    for (listeners, one) in listeners.into_iter().zip(&serving.config.keyspaces) {
+        let addresses: Vec<SocketAddr> = listeners
+            .iter()
+            .map(|listener| listener.socket.local_addr())
+            .collect::<Result<_, _>>()
+            .map_err(|error| Failure::failed("asking for the address of a socket", error))?;
+        wanted.push(WantedKeyspace {
+            name: one.name.clone(),
+            client_urls: advertised(&one.urls, &addresses),
+        });
+        waiting.insert(one.name.clone(), listeners);
+    }
+    let serve: Serve = Box::new(move |name, front| {
+        let listeners = waiting.remove(name).unwrap_or_default();
+        let (cluster, revision) = (front.cluster, front.keyspace.store.revision());
+        let parts = serving.parts_of(name, front);
+        let addresses = doors
+            .open(listeners, parts)
+            .map_err(|error| error.to_string())?;
+        for address in addresses {
+            info!(
+                %address,
+                keyspace = name,
+                cluster_id = format!("{cluster:x}"),
+                revision,
+                "ready to serve client requests"
+            );
+        }
+        Ok(())
+    });
+    node.keep_keyspaces(wanted, serve, on_failure)
+        .map_err(failure_of)
 }
 
 /// The URLs that clients are told, with the port that the system chose where none was given.
-fn advertised(config: &ServerConfig, addresses: &[SocketAddr]) -> Vec<String> {
+fn advertised(urls: &[String], addresses: &[SocketAddr]) -> Vec<String> {
     let with_port = |(at, url): (usize, &String)| match (url.strip_suffix(":0"), addresses.get(at))
     {
         (Some(host), Some(address)) => format!("{host}:{}", address.port()),
         _ => url.clone(),
     };
-    config
-        .advertise_client_urls
-        .iter()
-        .enumerate()
-        .map(with_port)
-        .collect()
+    urls.iter().enumerate().map(with_port).collect()
 }
 
 /// SIGTERM and SIGINT, caught from its creation on.

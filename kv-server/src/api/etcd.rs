@@ -72,6 +72,8 @@ pub struct ApiOptions {
     pub max_txn_ops: usize,
     /// The election timeout in milliseconds; default 1,000. It bounds waits, and the shortest lease.
     pub election_ms: u64,
+    /// Whether members are changed here: in the default keyspace, whose the members are. Default yes.
+    pub changes_members: bool,
 }
 
 impl ApiOptions {
@@ -84,6 +86,7 @@ impl ApiOptions {
             max_request_bytes: 3 << 19,
             max_txn_ops: 128,
             election_ms: 1_000,
+            changes_members: true,
         }
     }
 

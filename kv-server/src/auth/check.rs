@@ -146,6 +146,7 @@ pub(crate) fn check_op<E: From<ApiError>>(
         | Op::LeaseCheckpoint(_)
         | Op::PublishMember(_)
         | Op::UpdateMember(_)
+        | Op::RegisterKeyspace(_)
         | Op::CheckState(_) => {}
     }
     Ok(())

@@ -28,6 +28,9 @@ struct Claims {
     revision: u64,
     /// Seconds of the epoch.
     exp: u64,
+    /// Of which keyspace the user is; nothing for the default one, as in etcd.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    keyspace: String,
 }
 
 /// How tokens are made and verified, with the content of the key files.
@@ -51,6 +54,8 @@ pub struct Jwt {
     verifying: DecodingKey,
     validation: Validation,
     ttl: Duration,
+    /// Empty for the default one.
+    keyspace: String,
 }
 
 impl fmt::Debug for Jwt {
@@ -62,6 +67,15 @@ impl fmt::Debug for Jwt {
 }
 
 impl Jwt {
+    /// The same keys, for the users of a keyspace beside the default one.
+    #[must_use]
+    pub fn of_keyspace(&self, name: &str) -> Self {
+        Self {
+            keyspace: name.to_owned(),
+            ..self.clone()
+        }
+    }
+
     /// Reads the keys, and makes a token to see that they belong together.
     ///
     /// # Errors
@@ -80,6 +94,7 @@ impl Jwt {
             verifying,
             validation,
             ttl: options.ttl.unwrap_or(TTL_DEFAULT),
+            keyspace: String::new(),
         };
         if jwt.signing.is_some() {
             let token = jwt.sign("", 1);
@@ -103,6 +118,7 @@ impl Jwt {
             revision,
             // At least a second, so that a token that was just made counts.
             exp: get_current_timestamp() + self.ttl.as_secs().max(1),
+            keyspace: self.keyspace.clone(),
         };
         encode(&Header::new(self.algorithm), &claims, key).map_err(|error| {
             let text = format!("flotilla: the token cannot be signed: {error}");
@@ -119,6 +135,10 @@ impl Jwt {
     #[must_use]
     pub fn verify(&self, token: &str) -> Option<Identity> {
         let claims = self.claims(token)?;
+        // A user of another keyspace is somebody else, whatever the name.
+        if claims.keyspace != self.keyspace {
+            return None;
+        }
         Some(Identity {
             user: Arc::from(claims.username),
             revision: claims.revision,

@@ -58,7 +58,7 @@ pub enum Tokens {
 /// Says who a request comes from.
 pub struct Authenticator {
     tokens: Tokens,
-    passwords: Passwords,
+    passwords: Arc<Passwords>,
 }
 
 impl fmt::Debug for Authenticator {
@@ -83,8 +83,15 @@ impl Authenticator {
     /// # Errors
     /// Threads that hash cannot be started.
     pub fn start(tokens: Tokens, cost: u32) -> io::Result<Self> {
-        let passwords = Passwords::start(cost)?;
+        let passwords = Arc::new(Passwords::start(cost)?);
         Ok(Self { tokens, passwords })
+    }
+
+    /// Knows users by other tokens, with the same threads that hash.
+    #[must_use]
+    pub fn beside(&self, tokens: Tokens) -> Self {
+        let passwords = Arc::clone(&self.passwords);
+        Self { tokens, passwords }
     }
 
     /// Hashes and verifies.

@@ -13,7 +13,7 @@ use raft_log::{Index, Term};
 use raft_node::core::Membership;
 use sha2::{Digest, Sha256};
 
-use super::codec::{ALARM, DUPLICATE, LATEST, LEASE, MEMBER, Meta, REMOVED, VERSION};
+use super::codec::{ALARM, DUPLICATE, KEYSPACE, LATEST, LEASE, MEMBER, Meta, REMOVED, VERSION};
 use super::snapshot::{Content, KvCut, Pairs};
 use crate::engine::EngineError;
 use multiraft::Cut;
@@ -315,7 +315,7 @@ impl BackupReader {
     }
 
     /// Writes the content as a new cluster takes it up: with its members, and without what was of the old ones: which
-    /// commands they forwarded, what they published, and their alarms. Index and term stay.
+    /// commands they forwarded, what they published, their alarms, and the other keyspaces that they had. Index and term stay.
     ///
     /// # Errors
     /// Of the writer; `InvalidData` for a content that is damaged.
@@ -329,7 +329,7 @@ impl BackupReader {
         }
         let mut pairs = Pairs::begin(&meta, out)?;
         while let Some((table, key, record)) = content.next().map_err(io::Error::other)? {
-            if ![DUPLICATE, MEMBER, ALARM, REMOVED].contains(&table) {
+            if ![DUPLICATE, MEMBER, ALARM, REMOVED, KEYSPACE].contains(&table) {
                 pairs.add(table, &key, &record)?;
             }
         }

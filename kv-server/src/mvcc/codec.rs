@@ -18,6 +18,7 @@
 //! | 11 auth | nothing | whether authentication is enabled, and the revision of users and roles |
 //! | 12 users | name | the user, as an encoded `authpb.User` |
 //! | 13 roles | name | the role, as an encoded `authpb.Role` |
+//! | 14 keyspaces | name | the keyspace, as an encoded `flotilla.Keyspace`; of the default one alone |
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
@@ -39,6 +40,7 @@ pub(super) const REMOVED: u8 = 10;
 pub(super) const AUTH: u8 = 11;
 pub(super) const USER: u8 = 12;
 pub(super) const ROLE: u8 = 13;
+pub(super) const KEYSPACE: u8 = 14;
 
 const FORMAT: u8 = 1;
 /// Table, group and generation.
@@ -158,6 +160,18 @@ impl Keys {
     pub(super) fn meta(self) -> Bytes {
         self.start(META, 0, 0).freeze()
     }
+}
+
+/// Between which keys the meta records of all groups lie.
+pub(super) fn metas() -> ([u8; 1], [u8; 1]) {
+    ([META], [META + 1])
+}
+
+/// Whose key it is.
+pub(super) fn group_of(key: &[u8]) -> Result<GroupId, EngineError> {
+    let group = key.get(1..).and_then(|rest| rest.first_chunk::<8>());
+    let group = group.ok_or_else(|| damaged("a key is shorter than its prefix"))?;
+    Ok(GroupId(u64::from_be_bytes(*group)))
 }
 
 /// Keeps the order and makes the end visible: a zero byte becomes 0x00 0xff, the end is 0x00 0x00.

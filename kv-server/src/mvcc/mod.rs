@@ -13,12 +13,14 @@ mod codec;
 mod compact;
 mod duplicates;
 mod install;
+mod keyspaces;
 mod members;
 mod read;
 mod snapshot;
 mod state;
 mod state_check;
 mod store;
+mod survey;
 mod types;
 mod write;
 
@@ -27,10 +29,12 @@ pub use check::{
     KEY_BYTES_MAX, TXN_DEPTH_MAX, check_delete, check_put, check_range, check_txn, may_put,
 };
 pub use duplicates::{call, stamp};
+pub use keyspaces::{KEYSPACE_NAME_MAX, KEYSPACES_MAX, KeyspaceTable, check_keyspace_name};
 pub use members::MemberTable;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use state_check::{CheckSink, StateCut};
 pub use store::{History, Store};
+pub use survey::Survey;
 pub use types::{
     CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RangePart,
     RevisionEvents,

@@ -14,16 +14,16 @@ use bytes::Bytes;
 use multiraft::Cut;
 
 use super::codec::{
-    ALARM, AUTH, DUPLICATE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX, REMOVED,
-    REVISION, ROLE, USER, VERSION, damaged,
+    ALARM, AUTH, DUPLICATE, KEYSPACE, Keys, LATEST, LEASE, LEASE_KEY, MEMBER, Meta, PREFIX,
+    REMOVED, REVISION, ROLE, USER, VERSION, damaged,
 };
 use super::read::Read as _;
 use crate::engine::{EngineError, Snapshot};
 
 /// All tables but the one of the meta record, in the order in which a snapshot has them.
-pub(super) const TABLES: [u8; 12] = [
+pub(super) const TABLES: [u8; 13] = [
     VERSION, REVISION, LATEST, LEASE_KEY, LEASE, DUPLICATE, MEMBER, ALARM, REMOVED, AUTH, USER,
-    ROLE,
+    ROLE, KEYSPACE,
 ];
 
 const HEADER: &[u8; 8] = b"FLOTKVS\x01";

@@ -20,6 +20,7 @@ use super::codec::{self, Keys, LEASE, Meta};
 use super::compact::Compactor;
 use super::duplicates::{self, Duplicates};
 use super::install::{Install, Sweep};
+use super::keyspaces::Keyspaces;
 use super::members::Members;
 use super::read::{Fail, Read};
 use super::snapshot::{Generation, KvCut};
@@ -84,6 +85,7 @@ pub struct KvStateMachine {
     leases: BTreeMap<i64, LeaseInfo>,
     duplicates: Duplicates,
     members: Members,
+    keyspaces: Keyspaces,
     alarms: Alarms,
     auth: Auth,
     tokens: Option<Arc<dyn TokenSink>>,
@@ -132,11 +134,13 @@ impl KvStateMachine {
         }
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys, &meta)?;
+        let keyspaces = Keyspaces::load(&snapshot, keys)?;
         let alarms = Alarms::load(&snapshot, keys)?;
         let auth = Auth::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
         let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
         store.publish_members(members.table());
+        store.publish_keyspaces(keyspaces.table());
         store.publish_alarms(alarms.list());
         store.publish_auth(Arc::clone(auth.state()));
         let mut machine = Self {
@@ -150,6 +154,7 @@ impl KvStateMachine {
             leases,
             duplicates,
             members,
+            keyspaces,
             alarms,
             auth,
             tokens: None,
@@ -259,6 +264,7 @@ impl KvStateMachine {
         let leases = load_leases(&snapshot, keys)?;
         let duplicates = Duplicates::load(&snapshot, keys)?;
         let members = Members::load(&snapshot, keys, &meta)?;
+        let keyspaces = Keyspaces::load(&snapshot, keys)?;
         let alarms = Alarms::load(&snapshot, keys)?;
         let auth = Auth::load(&snapshot, keys)?;
         drop(snapshot);
@@ -272,6 +278,8 @@ impl KvStateMachine {
         self.replaced.push(former);
         self.store.publish_members(members.table());
         self.members = members;
+        self.store.publish_keyspaces(keyspaces.table());
+        self.keyspaces = keyspaces;
         self.store.publish_alarms(alarms.list());
         self.alarms = alarms;
         self.store.publish_auth(Arc::clone(auth.state()));
@@ -320,6 +328,7 @@ impl KvStateMachine {
             leases: &mut self.leases,
             duplicates: &mut self.duplicates,
             members: &mut self.members,
+            keyspaces: &mut self.keyspaces,
             alarms: &mut self.alarms,
             auth: &mut self.auth,
             meta: self.meta.clone(),
@@ -375,6 +384,9 @@ impl KvStateMachine {
         }
         if let Some(table) = self.members.take_changed(self.meta.index) {
             self.store.publish_members(table);
+        }
+        if let Some(table) = self.keyspaces.take_changed() {
+            self.store.publish_keyspaces(table);
         }
         if std::mem::take(&mut self.alarms.changed) {
             self.store.publish_alarms(self.alarms.list());

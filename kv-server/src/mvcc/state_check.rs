@@ -12,7 +12,7 @@ use crate::engine::EngineError;
 use crate::error::ApiError;
 
 /// All tables that count beside the versions.
-const TABLES: [u8; 10] = [
+const TABLES: [u8; 11] = [
     codec::LATEST,
     codec::LEASE_KEY,
     codec::LEASE,
@@ -23,6 +23,7 @@ const TABLES: [u8; 10] = [
     codec::AUTH,
     codec::USER,
     codec::ROLE,
+    codec::KEYSPACE,
 ];
 
 /// Takes the cuts. Called by the applying thread: it must not block, and may let one go.

@@ -10,6 +10,7 @@ use raft_log::{GroupId, NodeId};
 
 use super::backup::Backup;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
+use super::keyspaces::KeyspaceTable;
 use super::members::MemberTable;
 use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
 use super::snapshot::{Generation, KvCut};
@@ -64,7 +65,8 @@ pub struct Store {
     compact_finished: AtomicI64,
     leases: RwLock<BTreeMap<i64, LeaseInfo>>,
     members: RwLock<Arc<MemberTable>>,
-    /// Called after each change of the members.
+    keyspaces: RwLock<Arc<KeyspaceTable>>,
+    /// Called after each change of the members or the keyspaces.
     members_changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Whether the quota raised each.
     alarms: RwLock<Vec<(AlarmMember, bool)>>,
@@ -101,6 +103,7 @@ impl Store {
             compact_finished: AtomicI64::new(meta.compact_finished),
             leases: RwLock::new(leases),
             members: RwLock::default(),
+            keyspaces: RwLock::default(),
             members_changed: OnceLock::new(),
             alarms: RwLock::default(),
             has_alarms: AtomicBool::new(false),
@@ -141,6 +144,14 @@ impl Store {
     /// Called by the writer with what is known of the members.
     pub(super) fn publish_members(&self, table: Arc<MemberTable>) {
         *self.members.write().unwrap_or_else(PoisonError::into_inner) = table;
+        if let Some(changed) = self.members_changed.get() {
+            changed();
+        }
+    }
+
+    /// Called by the writer with the keyspaces beside the default one.
+    pub(super) fn publish_keyspaces(&self, table: Arc<KeyspaceTable>) {
+        *(self.keyspaces.write()).unwrap_or_else(PoisonError::into_inner) = table;
         if let Some(changed) = self.members_changed.get() {
             changed();
         }
@@ -208,7 +219,7 @@ impl Store {
         self.alarms().iter().any(concerns)
     }
 
-    /// Lets `changed` be called after each change of the members, by the applying thread: it must not block. One at most
+    /// Lets `changed` be called after each change of the members or the keyspaces, by the applying thread: it must not block. One at most
     /// is called, the first.
     pub fn on_members_changed(&self, changed: Box<dyn Fn() + Send + Sync>) {
         // A second one would have nobody to tell that it is not called.
@@ -219,6 +230,12 @@ impl Store {
     #[must_use]
     pub fn members(&self) -> Arc<MemberTable> {
         Arc::clone(&self.members.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The keyspaces beside the default one; none in another one's store.
+    #[must_use]
+    pub fn keyspaces(&self) -> Arc<KeyspaceTable> {
+        Arc::clone(&(self.keyspaces.read()).unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What is known of a member.

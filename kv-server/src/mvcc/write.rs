@@ -17,6 +17,7 @@ use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
 use super::duplicates::Duplicates;
+use super::keyspaces::Keyspaces;
 use super::members::Members;
 use super::read::{Fail, Pairs, Read, View, check_txn_revision, header};
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
@@ -47,6 +48,7 @@ pub(super) struct Writer<'a> {
     pub(super) leases: &'a mut BTreeMap<i64, LeaseInfo>,
     pub(super) duplicates: &'a mut Duplicates,
     pub(super) members: &'a mut Members,
+    pub(super) keyspaces: &'a mut Keyspaces,
     pub(super) alarms: &'a mut Alarms,
     pub(super) auth: &'a mut Auth,
     pub(super) meta: Meta,
@@ -178,6 +180,12 @@ impl Writer<'_> {
             }
             Op::CheckState(CheckState {}) => {
                 self.check = true;
+                Ok(CommandResult::None)
+            }
+            Op::RegisterKeyspace(request) => {
+                let membership = self.meta.membership.as_ref().map(|(_, members)| members);
+                self.keyspaces
+                    .register(request, membership, self.keys, &mut self.changes)?;
                 Ok(CommandResult::None)
             }
             Op::PublishMember(member) => {

@@ -1,8 +1,9 @@
 //! What members ask of the leader beside proposing: renewals of leases, and changes of the members.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use bytes::Bytes;
 use multiraft::forward::{CallReply, Calls};
@@ -16,8 +17,24 @@ use crate::pb::peer::MemberCall;
 
 /// Tells the two apart.
 pub(super) struct NodeCalls {
-    pub(super) leases: LeaseCalls<GroupReplica>,
-    pub(super) members: Mutex<Sender<Event>>,
+    /// Of each keyspace.
+    leases: RwLock<BTreeMap<GroupId, LeaseCalls<GroupReplica>>>,
+    members: Mutex<Sender<Event>>,
+}
+
+impl NodeCalls {
+    pub(super) fn new(members: Sender<Event>) -> Self {
+        Self {
+            leases: RwLock::default(),
+            members: Mutex::new(members),
+        }
+    }
+
+    /// Lets the leases of a keyspace be renewed here.
+    pub(super) fn add(&self, group: GroupId, leases: LeaseCalls<GroupReplica>) {
+        let mut all = self.leases.write().unwrap_or_else(PoisonError::into_inner);
+        all.insert(group, leases);
+    }
 }
 
 impl fmt::Debug for NodeCalls {
@@ -30,7 +47,11 @@ impl Calls for NodeCalls {
     fn call(&self, group: GroupId, payload: Bytes, reply: CallReply) {
         let members = MemberCall::decode(payload.clone()).ok();
         let Some(call) = members.filter(|call| call.op.is_some()) else {
-            return self.leases.call(group, payload, reply);
+            let leases = self.leases.read().unwrap_or_else(PoisonError::into_inner);
+            return match leases.get(&group) {
+                Some(leases) => leases.call(group, payload, reply),
+                None => reply(None),
+            };
         };
         let members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(lost) = members.send(Event::Call(call, reply))

@@ -26,6 +26,7 @@ use super::roster::Roster;
 use super::*;
 use crate::engine::memory::MemoryEngine;
 use crate::lease::Lessor;
+use crate::mvcc::{KvOptions, Sinks};
 use crate::pb::command::{MemberChange, PublishMember};
 use crate::watch::WatchHub;
 

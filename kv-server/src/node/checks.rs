@@ -6,13 +6,13 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use multiraft::HostHandle;
 use raft_log::{Index, NodeId};
 use tracing::{debug, warn};
 
-use super::DATA_GROUP;
+use super::GroupReplica;
+use crate::api::Replica;
 use crate::lease::{StateReports, encode_call};
-use crate::mvcc::{CheckSink, KvStateMachine, StateCut};
+use crate::mvcc::{CheckSink, StateCut};
 use crate::pb::peer::{StateHash, lease_call};
 use crate::upkeep::StateChecks;
 
@@ -63,7 +63,7 @@ impl Hasher {
     pub(super) fn start(
         member: NodeId,
         cuts: Receiver<StateCut>,
-        handle: HostHandle<KvStateMachine>,
+        replica: GroupReplica,
     ) -> io::Result<Self> {
         let stopped = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stopped);
@@ -71,7 +71,7 @@ impl Hasher {
             .name("flotilla-hash".to_owned())
             .spawn(move || {
                 for cut in cuts {
-                    hash(member, cut, &handle, &told);
+                    hash(member, cut, &replica, &told);
                 }
             })?;
         Ok(Self { stopped, thread })
@@ -90,7 +90,7 @@ impl Hasher {
     }
 }
 
-fn hash(member: NodeId, cut: StateCut, handle: &HostHandle<KvStateMachine>, stopped: &AtomicBool) {
+fn hash(member: NodeId, cut: StateCut, replica: &GroupReplica, stopped: &AtomicBool) {
     let index = cut.index();
     let hash = match cut.hash(stopped) {
         Ok(Some(hash)) => hash,
@@ -106,5 +106,5 @@ fn hash(member: NodeId, cut: StateCut, handle: &HostHandle<KvStateMachine>, stop
     };
     let call = encode_call(lease_call::Op::StateHash(report));
     // One that is lost is waited for in vain; the next comparison comes.
-    handle.call_leader(DATA_GROUP, call, Box::new(|_| {}));
+    replica.call_leader(call, Box::new(|_| {}));
 }

@@ -10,15 +10,12 @@ use std::sync::Arc;
 
 use raft_log::snapshot::{RestorePoint, SnapshotStore};
 use raft_log::{Index, Log};
-use raft_node::{Applied, StateMachine};
 use tracing::warn;
 
-use super::{DATA_GROUP, NodeConfig, NodeError};
+use super::{NodeConfig, NodeError};
 use crate::engine::lsm::{FlushObserver, LsmEngine, LsmOptions};
 use crate::engine::{Engine, EngineError};
-use crate::lease::Lessor;
-use crate::mvcc::{KvOptions, KvStateMachine, Sinks};
-use crate::watch::WatchHub;
+use crate::mvcc::Survey;
 
 /// Damaged engine directories that are kept for inspection.
 const ASIDE_MAX: u32 = 8;
@@ -40,52 +37,43 @@ pub(super) fn open(
         Ok(engine) => return Ok(Arc::new(engine)),
         Err(error) => error,
     };
-    let complete = log
-        .group(DATA_GROUP)
-        .is_none_or(|info| info.base.index == Index::ZERO);
-    let restorable = !complete
-        && matches!(
-            snapshots.restore(log, DATA_GROUP)?,
-            RestorePoint::Snapshot { .. }
-        );
-    let error = rebuildable(error, &dir, complete || restorable)?;
+    let mut restorable = true;
+    for group in log.groups() {
+        let info = log.group(group);
+        let complete = info.is_none_or(|info| info.base.index == Index::ZERO);
+        restorable &= complete
+            || matches!(
+                snapshots.restore(log, group)?,
+                RestorePoint::Snapshot { .. }
+            );
+    }
+    let error = rebuildable(error, &dir, restorable)?;
     let aside = move_aside(&config.data_dir, &dir)?;
     warn!(%error, moved_to = %aside, "the engine cannot be opened and is rebuilt from the log, or from a snapshot and the log");
     Ok(Arc::new(LsmEngine::open(&dir, options)?))
 }
 
-/// Where the state of the default keyspace stands in an engine's directory; `None` when it holds none. Opening an engine
-/// cleans up in its directory, so this is for a copy, or for a start.
+/// What an engine's directory holds. Opening an engine cleans up in its directory, so this is for a copy, or for a start.
 ///
 /// # Errors
 /// The engine cannot be opened or read.
-pub fn applied_in(dir: &Path) -> Result<Option<Applied>, EngineError> {
-    let engine = Arc::new(LsmEngine::open(dir, LsmOptions::default())?);
-    let sinks = Sinks {
-        events: Arc::new(WatchHub::new()),
-        leases: Arc::new(Lessor::new()),
-    };
-    let options = KvOptions {
-        group: DATA_GROUP,
-        ..KvOptions::default()
-    };
-    let (machine, _) = KvStateMachine::open(Arc::<LsmEngine>::clone(&engine), options, sinks)?;
-    let applied = machine.applied();
-    drop(machine);
+pub fn survey(dir: &Path) -> Result<Survey, EngineError> {
+    let engine: Arc<dyn Engine> = Arc::new(LsmEngine::open(dir, LsmOptions::default())?);
+    let survey = Survey::of(engine.as_ref())?;
     engine.close()?;
-    Ok((applied.index > Index::ZERO).then_some(applied))
+    Ok(survey)
 }
 
-/// Where the engine's state stands before anything else of a start has looked at it; nowhere when it cannot be opened, for
-/// then it is rebuilt.
+/// What the engine holds before anything else of a start has looked at it; nothing when it cannot be opened, for then it is
+/// rebuilt.
 ///
 /// # Errors
 /// A state of the machine that will pass, such as a full disk.
-pub(super) fn applied_at_start(dir: &Path) -> Result<Applied, String> {
-    match applied_in(dir) {
-        Ok(applied) => Ok(applied.unwrap_or_default()),
+pub(super) fn survey_at_start(dir: &Path) -> Result<Survey, String> {
+    match survey(dir) {
+        Ok(survey) => Ok(survey),
         Err(error) if is_passing(&error) => Err(error.to_string()),
-        Err(_) => Ok(Applied::default()),
+        Err(_) => Ok(Survey::default()),
     }
 }
 

@@ -42,6 +42,8 @@ const PROMOTE_LAG_MAX: u64 = 500;
 const FAREWELL: Duration = Duration::from_secs(2);
 /// How long this member goes on after it was removed, so that others and its clients hear what they wait for.
 const LAST_MOMENTS: Duration = Duration::from_secs(1);
+/// How long it goes on at most while a keyspace's group still counts on it.
+const LAST_MOMENTS_MAX: Duration = Duration::from_secs(60);
 /// A wait without an end, nearly.
 const LONG: Duration = Duration::from_secs(3600);
 
@@ -133,6 +135,8 @@ struct Work {
     /// Who left, where it was, and until when it keeps its links.
     leaving: BTreeMap<NodeId, (Vec<String>, Instant)>,
     stop_at: Option<Instant>,
+    /// When it stops whatever counts on it.
+    stop_last: Option<Instant>,
 }
 
 #[expect(
@@ -156,6 +160,7 @@ impl Work {
             promote_at: None,
             leaving: BTreeMap::new(),
             stop_at: None,
+            stop_last: None,
         }
     }
 
@@ -189,11 +194,26 @@ impl Work {
         status.leader == Some(self.parts.me)
     }
 
+    /// Whether a member votes in the group of a keyspace.
+    fn is_counted_on(&self, id: NodeId) -> bool {
+        let handle = &self.parts.handle;
+        let groups = handle
+            .groups()
+            .into_iter()
+            .filter(|group| *group != DATA_GROUP);
+        let mut statuses = groups.filter_map(|group| handle.status(group));
+        statuses.any(|status| status.voters.contains(&id))
+    }
+
     /// Makes the disk and the links follow applied state, in this order: nobody is linked to whom a restart would not know.
     fn follow(&mut self) -> Result<(), String> {
         let now = now();
         if self.stop_at.is_some_and(|at| at <= now) {
-            return Err(REMOVED_ADVICE.to_owned());
+            let is_over = self.stop_last.is_none_or(|at| at <= now);
+            if is_over || !self.is_counted_on(self.parts.me) {
+                return Err(REMOVED_ADVICE.to_owned());
+            }
+            self.stop_at = Some(now + LAST_MOMENTS);
         }
         let roster = Roster::of(&self.parts.store, &self.parts.peers);
         if roster != self.roster {
@@ -201,6 +221,7 @@ impl Work {
             if is_removed && self.stop_at.is_none() {
                 warn!("this member was removed from the cluster; it stops");
                 self.stop_at = Some(now + LAST_MOMENTS);
+                self.stop_last = Some(now + LAST_MOMENTS_MAX);
             }
             if !self.parts.peers.is_ahead_of(roster.table.index) {
                 let kept = self.parts.peers.keep(&roster);
@@ -215,6 +236,13 @@ impl Work {
                 let farewell = || (urls.clone(), now + FAREWELL);
                 self.leaving.entry(*id).or_insert_with(farewell);
             }
+        }
+        // The members of keyspaces follow: without its vote they may not be able to.
+        for (id, (urls, mut until)) in std::mem::take(&mut self.leaving) {
+            if until <= now && self.is_counted_on(id) {
+                until = now + FAREWELL;
+            }
+            self.leaving.insert(id, (urls, until));
         }
         for (id, (urls, until)) in &self.leaving {
             if *until > now || self.roster.leaving.contains(id) {

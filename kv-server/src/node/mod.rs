@@ -7,8 +7,8 @@
 //! 3. Snapshots are compared with the log.
 //! 4. The engine is opened: it holds some earlier batch. One that cannot be opened is moved aside and rebuilt when the
 //!    log still has everything, or begins with a snapshot.
-//! 5. Group 1 is created in the log when it is not there; then log and state machine are joined, and the host replays
-//!    what the engine lacks.
+//! 5. Group 1 is created in the log when it is not there, as are those of other keyspaces that are registered; then log and
+//!    state machines are joined, and the host replays what the engine lacks.
 //!
 //! The links to other members come last: [`Node::connect`]. It opens no socket itself; the binary does.
 
@@ -23,6 +23,8 @@ mod identity;
 mod initial;
 mod join;
 mod keeper;
+mod keyspace;
+mod keyspaces;
 mod pacer;
 mod peers;
 mod publish;
@@ -37,7 +39,7 @@ mod upkeep;
 mod view;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use multiraft::forward::{ForwardLimits, Forwarding, Outcomes};
@@ -48,39 +50,37 @@ use multiraft::transport::{
     TransportSetup, TransportWatcher,
 };
 use multiraft::{
-    Host, HostError, HostHandle, HostOptions, Pace, SnapshotSetup, TaskThread, Tasks, restore,
+    GroupStatus, Host, HostError, HostHandle, HostOptions, Pace, SnapshotSetup, TaskThread, Tasks,
 };
 use raft_log::log::renewal;
 use raft_log::snapshot::{SnapshotOptions, SnapshotStore};
 use raft_log::vfs::{RealFs, SharedVfs, VfsLock};
 use raft_log::{GroupId, IoMode, Log, LogOptions, NodeId, StoreId};
-use raft_node::StateMachine;
 use raft_node::core::{Config, ValidConfig};
-use raft_node::driver::{Group, GroupConfig, bootstrap};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tracing::{info, warn};
 
-use crate::auth::TokenTable;
 use crate::engine::Engine;
 use crate::engine::lsm::FlushObserver;
-use crate::lease::{LeaseCalls, Lessor, StateReports};
-use crate::mvcc::{self, KvOptions, KvStateMachine, Sinks, Store};
+use crate::mvcc::{self, KvStateMachine, Store, Survey};
 use crate::pb::command::PublishMember;
-use crate::upkeep::StateChecks;
-use crate::watch::WatchHub;
 use calls::NodeCalls;
 use directory::{MemberDirectory, MemberGate};
 use initial::InitialMember;
 use join::Joining;
 use keeper::{Event, Keeper};
+use keyspace::{Beginning, Care, Ground, Opened};
+use keyspaces::{Hosted, Shepherd};
 use pacer::Pacer;
 use roster::Roster;
 
-pub use engine::applied_in;
+pub use engine::survey;
 pub use error::NodeError;
 pub use identity::{FORMAT_VERSION, Identity, IdentityError};
 pub use initial::{InitialCluster, InitialState};
+pub use keyspace::Keyspace;
+pub use keyspaces::{Front, Serve, WantedKeyspace};
 pub use peers::{PeerBook, known_members};
 pub use recover::{RecoveredGroup, Recovery, pending as pending_recovery, recover};
 pub use restore::{OpenBackup, RestoreOptions, restore_backup};
@@ -151,14 +151,8 @@ pub struct Node {
     pub identity: Identity,
     /// Proposals and reads.
     pub handle: HostHandle<KvStateMachine>,
-    /// The read side of the store.
-    pub store: Arc<Store>,
-    /// Watches.
-    pub hub: Arc<WatchHub>,
-    /// Lease deadlines.
-    pub lessor: Arc<Lessor>,
-    /// The tokens that this member knows.
-    pub tokens: Arc<TokenTable>,
+    /// The default keyspace.
+    pub keyspace: Keyspace,
     /// The engine, for its size and its space.
     pub engine: Arc<dyn Engine>,
     /// The log, for its statistics.
@@ -175,9 +169,16 @@ pub struct Node {
     events: (mpsc::Sender<Event>, Option<mpsc::Receiver<Event>>),
     keeper: Option<Keeper>,
     publisher: Option<publish::Publisher>,
-    upkeep: upkeep::Upkeep,
-    hasher: checks::Hasher,
-    quota: Arc<quota::Quota>,
+    ground: Arc<Ground>,
+    care: Care,
+    calls: Arc<NodeCalls>,
+    hosted: Hosted,
+    /// The way to the thread that keeps the other keyspaces, until that runs.
+    others: (
+        mpsc::Sender<keyspaces::Event>,
+        Option<mpsc::Receiver<keyspaces::Event>>,
+    ),
+    shepherd: Option<Shepherd>,
     pacer: Arc<Pacer>,
     _lock: Box<dyn VfsLock>,
 }
@@ -222,57 +223,61 @@ impl Node {
         let snapshots = open_snapshots(&vfs, config, &log, identity.store)?;
         let observe_flush = FlushObserver(Some(observers.flush));
         let engine = engine::open(config, &log, &snapshots, observe_flush)?;
-        let hub = Arc::new(WatchHub::new());
-        let lessor = Arc::new(Lessor::new());
-        let sinks = Sinks {
-            events: hub.clone(),
-            leases: lessor.clone(),
-        };
-        let (mut machine, store) = KvStateMachine::open(
-            Arc::clone(&engine),
-            KvOptions {
-                group: DATA_GROUP,
-                ..KvOptions::default()
-            },
-            sinks,
-        )?;
-
-        let log = repair::reach(&vfs, config, &identity, &peers, log, &machine.applied())?;
+        let survey = Survey::of(engine.as_ref())?;
+        let log = repair::reach(&vfs, config, &identity, &peers, log, &survey)?;
         if identity.boot > 0 && log.group(DATA_GROUP).is_none() {
             return Err(NodeError::LogLost { dir: dir.clone() });
         }
-        // The same on every member that began with the cluster, down to the id of its creation.
-        let creation = peers.creation().unwrap_or(identity.cluster);
-        bootstrap(&log, DATA_GROUP, creation, &peers.first())?;
         let tasks = TaskThread::start()
             .map_err(|error| NodeError::io("cannot start the task thread for", dir, error))?;
         let tasks: Arc<dyn Tasks> = Arc::new(tasks);
-        machine.run_tasks_on(Arc::clone(&tasks));
-        if let Some(snapshot) = restore(&mut machine, &log, &snapshots, DATA_GROUP)? {
-            info!(index = %snapshot.index, "the state was taken from a snapshot");
-        }
         // The number of the run that begins.
         let boot = identity.boot + 1;
         let outcomes = Arc::new(Outcomes::new(identity.member, boot));
-        machine.report_forwarded(Arc::clone(&outcomes));
-        let tokens = Arc::<TokenTable>::default();
-        let former = log.group(DATA_GROUP).map_or(0, |info| info.last_index.0);
-        tokens.begin_after(former);
-        machine.tell_tokens(tokens.clone());
-        let (cuts, to_hash) = checks::cuts();
-        machine.check_state(cuts);
-        let group_config = GroupConfig {
-            core: core_config(config, identity.member, boot)?,
-            catch_up_entries: CATCH_UP_ENTRIES,
+        let ground = Arc::new(Ground {
+            config: config.clone(),
+            member: identity.member,
+            boot,
+            engine: Arc::clone(&engine),
+            log: log.clone(),
+            snapshots: snapshots.clone(),
+            tasks: Arc::clone(&tasks),
+            outcomes: Arc::clone(&outcomes),
+        });
+        let beginning = Beginning {
+            // The same on every member that began with the cluster, down to the id of its creation.
+            creation: peers.creation().unwrap_or(identity.cluster),
+            first: peers.first(),
         };
-        let group = Group::open(DATA_GROUP, group_config, log.clone(), machine)?;
-        check_members(&Roster::of(&store, &peers), &peers, identity.member, dir)?;
+        let Opened {
+            keyspace,
+            group,
+            to_hash,
+        } = ground.open(DATA_GROUP, Some(beginning))?;
+        let mut groups = vec![group];
+        let mut others = Vec::new();
+        for (group, beginning) in other_groups(&log, &keyspace.store) {
+            if let Some(beginning) = &beginning {
+                peers.begin_group(group, beginning)?;
+            }
+            let opened = ground.open(group, beginning)?;
+            groups.push(opened.group);
+            others.push((opened.keyspace, opened.to_hash));
+        }
+        check_members(
+            &Roster::of(&keyspace.store, &peers),
+            &peers,
+            identity.member,
+            dir,
+        )?;
         let links = Links::new(&Members::default(), QueueLimits::default());
         let (events, received) = mpsc::channel();
-        let changed = events.clone();
-        store.on_members_changed(Box::new(move || {
+        let (for_others, others_received) = mpsc::channel();
+        let changed = (events.clone(), for_others.clone());
+        keyspace.store.on_members_changed(Box::new(move || {
             // A node that stops follows nobody.
-            let _ = changed.send(Event::Changed);
+            let _ = changed.0.send(Event::Changed);
+            let _ = changed.1.send(keyspaces::Event::Changed);
         }));
         // Nothing can refuse the start for what is on disk any more: a refused one changes nothing.
         identity.boot = boot;
@@ -281,29 +286,21 @@ impl Node {
             snapshot_entries: config.snapshot_entries,
             ..HostOptions::default()
         };
-        let checks = StateChecks::new(config.upkeep.check_interval, Duration::ZERO);
-        let reports = Arc::new(checks::Reports::new(checks));
+        let calls = Arc::new(NodeCalls::new(events.clone()));
         let pacer = Arc::new(Pacer::new(SNAPSHOT_MADE_BYTES_PER_SECOND));
         let host = Host::start_with(
             log.clone(),
-            vec![group],
+            groups,
             options,
             links.outbox(),
             |core, handle| {
-                let replica = GroupReplica {
-                    handle: handle.clone(),
-                    group: DATA_GROUP,
-                };
-                let heard = Some(Arc::clone(&reports) as Arc<dyn StateReports>);
-                let lessor = Arc::clone(&lessor);
-                let calls = NodeCalls {
-                    leases: LeaseCalls::with_reports(DATA_GROUP, replica, lessor, heard),
-                    members: Mutex::new(events.clone()),
-                };
+                for one in others.iter().map(|(one, _)| one).chain([&keyspace]) {
+                    calls.add(one.group, one.lease_calls(handle));
+                }
                 core.forward(Forwarding {
                     outcomes,
                     stamp: mvcc::stamp,
-                    calls: Arc::new(calls),
+                    calls: Arc::<NodeCalls>::clone(&calls),
                     limits: ForwardLimits::new(election_ticks(config)),
                 });
                 core.watch_stores(liveness(config, &identity));
@@ -317,30 +314,16 @@ impl Node {
             on_failure,
         )
         .map_err(|error| NodeError::io("cannot start the host thread for", dir, error))?;
-        let quota = Arc::new(quota::Quota::new(
-            Arc::clone(&engine),
-            config.upkeep.quota_bytes,
-        ));
-        let looked_after = upkeep::Parts {
-            member: identity.member,
-            handle: host.handle(),
-            store: Arc::clone(&store),
-            engine: Arc::clone(&engine),
-            quota: Arc::clone(&quota),
-            reports,
-        };
-        let upkeep = upkeep::Upkeep::start(&config.upkeep, looked_after).map_err(|error| {
-            NodeError::io("cannot start the thread that looks after", dir, error)
-        })?;
-        let hasher = checks::Hasher::start(identity.member, to_hash, host.handle())
-            .map_err(|error| NodeError::io("cannot start the thread that hashes", dir, error))?;
+        let care = ground.care(&keyspace, to_hash, &host.handle())?;
+        let hosted = Hosted::default();
+        for (one, to_hash) in others {
+            let care = ground.care(&one, to_hash, &host.handle())?;
+            hosted.insert(one, care);
+        }
         Ok(Self {
             identity,
             handle: host.handle(),
-            store,
-            hub,
-            lessor,
-            tokens,
+            keyspace,
             engine,
             log,
             snapshots,
@@ -352,22 +335,73 @@ impl Node {
             events: (events, Some(received)),
             keeper: None,
             publisher: None,
-            upkeep,
-            hasher,
-            quota,
+            ground,
+            care,
+            calls,
+            hosted,
+            others: (for_others, Some(others_received)),
+            shepherd: None,
             pacer,
             _lock: lock,
         })
     }
 
-    /// The applied state, for who answers requests.
+    /// The default keyspace, for who answers requests.
+    #[must_use]
+    pub fn front(&self) -> Front {
+        Front {
+            is_default: true,
+            cluster: self.identity.cluster,
+            member: self.identity.member.0,
+            keyspace: self.keyspace.clone(),
+            replica: self.keyspace.replica(&self.handle),
+            view: self.view(),
+        }
+    }
+
+    /// The applied state of the default keyspace.
     #[must_use]
     pub fn view(&self) -> NodeView {
-        let engine = Arc::clone(&self.engine);
-        let (store, lessor) = (Arc::clone(&self.store), Arc::clone(&self.lessor));
-        NodeView::new(store, lessor, engine, self.log.clone())
-            .with_peers(Arc::clone(&self.peers))
-            .of_member(self.identity.member, Arc::clone(&self.quota))
+        let store = &self.keyspace.store;
+        self.ground.view(&self.keyspace, store, &self.peers)
+    }
+
+    /// Keeps the keyspaces beside the default one: holds those of the cluster, and registers those that are wanted; `serve` is
+    /// called with each of these once, when it is there. `on_failure` is called once when that cannot go on.
+    pub fn keep_keyspaces(
+        &mut self,
+        wanted: Vec<WantedKeyspace>,
+        serve: Serve,
+        on_failure: Box<dyn FnOnce(&str) + Send>,
+    ) -> Result<(), NodeError> {
+        let parts = keyspaces::Parts {
+            cluster: self.identity.cluster,
+            ground: Arc::clone(&self.ground),
+            handle: self.handle.clone(),
+            store: Arc::clone(&self.keyspace.store),
+            peers: Arc::clone(&self.peers),
+            calls: Arc::clone(&self.calls),
+            hosted: self.hosted.clone(),
+        };
+        let (events, received) = &mut self.others;
+        let received = received.take().expect("keyspaces are kept once");
+        let events = (events.clone(), received);
+        let shepherd = Shepherd::start(parts, events, (wanted, serve), on_failure);
+        let dir = &self.config.data_dir;
+        self.shepherd = Some(shepherd.map_err(|error| {
+            NodeError::io(
+                "cannot start the thread that keeps the keyspaces of",
+                dir,
+                error,
+            )
+        })?);
+        Ok(())
+    }
+
+    /// Ends all watches, each with a status of its own.
+    pub fn close_watches(&self) {
+        self.keyspace.hub.close();
+        self.hosted.close();
     }
 
     /// Links this member to the others, which call on `listeners`, and lets it follow the members: also one that is alone,
@@ -379,7 +413,7 @@ impl Node {
     ) -> Result<(), NodeError> {
         let inbound: Arc<dyn Inbound> = Arc::new(self.handle.clone());
         // Whoever calls is known from the first moment on, also to a restart; the keeper goes on from there.
-        let roster = Roster::of(&self.store, &self.peers);
+        let roster = Roster::of(&self.keyspace.store, &self.peers);
         if !self.peers.is_ahead_of(roster.table.index) {
             self.peers.keep(&roster)?;
         }
@@ -391,11 +425,11 @@ impl Node {
         let directory = MemberDirectory {
             cluster: self.identity.cluster,
             creation: info.map_or(0, |info| info.base.creation),
-            store: Arc::clone(&self.store),
+            store: Arc::clone(&self.keyspace.store),
             peers: Arc::clone(&self.peers),
         };
         let gate = MemberGate {
-            store: Arc::clone(&self.store),
+            store: Arc::clone(&self.keyspace.store),
             peers: Arc::clone(&self.peers),
         };
         let setup = TransportSetup {
@@ -428,7 +462,7 @@ impl Node {
         let parts = keeper::Parts {
             me: self.identity.member,
             handle: self.handle.clone(),
-            store: Arc::clone(&self.store),
+            store: Arc::clone(&self.keyspace.store),
             peers: Arc::clone(&self.peers),
             links: self.links.clone(),
             watcher: transport.watcher(),
@@ -459,7 +493,7 @@ impl Node {
     /// until it succeeds. The receiver gets a message, or is dropped, when that is done.
     pub fn publish(&mut self, client_urls: Vec<String>) -> Result<mpsc::Receiver<()>, NodeError> {
         let member = self.identity.member;
-        let known = self.store.member(member);
+        let known = self.keyspace.store.member(member);
         let row = PublishMember {
             id: member.0,
             name: self.config.name.clone(),
@@ -503,38 +537,53 @@ impl Node {
         Ok(false)
     }
 
-    /// Hands leadership over to a voter that can be reached, if this member leads, so that nobody waits for an election when
-    /// it stops. Gives up on a voter after an election timeout, and after five seconds in any case.
+    /// Hands the leadership of each group over to a voter that can be reached, where this member leads, so that nobody waits
+    /// for an election when it stops. Gives up on a voter after an election timeout, and after five seconds in any case.
     pub fn hand_over(&self) {
         let linked = self.link_watcher().map(|links| links.status());
         let linked = linked.into_iter().flatten().filter(|link| link.linked);
         let mut polls = u64::from(LEADER_POLLS_MAX);
+        let mut led = self.led();
         for to in linked.map(|link| link.id) {
-            let status = self.handle.status(DATA_GROUP).unwrap_or_default();
-            if status.leader != Some(status.node) {
-                return;
+            for status in led.iter().filter(|(_, status)| status.voters.contains(&to)) {
+                self.handle.transfer(status.0, to);
             }
-            if !status.voters.contains(&to) {
-                continue;
-            }
-            self.handle.transfer(DATA_GROUP, to);
             for _ in 0..self.config.election_ms.min(polls) {
-                polls -= 1;
-                let leader = self.handle.status(DATA_GROUP).and_then(|now| now.leader);
-                if let Some(leader) = leader.filter(|leader| *leader != status.node) {
-                    info!(%leader, "handed leadership over");
-                    return;
+                if led.is_empty() {
+                    break;
                 }
+                polls -= 1;
                 std::thread::park_timeout(LEADER_POLL);
+                let still = self.led();
+                for (group, _) in led
+                    .iter()
+                    .filter(|(one, _)| !still.iter().any(|(other, _)| one == other))
+                {
+                    info!(%group, "handed leadership over");
+                }
+                led = still;
             }
         }
+    }
+
+    /// The groups that this member leads and that have somebody else to lead them.
+    fn led(&self) -> Vec<(GroupId, GroupStatus)> {
+        let groups = self.handle.groups().into_iter();
+        let statuses = groups.filter_map(|group| Some((group, self.handle.status(group)?)));
+        let is_led =
+            |status: &GroupStatus| status.leader == Some(status.node) && status.voters.len() > 1;
+        statuses.filter(|(_, status)| is_led(status)).collect()
     }
 
     /// Finishes what is under way, makes the engine durable, closes the log.
     pub fn stop(self) -> Result<(), NodeError> {
         self.pacer.release();
-        self.upkeep.stop();
-        self.hasher.stop();
+        // It begins groups, which the host must be there for.
+        if let Some(shepherd) = self.shepherd {
+            shepherd.stop();
+        }
+        self.care.stop();
+        self.hosted.stop();
         // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.
         let host = self.host.stop().map_err(NodeError::Host);
         // What was under way needed the others.
@@ -547,8 +596,8 @@ impl Node {
         if let Some(keeper) = self.keeper {
             keeper.stop();
         }
-        self.upkeep.join();
-        self.hasher.join();
+        self.care.join();
+        self.hosted.join();
         let engine = self.engine.close().map_err(NodeError::Engine);
         let log = self.log.close().map_err(NodeError::Log);
         host.and(engine).and(log)
@@ -649,10 +698,15 @@ fn liveness(config: &NodeConfig, identity: &Identity) -> Liveness {
     Liveness::new(identity.store, identity.boot, settings)
 }
 
-fn core_config(config: &NodeConfig, id: NodeId, boot: u64) -> Result<ValidConfig, NodeError> {
+fn core_config(
+    config: &NodeConfig,
+    group: GroupId,
+    id: NodeId,
+    boot: u64,
+) -> Result<ValidConfig, NodeError> {
     let core = Config {
         id,
-        group: DATA_GROUP,
+        group,
         seed: random_u64()?,
         boot,
         heartbeat_ticks: config.heartbeat_ms.div_ceil(multiraft::TICK_MS),
@@ -685,6 +739,19 @@ fn check_members(
     }
 }
 
+/// The groups beside the default one: those of the log, and those that are registered and not begun yet, which begin as the
+/// record says.
+fn other_groups(log: &Log, store: &Store) -> Vec<(GroupId, Option<Beginning>)> {
+    let known = store.keyspaces();
+    let there = log.groups();
+    let new = known
+        .values()
+        .filter(|known| !there.contains(&known.group()));
+    let new = new.map(|known| (known.group(), Some(Beginning::of(known))));
+    let others = there.iter().filter(|group| **group != DATA_GROUP);
+    others.map(|group| (*group, None)).chain(new).collect()
+}
+
 /// The snapshots of a directory; their files agree with the log then.
 fn open_snapshots(
     vfs: &SharedVfs,
@@ -693,8 +760,8 @@ fn open_snapshots(
     store: StoreId,
 ) -> Result<SnapshotStore, NodeError> {
     let dir = config.data_dir.join("snap");
-    let referred = log.group(DATA_GROUP).and_then(|info| info.snapshot);
-    if referred.is_some() && !has_files(vfs, &dir)? {
+    let refers = |group| log.group(group).is_some_and(|info| info.snapshot.is_some());
+    if log.groups().into_iter().any(refers) && !has_files(vfs, &dir)? {
         // A new directory would give numbers again that the log and the engine know already.
         return Err(NodeError::SnapshotsLost { dir });
     }

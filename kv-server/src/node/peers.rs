@@ -4,7 +4,8 @@
 //! configuration, and later those of applied state, written before anybody is linked to them. The disk behind each member,
 //! from the first handshake on, and the newest of the logs that it had there: a member that comes with another disk, or an
 //! older log, has lost what it voted and acknowledged, and is refused until it is removed and added again. And of a member
-//! that joined, with what its group begins.
+//! that joined, with what its group begins; and with what the groups of the keyspaces beside the default one do, since a log
+//! that is lost takes that along.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
@@ -13,12 +14,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use multiraft::transport::{ListedMember, StoreGate};
 use raft_log::vfs::SharedVfs;
-use raft_log::{Index, NodeId, StoreId};
+use raft_log::{GroupId, Index, NodeId, StoreId};
 use raft_node::core::Membership;
 
 use super::IdentityError;
 use super::initial::InitialMember;
 use super::join::Joining;
+use super::keyspace::Beginning;
 use super::roster::Roster;
 use super::text;
 
@@ -56,6 +58,8 @@ struct Content {
     /// What applied state says as of an index below this one may be older than what is here.
     index: Index,
     peers: Peers,
+    /// The groups of keyspaces beside the default one that were begun here.
+    groups: BTreeMap<GroupId, Beginning>,
 }
 
 /// The file and its content.
@@ -113,6 +117,7 @@ impl PeerBook {
             joined: Some(Joined { creation, voters }),
             index,
             peers: Peers::from([(member.id, peer)]),
+            ..Content::default()
         };
         Self::begin(vfs, dir, content).map(drop)
     }
@@ -143,6 +148,7 @@ impl PeerBook {
             joined: Some(joined),
             index: view.index,
             peers: view.members.iter().map(peer).collect(),
+            ..Content::default()
         };
         Self::begin(vfs, dir, content)
     }
@@ -225,17 +231,34 @@ impl PeerBook {
             }
         }
         if peers != content.peers {
-            let joined = content.joined.clone();
-            self.change(
-                &mut content,
-                Content {
-                    joined,
-                    index,
-                    peers,
-                },
-            )?;
+            let changed = Content {
+                index,
+                peers,
+                ..content.clone()
+            };
+            self.change(&mut content, changed)?;
         }
         Ok(())
+    }
+
+    /// Notes with what the group of a keyspace begins, durably, before its log does.
+    pub(super) fn begin_group(
+        &self,
+        group: GroupId,
+        beginning: &Beginning,
+    ) -> Result<(), IdentityError> {
+        let mut content = self.lock();
+        if content.groups.get(&group) == Some(beginning) {
+            return Ok(());
+        }
+        let mut changed = content.clone();
+        changed.groups.insert(group, beginning.clone());
+        self.change(&mut content, changed)
+    }
+
+    /// With what the group of a keyspace began here, if it did.
+    pub(super) fn beginning(&self, group: GroupId) -> Option<Beginning> {
+        self.lock().groups.get(&group).cloned()
     }
 
     fn change(&self, content: &mut Content, changed: Content) -> Result<(), IdentityError> {
@@ -363,6 +386,24 @@ fn encode(content: &Content) -> String {
             .expect("writing to a string does not fail");
         }
     }
+    for (group, Beginning { creation, first }) in &content.groups {
+        let ids = |ids: &[NodeId]| {
+            let ids: Vec<_> = ids.iter().map(|id| format!("{:016x}", id.0)).collect();
+            if ids.is_empty() {
+                "-".to_owned()
+            } else {
+                ids.join(",")
+            }
+        };
+        writeln!(
+            lines,
+            "group {:016x} creation {creation:016x} voters {} learners {}",
+            group.0,
+            ids(&first.voters),
+            ids(&first.learners)
+        )
+        .expect("writing to a string does not fail");
+    }
     text::seal(KIND, &lines)
 }
 
@@ -376,6 +417,9 @@ fn decode(content: &[u8], path: &Path) -> Result<Content, IdentityError> {
                 found.peers.insert(id, peer);
             }),
             Some("log") => decode_log(line, &mut found.peers),
+            Some("group") => decode_group(line).map(|(group, beginning)| {
+                found.groups.insert(group, beginning);
+            }),
             _ => Some(()),
         };
         understood
@@ -426,6 +470,36 @@ fn decode_member(line: &str) -> Option<(NodeId, Peer)> {
     Some((id, peer))
 }
 
+/// `group GROUP creation CREATION voters ID,ID learners ID,ID`, with `-` for nobody.
+fn decode_group(line: &str) -> Option<(GroupId, Beginning)> {
+    let words: Vec<_> = line.split(' ').collect();
+    let [
+        "group",
+        group,
+        "creation",
+        creation,
+        "voters",
+        voters,
+        "learners",
+        learners,
+    ] = words[..]
+    else {
+        return None;
+    };
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let ids = |text: &str| {
+        let ids = text.split(',').filter(|id| *id != "-");
+        ids.map(|id| hex(id).map(NodeId))
+            .collect::<Option<Vec<_>>>()
+    };
+    let first = Membership {
+        learners: ids(learners)?,
+        ..Membership::of_voters(ids(voters)?)
+    };
+    let creation = hex(creation)?;
+    Some((GroupId(hex(group)?), Beginning { creation, first }))
+}
+
 /// `log ID incarnation NUMBER`, behind the line of that member.
 fn decode_log(line: &str, peers: &mut Peers) -> Option<()> {
     let words: Vec<_> = line.split(' ').collect();
@@ -455,6 +529,30 @@ mod tests {
             name: name.to_owned(),
             peer_urls: urls.iter().map(|url| (*url).to_owned()).collect(),
         }
+    }
+
+    #[test]
+    fn book_remembers_with_what_groups_begin() {
+        let dir = tempfile::tempdir().unwrap();
+        let vfs: SharedVfs = Arc::new(RealFs::default());
+        let book = PeerBook::create(&vfs, dir.path(), &[member(7, "a", &[])]).unwrap();
+        let of = |ids: &[u64]| Membership::of_voters(ids.iter().copied().map(NodeId));
+        let [one, other] = [of(&[7]), of(&[7, 8])].map(|first| Beginning { creation: 5, first });
+        let other = Beginning {
+            first: Membership {
+                learners: vec![NodeId(9)],
+                ..other.first
+            },
+            ..other
+        };
+        book.begin_group(GroupId(2), &one).unwrap();
+        book.begin_group(GroupId(3), &other).unwrap();
+        // What is kept later leaves them as they are.
+        book.admit(NodeId(7), StoreId(80), Some(0)).unwrap();
+        let again = PeerBook::open(&vfs, dir.path()).unwrap().unwrap();
+        assert_eq!(again.beginning(GroupId(2)), Some(one));
+        assert_eq!(again.beginning(GroupId(3)), Some(other));
+        assert_eq!(again.beginning(GroupId(4)), None);
     }
 
     #[test]

@@ -17,8 +17,10 @@ use raft_node::driver::OpenError;
 use raft_node::driver::repair::{covered, newest_membership};
 use tracing::{error, info, warn};
 
-use super::engine::applied_at_start;
+use super::engine::survey_at_start;
+use super::keyspace::Beginning;
 use super::{DATA_GROUP, Identity, NodeConfig, NodeError, PeerBook, log_options};
+use crate::mvcc::Survey;
 
 /// Opens the log, or the one that takes its place.
 pub(super) fn open_log(
@@ -30,13 +32,13 @@ pub(super) fn open_log(
     if peers.ids().len() < 2 {
         return open(vfs, config, identity);
     }
-    let applied = || applied_at_start(&config.data_dir.join("engine"));
+    let survey = || survey_at_start(&config.data_dir.join("engine"));
     let repair = Repair {
         vfs,
         config,
         identity,
         peers,
-        applied: &applied,
+        survey: &survey,
     };
     let options = log_options(config, identity.store);
     let opened = open_or_renew(vfs, &options, &repair.has_snapshot(), &|group, base| {
@@ -49,44 +51,52 @@ pub(super) fn open_log(
     Ok(opened.log)
 }
 
-/// Sees to it that the log reaches what the engine has applied durably, and gives back the one to go on with.
+/// Sees to it that the log reaches what the engine has applied durably of each group, and gives back the one to go on with.
 pub(super) fn reach(
     vfs: &SharedVfs,
     config: &NodeConfig,
     identity: &Identity,
     peers: &PeerBook,
     log: Log,
-    applied: &Applied,
+    survey: &Survey,
 ) -> Result<Log, NodeError> {
-    let Some(info) = log.group(DATA_GROUP) else {
-        return Ok(log);
-    };
-    if applied.index <= info.last_index {
-        return Ok(log);
-    }
-    let cause = OpenError::LogEndsBelowApplied {
-        group: DATA_GROUP,
-        last: info.last_index,
-        applied: applied.index,
-    };
-    let first = peers.first();
-    if is_alone(&newest_membership(&info.base, applied, &first), identity) {
-        if !config.accept_suspect_tail {
-            return Err(cause.into());
-        }
-        warn!(%cause, "told to accept it: the log begins behind what was applied");
-        restart(&log, info.base, applied, &first)?;
-        return Ok(log);
-    }
-    log.close()?;
-    drop(log);
     let repair = Repair {
         vfs,
         config,
         identity,
         peers,
-        applied: &|| Ok(applied.clone()),
+        survey: &|| Ok(survey.clone()),
     };
+    let mut lost = None;
+    for group in log.groups() {
+        let (Some(info), applied) = (log.group(group), survey.applied(group)) else {
+            continue;
+        };
+        if applied.index <= info.last_index {
+            continue;
+        }
+        let cause = OpenError::LogEndsBelowApplied {
+            group,
+            last: info.last_index,
+            applied: applied.index,
+        };
+        let beginning = repair.beginning(group);
+        let first = beginning.map_or_else(|| peers.first(), |beginning| beginning.first);
+        if !is_alone(&newest_membership(&info.base, &applied, &first), identity) {
+            lost = Some(cause);
+            continue;
+        }
+        if !config.accept_suspect_tail {
+            return Err(cause.into());
+        }
+        warn!(%cause, "told to accept it: the log begins behind what was applied");
+        restart(&log, group, info.base, &applied, &first)?;
+    }
+    let Some(cause) = lost else {
+        return Ok(log);
+    };
+    log.close()?;
+    drop(log);
     let options = log_options(config, identity.store);
     let renewal = renew(vfs, &options, &repair.has_snapshot(), &|group, base| {
         repair.state_of(group, base)
@@ -107,8 +117,8 @@ struct Repair<'a> {
     config: &'a NodeConfig,
     identity: &'a Identity,
     peers: &'a PeerBook,
-    /// Where the engine stands, or why that cannot be told.
-    applied: &'a dyn Fn() -> Result<Applied, String>,
+    /// What the engine holds, or why that cannot be told.
+    survey: &'a dyn Fn() -> Result<Survey, String>,
 }
 
 impl Repair<'_> {
@@ -120,16 +130,29 @@ impl Repair<'_> {
 
     /// Where the log begins at the latest, if this member has peers that can repair it.
     fn state_of(&self, group: GroupId, base: &Base) -> Result<Option<Covered>, String> {
-        let creation = self.peers.creation().unwrap_or(self.identity.cluster);
-        if (group, base.creation) != (DATA_GROUP, creation) {
+        let survey = (self.survey)()?;
+        let beginning = self.beginning(group);
+        let Some(Beginning { first, .. }) =
+            beginning.filter(|beginning| beginning.creation == base.creation)
+        else {
             return Ok(None);
-        }
-        let applied = (self.applied)()?;
-        let first = self.peers.first();
+        };
+        let applied = survey.applied(group);
         if is_alone(&newest_membership(base, &applied, &first), self.identity) {
             return Err("this member is the only voter, so nobody can repair it".to_owned());
         }
         Ok(Some(covered(base, &applied, &first)))
+    }
+
+    /// With what a group began.
+    fn beginning(&self, group: GroupId) -> Option<Beginning> {
+        if group != DATA_GROUP {
+            return self.peers.beginning(group);
+        }
+        Some(Beginning {
+            creation: self.peers.creation().unwrap_or(self.identity.cluster),
+            first: self.peers.first(),
+        })
     }
 }
 
@@ -157,11 +180,17 @@ fn report(cause: &dyn std::error::Error, renewal: &Renewal) {
 }
 
 /// Lets the log of a member alone begin where its state ends, with nothing in it.
-fn restart(log: &Log, base: Base, applied: &Applied, first: &Membership) -> Result<(), NodeError> {
+fn restart(
+    log: &Log,
+    group: GroupId,
+    base: Base,
+    applied: &Applied,
+    first: &Membership,
+) -> Result<(), NodeError> {
     let state = covered(&base, applied, first);
     let mut batch = WriteBatch::new();
     batch.push(
-        DATA_GROUP,
+        group,
         Record::Compact(Base {
             index: state.index,
             term: state.term,

@@ -11,17 +11,18 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use multiraft::{GroupStatus, HostError, HostHandle};
+use multiraft::{GroupStatus, HostError};
 use prost::Message;
 use raft_log::NodeId;
 use tracing::{debug, error, info, warn};
 
-use super::DATA_GROUP;
+use super::GroupReplica;
 use super::checks::Reports;
 use super::quota::Quota;
 use crate::ApiError;
+use crate::api::Replica;
 use crate::engine::Engine;
-use crate::mvcc::{CommandOutput, KvStateMachine, Store};
+use crate::mvcc::{CommandOutput, Store};
 use crate::pb::command::{CheckState, Command, SetAlarm, command::Op};
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, alarm_request::AlarmAction,
@@ -47,7 +48,7 @@ pub struct UpkeepConfig {
 /// What is looked after.
 pub(super) struct Parts {
     pub(super) member: NodeId,
-    pub(super) handle: HostHandle<KvStateMachine>,
+    pub(super) replica: GroupReplica,
     pub(super) store: Arc<Store>,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) quota: Arc<Quota>,
@@ -251,7 +252,7 @@ impl Rounds {
         if quarantined && status.leader == Some(status.node) {
             let others = status.voters.iter().filter(|voter| **voter != status.node);
             if let Some(to) = others.copied().find(|voter| !corrupt(*voter)) {
-                self.parts.handle.transfer(DATA_GROUP, to);
+                self.parts.replica.hand_over(to);
             }
         }
         self.quarantined = quarantined;
@@ -288,8 +289,7 @@ impl Rounds {
     }
 
     fn status(&self) -> GroupStatus {
-        let status = self.parts.handle.status(DATA_GROUP);
-        status.unwrap_or_default()
+        self.parts.replica.status()
     }
 
     fn leads(&self) -> bool {
@@ -303,7 +303,7 @@ impl Rounds {
         let payload = Command { op: Some(op) }.encode_to_vec();
         // The receiver lives until the answer is there.
         let reply = Box::new(move |output| drop(sender.send(output)));
-        self.parts.handle.propose(DATA_GROUP, payload.into(), reply);
+        self.parts.replica.propose(payload.into(), reply);
         receiver.recv().unwrap_or(Err(HostError::Stopped))
     }
 }

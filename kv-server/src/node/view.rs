@@ -67,7 +67,8 @@ pub struct NodeView {
     lessor: Arc<Lessor>,
     engine: Arc<dyn Engine>,
     log: Log,
-    peers: Option<Arc<PeerBook>>,
+    /// What is known of the members: the store of the default keyspace, and the book.
+    members: Option<(Arc<Store>, Arc<PeerBook>)>,
     member: u64,
     quota: Option<Arc<Quota>>,
 }
@@ -81,7 +82,7 @@ impl NodeView {
             lessor,
             engine,
             log,
-            peers: None,
+            members: None,
             member: 0,
             quota: None,
         }
@@ -89,8 +90,8 @@ impl NodeView {
 
     /// Lets it list the members.
     #[must_use]
-    pub(super) fn with_peers(mut self, peers: Arc<PeerBook>) -> Self {
-        self.peers = Some(peers);
+    pub(super) fn with_members(mut self, members: Arc<Store>, peers: Arc<PeerBook>) -> Self {
+        self.members = Some((members, peers));
         self
     }
 
@@ -204,12 +205,27 @@ impl View for NodeView {
     }
 
     fn members(&self) -> Vec<pb::Member> {
-        let peers = self.peers.as_ref();
-        peers.map_or_else(Vec::new, |peers| Roster::of(&self.store, peers).describe())
+        let Some((members, peers)) = &self.members else {
+            return Vec::new();
+        };
+        let mut roster = Roster::of(members, peers);
+        if !Arc::ptr_eq(members, &self.store) {
+            // Each keyspace has URLs of its own; those who serve it have published them in its log.
+            let served = self.store.members();
+            for member in &mut roster.members {
+                let row = served.rows.get(&member.id);
+                member.client_urls = row.map(|row| row.client_urls.clone()).unwrap_or_default();
+            }
+        }
+        roster.describe()
     }
 
     fn joins_as_voter(&self, id: u64) -> bool {
-        let row = self.store.member(NodeId(id));
+        let members = self
+            .members
+            .as_ref()
+            .map_or(&self.store, |(store, _)| store);
+        let row = members.member(NodeId(id));
         row.is_some_and(|row| row.joins_as_voter)
     }
 

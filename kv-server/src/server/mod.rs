@@ -37,7 +37,7 @@ use crate::watch::WatchHub;
 pub use gateway::ROUTES as JSON_ROUTES;
 pub use grpc::ConnectionInfo;
 pub use metrics::Metrics;
-pub use threads::ServerHandle;
+pub use threads::{Doors, ServerHandle};
 pub use watch::{WatchOptions, WatchService};
 
 /// What a gRPC message may be longer than the longest command, in bytes: above it the transport refuses.
@@ -87,7 +87,5 @@ impl Default for ServerOptions {
 
 /// Serves all listeners until the handle is shut down.
 pub fn serve<A: Api>(listeners: Vec<Listener>, parts: ServerParts<A>) -> io::Result<ServerHandle> {
-    let (options, traffic) = (parts.options, parts.metrics.traffic.clone());
-    let dispatch = http::Dispatch::new(parts);
-    threads::start(listeners, dispatch, traffic, options)
+    threads::start(listeners, parts)
 }

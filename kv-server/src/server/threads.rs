@@ -19,11 +19,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 
-use super::ServerOptions;
 use super::authority::AuthorityFilter;
 use super::grpc::ConnectionInfo;
 use super::http::Dispatch;
 use super::traffic::{Counted, Traffic};
+use super::{ServerOptions, ServerParts};
+use crate::api::Api;
 
 /// Sockets that wait for one RPC thread at most; past it the backlog of the listener holds them.
 const LANE_SOCKETS_MAX: usize = 128;
@@ -47,8 +48,49 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// A server that runs.
 pub struct ServerHandle {
     local_addrs: Vec<SocketAddr>,
+    doors: Doors,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
+}
+
+/// Lets more be served by the threads of a server that runs. Cheap to clone.
+#[derive(Clone)]
+pub struct Doors(mpsc::UnboundedSender<(Listener, Behind)>);
+
+/// What is behind a listener.
+#[derive(Clone)]
+struct Behind {
+    dispatch: Dispatch,
+    traffic: Traffic,
+    client_cert_auth: bool,
+}
+
+impl Doors {
+    /// Serves further listeners on the same threads, whose number and drain time stay. Says where they listen.
+    ///
+    /// # Errors
+    /// Of the sockets; the server has stopped.
+    pub fn open<A: Api>(
+        &self,
+        listeners: Vec<Listener>,
+        parts: ServerParts<A>,
+    ) -> io::Result<Vec<SocketAddr>> {
+        let behind = Behind {
+            traffic: parts.metrics.traffic.clone(),
+            client_cert_auth: parts.options.client_cert_auth,
+            dispatch: Dispatch::new(parts),
+        };
+        let mut addresses = Vec::new();
+        for listener in &listeners {
+            listener.socket.set_nonblocking(true)?;
+            addresses.push(listener.socket.local_addr()?);
+        }
+        for listener in listeners {
+            let sent = self.0.send((listener, behind.clone()));
+            sent.map_err(|_| io::Error::other("the server has stopped"))?;
+        }
+        Ok(addresses)
+    }
 }
 
 impl ServerHandle {
@@ -56,6 +98,12 @@ impl ServerHandle {
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.local_addrs
+    }
+
+    /// The way to serve more on its threads.
+    #[must_use]
+    pub fn doors(&self) -> Doors {
+        self.doors.clone()
     }
 
     /// Stops accepting, lets calls under way finish within the bound, and waits for the threads.
@@ -79,39 +127,36 @@ impl Drop for ServerHandle {
     }
 }
 
-pub(super) fn start(
+pub(super) fn start<A: Api>(
     listeners: Vec<Listener>,
-    dispatch: Dispatch,
-    traffic: Traffic,
-    options: ServerOptions,
+    parts: ServerParts<A>,
 ) -> io::Result<ServerHandle> {
+    let options = parts.options;
     assert!(
         options.rpc_threads > 0,
         "a server without RPC threads serves nobody"
     );
-    let mut local_addrs = Vec::new();
-    for listener in &listeners {
-        listener.socket.set_nonblocking(true)?;
-        local_addrs.push(listener.socket.local_addr()?);
-    }
     let (stop, stopped) = watch::channel(false);
+    // Few: whoever starts the server opens them.
+    let (doors, opened) = mpsc::unbounded_channel();
+    let doors = Doors(doors);
     // From here on a failure drops the handle, which stops the threads that run already.
     let mut handle = ServerHandle {
-        local_addrs,
+        local_addrs: doors.open(listeners, parts)?,
+        doors,
         stop,
         threads: Vec::new(),
     };
     let mut lanes = Vec::new();
     for n in 0..options.rpc_threads {
         let (lane, sockets) = mpsc::channel(LANE_SOCKETS_MAX);
-        let dispatch = (dispatch.clone(), traffic.clone());
-        let work = lane_loop(sockets, dispatch, stopped.clone(), options);
+        let work = lane_loop(sockets, stopped.clone(), options);
         handle
             .threads
             .push(spawn(format!("flotilla-rpc-{n}"), work)?);
         lanes.push(lane);
     }
-    let work = accept_all(listeners, lanes, stopped);
+    let work = accept_all(opened, lanes, stopped);
     handle
         .threads
         .push(spawn("flotilla-accept".to_owned(), work)?);
@@ -137,22 +182,29 @@ struct Accepted {
     socket: StdStream,
     from: SocketAddr,
     tls: Option<ServerTls>,
+    behind: Behind,
 }
 
 async fn accept_all(
-    listeners: Vec<Listener>,
+    mut opened: mpsc::UnboundedReceiver<(Listener, Behind)>,
     lanes: Vec<mpsc::Sender<Accepted>>,
-    stopped: watch::Receiver<bool>,
+    mut stopped: watch::Receiver<bool>,
 ) {
     let mut loops = JoinSet::new();
-    for listener in listeners {
-        loops.spawn(accept_loop(listener, lanes.clone(), stopped.clone()));
+    loop {
+        tokio::select! {
+            door = opened.recv() => {
+                let Some(door) = door else { break };
+                loops.spawn(accept_loop(door, lanes.clone(), stopped.clone()));
+            }
+            _ = stopped.changed() => break,
+        }
     }
     loops.join_all().await;
 }
 
 async fn accept_loop(
-    Listener { socket, tls }: Listener,
+    (Listener { socket, tls }, behind): (Listener, Behind),
     lanes: Vec<mpsc::Sender<Accepted>>,
     mut stopped: watch::Receiver<bool>,
 ) {
@@ -166,8 +218,12 @@ async fn accept_loop(
             _ = stopped.changed() => return,
         };
         let accepted = accepted.and_then(|(socket, from)| {
-            let (socket, tls) = (socket.into_std()?, tls.clone());
-            Ok(Accepted { socket, from, tls })
+            Ok(Accepted {
+                socket: socket.into_std()?,
+                from,
+                tls: tls.clone(),
+                behind: behind.clone(),
+            })
         });
         match accepted {
             Ok(accepted) => {
@@ -189,7 +245,6 @@ async fn accept_loop(
 
 async fn lane_loop(
     mut sockets: mpsc::Receiver<Accepted>,
-    dispatch: (Dispatch, Traffic),
     mut stopped: watch::Receiver<bool>,
     options: ServerOptions,
 ) {
@@ -202,8 +257,7 @@ async fn lane_loop(
             socket = sockets.recv() => {
                 let Some(socket) = socket else { break };
                 let (builder, stopped) = (builder.clone(), stopped.clone());
-                let work = connection(socket, builder, dispatch.clone(), options.client_cert_auth, stopped);
-                connections.spawn(work);
+                connections.spawn(connection(socket, builder, stopped));
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = stopped.changed() => break,
@@ -216,12 +270,20 @@ async fn lane_loop(
 }
 
 async fn connection(
-    Accepted { socket, from, tls }: Accepted,
+    Accepted {
+        socket,
+        from,
+        tls,
+        behind,
+    }: Accepted,
     builder: Builder<TokioExecutor>,
-    (dispatch, traffic): (Dispatch, Traffic),
-    client_cert_auth: bool,
     mut stopped: watch::Receiver<bool>,
 ) {
+    let Behind {
+        dispatch,
+        traffic,
+        client_cert_auth,
+    } = behind;
     let socket = socket
         .set_nodelay(true)
         .and_then(|()| TcpStream::from_std(socket));

@@ -254,7 +254,9 @@ impl Model {
                 Ok(CommandResult::None)
             }
             // What members tell of themselves is no client's.
-            Op::PublishMember(_) | Op::UpdateMember(_) => Ok(CommandResult::None),
+            Op::PublishMember(_) | Op::UpdateMember(_) | Op::RegisterKeyspace(_) => {
+                Ok(CommandResult::None)
+            }
             Op::SetAlarm(_) => panic!("the simulator raises no alarms"),
             Op::CheckState(_) => Ok(CommandResult::None),
             Op::LeaseCheckpoint(request) => {

@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Spanned, Value};
 
 use super::options::{Kind, OPTIONS, Opt, aliases, find};
@@ -75,6 +75,7 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
         command = command.arg(match opt.kind {
             // A value below zero is refused for what it says, not taken for a flag.
             Kind::Text => arg.allow_negative_numbers(true),
+            Kind::List => arg.action(ArgAction::Append),
             Kind::Bool => arg
                 .num_args(0..=1)
                 .require_equals(true)
@@ -113,9 +114,11 @@ pub(crate) fn gather(
         .unwrap_or_default();
     let mut settings = BTreeMap::new();
     for opt in OPTIONS {
-        let flag = flags
-            .get_one::<String>(opt.name)
-            .map(|value| (value.clone(), Origin::Flag));
+        let given = flags.get_many::<String>(opt.name);
+        let flag = given.map(|values| {
+            let values: Vec<_> = values.map(String::as_str).collect();
+            (values.join(","), Origin::Flag)
+        });
         let from_env = || -> Result<_, String> {
             for name in opt.env_names() {
                 if let Some(value) = env_text(&name)? {

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgMatches, Command};
+use kv_server::mvcc::{KEYSPACES_MAX, check_keyspace_name};
 use kv_server::node::{InitialCluster, InitialState};
 use kv_server::upkeep::AutoCompaction;
 use tracing::Level;
@@ -61,6 +62,8 @@ pub(crate) struct ServerConfig {
     pub(crate) listen_client: Vec<ListenAddress>,
     /// What clients are told to connect to. Default: the listening addresses.
     pub(crate) advertise_client_urls: Vec<String>,
+    /// Keyspaces beside the default one, each once, with where its clients connect. Default none.
+    pub(crate) keyspaces: Vec<KeyspaceConfig>,
     /// Where members connect. Default 127.0.0.1:2380.
     pub(crate) listen_peer: Vec<ListenAddress>,
     /// What members are told; decides this member's id. Default `http://127.0.0.1:2380`.
@@ -114,6 +117,16 @@ pub(crate) struct ServerConfig {
     pub(crate) log_format: LogFormat,
 }
 
+/// A keyspace beside the default one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KeyspaceConfig {
+    pub(crate) name: String,
+    /// What clients are told.
+    pub(crate) urls: Vec<String>,
+    /// Where they connect.
+    pub(crate) listen: Vec<ListenAddress>,
+}
+
 impl ServerConfig {
     /// Validates all settings; the error names the option, its origin, and what was expected.
     pub(crate) fn new(settings: &Settings) -> Result<Self, String> {
@@ -123,6 +136,7 @@ impl ServerConfig {
         let read = Reader { settings };
         let name = read.nonempty("name")?;
         let listen_client = read.addresses("listen-client-urls")?;
+        let keyspaces = read.keyspaces()?;
         let listen_peer = read.addresses("listen-peer-urls")?;
         let peer_urls = read.urls("initial-advertise-peer-urls")?;
         let initial_cluster = read.initial_cluster(&name, &peer_urls)?;
@@ -140,8 +154,14 @@ impl ServerConfig {
             .chain(initial_cluster.urls())
             .cloned()
             .collect();
+        let of_keyspaces = keyspaces.iter().flat_map(|one| one.urls.clone());
+        let for_clients: Vec<_> = read
+            .urls("listen-client-urls")?
+            .into_iter()
+            .chain(of_keyspaces)
+            .collect();
         let tls = read.tls(&Urls {
-            listen_client: &read.urls("listen-client-urls")?,
+            listen_client: &for_clients,
             listen_peer: &read.urls("listen-peer-urls")?,
             members: &members,
         })?;
@@ -149,6 +169,7 @@ impl ServerConfig {
             data_dir: PathBuf::from(read.nonempty("data-dir")?),
             listen_client,
             advertise_client_urls,
+            keyspaces,
             listen_peer,
             peer_urls,
             initial_cluster,
@@ -271,7 +292,10 @@ impl Reader<'_> {
 
     /// URLs to listen on: the host is an address, or `localhost`.
     fn addresses(&self, name: &str) -> Result<Vec<ListenAddress>, String> {
-        let urls = self.urls(name)?;
+        self.addresses_of(name, &self.urls(name)?)
+    }
+
+    fn addresses_of(&self, name: &str, urls: &[String]) -> Result<Vec<ListenAddress>, String> {
         let address = |url: &String| {
             let is_https = is_https(url);
             let text = url
@@ -284,6 +308,40 @@ impl Reader<'_> {
             Ok(ListenAddress { address, is_https })
         };
         urls.iter().map(address).collect()
+    }
+
+    /// Keyspaces, as NAME=URL; a name that comes more than once has several URLs.
+    fn keyspaces(&self) -> Result<Vec<KeyspaceConfig>, String> {
+        let option = "keyspace";
+        let Setting { value, origin } = self.settings.get(option);
+        let mut keyspaces: Vec<KeyspaceConfig> = Vec::new();
+        for given in value
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+        {
+            let (name, url) = given
+                .split_once('=')
+                .ok_or_else(|| self.wrong(option, "NAME=URL, such as a=http://127.0.0.1:2381"))?;
+            check_keyspace_name(name).map_err(|error| format!("--{option} ({origin}): {error}"))?;
+            let urls = self.checked_urls(option, std::iter::once(url))?;
+            let listen = self.addresses_of(option, &urls)?;
+            match keyspaces.iter_mut().find(|known| known.name == name) {
+                Some(known) => {
+                    known.urls.extend(urls);
+                    known.listen.extend(listen);
+                }
+                None => keyspaces.push(KeyspaceConfig {
+                    name: name.to_owned(),
+                    urls,
+                    listen,
+                }),
+            }
+        }
+        if keyspaces.len() > KEYSPACES_MAX {
+            return Err(self.wrong(option, &format!("at most {KEYSPACES_MAX} keyspaces")));
+        }
+        Ok(keyspaces)
     }
 
     /// The members that begin the cluster. Whether they fit to this one counts only while the data directory is new.

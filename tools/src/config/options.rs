@@ -6,6 +6,8 @@
 pub(crate) enum Kind {
     /// Any text.
     Text,
+    /// Texts, separated by commas; as a flag also one for each time that it is given.
+    List,
     /// `true` or `false`; as a flag, its presence means `true`.
     Bool,
 }
@@ -97,6 +99,13 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "",
         "Client URLs told to clients [default: the listening ones]",
     ),
+    Opt {
+        name: "keyspace",
+        default: "",
+        kind: Kind::List,
+        support: Support::Full,
+        help: "Serve another keyspace, as NAME=URL: the URL to listen on, and to tell clients; repeatable",
+    },
     text(
         "listen-peer-urls",
         "http://127.0.0.1:2380",

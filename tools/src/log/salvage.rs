@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use kv_server::node::{DATA_GROUP, applied_in};
+use kv_server::mvcc::Survey;
+use kv_server::node::survey;
 use raft_log::log::salvage::{Covered, Report, Salvaged, salvage};
 use raft_log::snapshot::Catalog;
 use raft_log::vfs::{RealFs, SharedVfs, Vfs, VfsLock};
@@ -64,10 +65,7 @@ fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
         good
     };
     let engine = RefCell::new(Copied::default());
-    let covered = |group: GroupId| {
-        let covered = (group == DATA_GROUP).then(|| engine.borrow_mut().covered(from, to));
-        covered.flatten()
-    };
+    let covered = |group: GroupId| engine.borrow_mut().covered(from, to, group);
     let options = LogOptions::new(args.dir.log(), owner.store);
     let report = salvage(vfs, &options, &to.join("log"), &has_snapshot, &covered)
         .map_err(|error| failure_of(&error))?;
@@ -96,22 +94,28 @@ fn copy(args: &SalvageArgs, vfs: &SharedVfs) -> Result<(), Failure> {
 #[derive(Default)]
 struct Copied {
     files: Option<Vec<PathBuf>>,
+    survey: Survey,
 }
 
 impl Copied {
-    /// What the engine holds of the default keyspace. It is opened where it was copied to, as opening it writes.
-    fn covered(&mut self, from: &Path, to: &Path) -> Option<Covered> {
-        let copied = copy_all(from, to, Path::new("engine")).ok()?;
-        if copied.is_empty() {
-            return None;
+    /// What the engine holds of a group. It is opened where it was copied to, as opening it writes.
+    fn covered(&mut self, from: &Path, to: &Path, group: GroupId) -> Option<Covered> {
+        if self.files.is_none() {
+            let copied = copy_all(from, to, Path::new("engine")).ok()?;
+            if copied.is_empty() {
+                return None;
+            }
+            self.files = Some(copied);
+            // One that cannot be opened covers nothing, and does not keep the log from being copied.
+            self.survey = survey(&to.join("engine")).unwrap_or_default();
         }
-        self.files = Some(copied);
-        // One that cannot be opened covers nothing, and does not keep the log from being copied.
-        let applied = applied_in(&to.join("engine")).ok()??;
+        let applied = self.survey.applied.get(&group)?;
+        let applied = Some(applied).filter(|applied| applied.index > Index::ZERO)?;
+        let membership = applied.membership.as_ref();
         Some(Covered {
             index: applied.index,
             term: applied.term,
-            membership: applied.membership.map(|(_, members)| members.encode()),
+            membership: membership.map(|(_, members)| members.encode()),
         })
     }
 

@@ -389,6 +389,9 @@ fn describe_op(op: &Op) -> String {
             format!("{action} the alarm {alarm} of member {member:x}")
         }
         Op::Auth(command) => auth(command),
+        Op::RegisterKeyspace(keyspace) => {
+            format!("register the keyspace {}", keyspace.name.escape_default())
+        }
         Op::CheckState(_) => "compare the states of the members".to_owned(),
         Op::UpdateMember(update) => format!(
             "member {:x} is reached at {}",

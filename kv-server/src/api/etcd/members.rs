@@ -64,6 +64,10 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
 
     /// Asks whoever leads for a change. All members as they are then.
     pub(super) async fn change_members(&self, op: Op) -> Result<Vec<pb::Member>, ApiError> {
+        if !self.options.changes_members {
+            let text = "flotilla: members are changed through the default keyspace".to_owned();
+            return Err(ApiError::Other(Code::FailedPrecondition, text));
+        }
         let request = random()?.max(1);
         let call = MemberCall {
             request,

@@ -89,6 +89,17 @@ fn token_that_was_changed_or_is_of_another_method_is_refused() {
 }
 
 #[test]
+fn token_of_a_keyspace_is_none_of_another() {
+    let default = Jwt::new(&options("HS256", Some(b"a secret"), None)).unwrap();
+    let [one, other] = ["one", "other"].map(|name| default.of_keyspace(name));
+    let token = one.sign("root", 3).unwrap();
+    assert!(one.verify(&token).is_some());
+    assert!(other.verify(&token).is_none() && default.verify(&token).is_none());
+    let token = default.sign("root", 3).unwrap();
+    assert!(default.verify(&token).is_some() && one.verify(&token).is_none());
+}
+
+#[test]
 fn token_without_an_end_or_past_it_is_refused() {
     let jwt = Jwt::new(&options("HS256", Some(b"a secret"), None)).unwrap();
     let key = EncodingKey::from_secret(b"a secret");

@@ -11,7 +11,9 @@ use super::*;
 use crate::mvcc::{
     BackupReader, BackupSource, CheckSink, RestoreChange, StateCut, backup_len, may_put,
 };
-use crate::pb::command::{CheckState, LeaseExpire, PublishMember, SetAlarm, lease_expire};
+use crate::pb::command::{
+    CheckState, LeaseExpire, PublishMember, RegisterKeyspace, SetAlarm, lease_expire,
+};
 use crate::pb::etcdserverpb::alarm_request::AlarmAction;
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, LeaseRevokeRequest,
@@ -315,6 +317,14 @@ const SOURCE: BackupSource = BackupSource {
     member: 9,
 };
 
+fn register(name: &str) -> Op {
+    Op::RegisterKeyspace(RegisterKeyspace {
+        name: name.to_owned(),
+        creation: 5,
+        first_voters: vec![7],
+    })
+}
+
 /// A store with something in every table, and a backup of it.
 fn backed_up() -> (Rig, Vec<u8>) {
     let mut rig = with_a_lease();
@@ -329,6 +339,7 @@ fn backed_up() -> (Rig, Vec<u8>) {
         put("b", "3"),
         compact(3),
         Op::PublishMember(member),
+        register("other"),
         raise(AlarmType::Nospace, 7),
     ];
     for op in more {
@@ -350,6 +361,38 @@ fn reader(file: &[u8]) -> std::io::Result<BackupReader> {
 }
 
 #[test]
+fn keyspaces_are_told_and_count_in_the_hash_and_a_snapshot_has_them() {
+    let mut rig = Rig::new();
+    rig.one(put("a", "1")).unwrap();
+    let mut other = Rig::new();
+    other.one(put("a", "1")).unwrap();
+    rig.one(register("one")).unwrap();
+    other.one(register("two")).unwrap();
+    let (known, others) = (rig.store.keyspaces(), other.store.keyspaces());
+    assert_eq!((known["one"].group, others["two"].group), (2, 2));
+    let hash = rig.store.state_hash().unwrap();
+    assert_ne!(hash, other.store.state_hash().unwrap());
+
+    let mut content = Vec::new();
+    rig.machine.cut().write(&mut content).unwrap();
+    let applied = rig.machine.applied();
+    let snapshot = SnapshotRef {
+        index: applied.index,
+        term: applied.term,
+        number: 1,
+        content_len: content.len() as u64,
+        content_crc: 0,
+        membership: Bytes::new(),
+    };
+    let content = Box::new(Cursor::new(content));
+    let mut taken = Rig::new();
+    taken.machine.begin_install(&snapshot, content).unwrap();
+    while !taken.machine.install_step().unwrap() {}
+    assert_eq!(*taken.store.keyspaces(), *known);
+    assert_eq!(taken.store.state_hash().unwrap(), hash);
+}
+
+#[test]
 fn backup_has_the_length_of_etcds_and_says_what_it_is() {
     let (_, file) = backed_up();
     assert_eq!(file.len() % 512, 32);
@@ -359,7 +402,7 @@ fn backup_has_the_length_of_etcds_and_says_what_it_is() {
     assert_eq!(info.hash, file[file.len() - 32..]);
     assert_eq!((info.revision, info.compact_revision), (6, 3));
     assert_eq!((info.keys, info.leases), (2, 1));
-    assert_eq!(info.index.0, 9);
+    assert_eq!(info.index.0, 10);
 }
 
 #[test]
@@ -418,7 +461,7 @@ fn restored_content_has_new_members_and_nothing_of_the_old_ones() {
         let backup = reader(&file).unwrap();
         backup.write_restored(&change, &mut content).unwrap();
         let snapshot = SnapshotRef {
-            index: Index(9),
+            index: Index(10),
             term: Term(1),
             number: 1,
             content_len: content.len() as u64,
@@ -435,6 +478,7 @@ fn restored_content_has_new_members_and_nothing_of_the_old_ones() {
     assert_eq!(rig.store.revision(), 6);
     assert_eq!(rig.store.alarms(), []);
     assert_eq!(rig.store.member(NodeId(7)), None);
+    assert!(rig.store.keyspaces().is_empty());
     assert_eq!(rig.read("b", 0).unwrap().unwrap(), "3");
     assert_eq!(rig.read("later", 0).unwrap(), None);
     assert_eq!(rig.read("a", 4).unwrap().unwrap(), "2", "history is there");

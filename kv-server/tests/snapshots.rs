@@ -250,7 +250,7 @@ fn fill(node: &mut Node) {
             member_id: ME.0,
             alarm: AlarmType::Corrupt.into(),
         }),
-        by_quota: false,
+        automatic: false,
     };
     node.propose(encode(Op::SetAlarm(alarm))).unwrap();
     let granted_index = node.store.lease(7).unwrap().granted.0;

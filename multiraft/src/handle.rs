@@ -254,6 +254,49 @@ impl<S: StateMachine> HostHandle<S> {
         }
     }
 
+    /// Lets a snapshot of another member replace this one's state, which is wrong: from now on nothing is applied here, and a
+    /// snapshot from above what is applied is taken though the log has what it covers. The leader sends one when it is told
+    /// to ([`Self::send_state`]). `reply` is called once: without an error when the new state is in force, with
+    /// [`HostError::Stopped`] when it was [called off](Self::keep_state) or another one asks.
+    ///
+    /// While this member leads it applies all the same.
+    pub fn replace_state(&self, group: GroupId, reply: Reply<()>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Replace { group, reply });
+        if let Err((Request::Replace { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
+    /// Lets a group apply again after [`Self::replace_state`]. A snapshot that is being taken up replaces its state all the
+    /// same.
+    pub fn keep_state(&self, group: GroupId) {
+        if self.groups.contains_key(&group) {
+            // A stopped host applies nothing more.
+            drop(self.inbox.push(Request::Keep { group }));
+        }
+    }
+
+    /// Sends a member that waits for another state a snapshot from above what it has applied, if this one leads the group.
+    /// `reply` is called once: with true when that begins, with false when it is under way or has to wait for a moment, so
+    /// that it is to be asked again.
+    pub fn send_state(&self, group: GroupId, to: NodeId, above: Index, reply: Reply<bool>) {
+        if !self.groups.contains_key(&group) {
+            return reply(Err(HostError::NoGroup));
+        }
+        let refused = self.inbox.push(Request::Send {
+            group,
+            to,
+            above,
+            reply,
+        });
+        if let Err((Request::Send { reply, .. }, error)) = refused {
+            reply(Err(error));
+        }
+    }
+
     /// Asks what a group's leader, if this member is that, knows each member's log to hold; empty where it does not lead.
     /// `reply` is called once.
     pub fn matched(&self, group: GroupId, reply: Reply<Vec<(NodeId, Index)>>) {

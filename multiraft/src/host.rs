@@ -300,12 +300,15 @@ impl<S: StateMachine> HostCore<S> {
                 Request::Call { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Make { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Matched { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Replace { reply, .. } => reply(Err(HostError::Stopped)),
+                Request::Send { reply, .. } => reply(Err(HostError::Stopped)),
                 Request::Arrived { arrived, .. } => (arrived.reply)(Err(HostError::Stopped)),
                 Request::Deliver { .. }
                 | Request::Made { .. }
                 | Request::Transfer { .. }
                 | Request::Beat { .. }
                 | Request::Hold { .. }
+                | Request::Keep { .. }
                 | Request::HandOver { .. }
                 | Request::Forward { .. }
                 | Request::Refused { .. }
@@ -318,6 +321,11 @@ impl<S: StateMachine> HostCore<S> {
         }
         if let Some(keeper) = &mut self.keeper {
             keeper.fail();
+        }
+        for slot in self.slots.all_mut() {
+            if let Some(reply) = slot.replaced.take() {
+                reply(Err(HostError::Stopped));
+            }
         }
         // Each reply is called whatever the order; what was proposed may still have become durable.
         let mut proposals: Vec<_> = std::mem::take(&mut self.proposals).into_iter().collect();
@@ -428,6 +436,14 @@ impl<S: StateMachine> HostCore<S> {
                 }
                 Request::Transfer { group, news } => self.transfer_news(now, group, news),
                 Request::Arrived { group, arrived } => self.snapshot_arrived(group, *arrived),
+                Request::Replace { group, reply } => self.replace_state(group, reply),
+                Request::Keep { group } => self.keep_state(group),
+                Request::Send {
+                    group,
+                    to,
+                    above,
+                    reply,
+                } => self.send_state(now, group, to, above, reply),
                 Request::Hold { group, hold } => match &mut self.keeper {
                     Some(keeper) if hold => keeper.hold(now, group),
                     Some(keeper) => keeper.release(group),
@@ -542,6 +558,7 @@ impl<S: StateMachine> HostCore<S> {
                 voters: slot.group.membership().voters.clone(),
                 learners: slot.group.membership().learners.clone(),
                 guarded: status.guarded,
+                wants_state_above: slot.wants_state_above(),
                 transferring: status.transferring,
             });
             if std::mem::replace(&mut slot.is_guarded, status.guarded) && !status.guarded {

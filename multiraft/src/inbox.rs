@@ -88,6 +88,22 @@ pub(crate) enum Request<O> {
         group: GroupId,
         hold: bool,
     },
+    /// The state is wrong, and is to be replaced.
+    Replace {
+        group: GroupId,
+        reply: Reply<()>,
+    },
+    /// It is not to be replaced any more.
+    Keep {
+        group: GroupId,
+    },
+    /// A member waits for another state.
+    Send {
+        group: GroupId,
+        to: NodeId,
+        above: Index,
+        reply: Reply<bool>,
+    },
     /// How the transfer of a snapshot goes; it ends once.
     Transfer {
         group: GroupId,
@@ -190,6 +206,9 @@ impl<O> Inbox<O> {
             | Request::Make { group, .. }
             | Request::Hold { group, .. }
             | Request::Matched { group, .. }
+            | Request::Replace { group, .. }
+            | Request::Keep { group }
+            | Request::Send { group, .. }
             | Request::HandOver { group, .. } => {
                 let load = queue.loads.entry(*group).or_default();
                 if load.entries >= limits.entries_max {

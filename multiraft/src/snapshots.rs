@@ -13,7 +13,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use raft_log::snapshot::{Installing, RestorePoint, SnapshotMeta, SnapshotStore};
+use raft_log::snapshot::{Installing, PendingSnapshot, RestorePoint, SnapshotMeta, SnapshotStore};
 use raft_log::{GroupId, Index, Log, SnapshotRef};
 use raft_node::core::Membership;
 use raft_node::{ApplyError, StateMachine};
@@ -150,13 +150,27 @@ impl fmt::Debug for SnapshotSetup {
 pub(crate) struct Taking {
     /// Until the log says durably that it begins after it.
     installing: Option<Installing>,
+    /// Until the state is replaced, where the log does not refer to it: then its file goes.
+    pending: Option<PendingSnapshot>,
+    /// Until it begins.
     reply: Option<Reply<()>>,
 }
 
 impl Taking {
-    pub(crate) fn new(installing: Installing, reply: Reply<()>) -> Self {
+    /// The log begins anew with it.
+    pub(crate) fn with_log(installing: Installing, reply: Reply<()>) -> Self {
         Self {
             installing: Some(installing),
+            pending: None,
+            reply: Some(reply),
+        }
+    }
+
+    /// It replaces the state alone.
+    pub(crate) fn of_state(pending: PendingSnapshot, reply: Reply<()>) -> Self {
+        Self {
+            installing: None,
+            pending: Some(pending),
             reply: Some(reply),
         }
     }
@@ -283,17 +297,18 @@ impl<S: StateMachine> Keeper<S> {
         ready.into_iter().collect()
     }
 
-    /// The log says durably that it begins after the snapshot: who sent it is told, and older files go. True the first
-    /// time.
+    /// The log says durably that it begins after the snapshot, or has what that covers: who sent it is told, and older files
+    /// go. True the first time.
     pub(crate) fn acknowledge(&mut self, group: GroupId) -> bool {
-        let taking = self.taking.get_mut(&group);
-        let Some(installing) = taking.and_then(|taking| {
-            if let Some(reply) = taking.reply.take() {
-                reply(Ok(()));
-            }
-            taking.installing.take()
-        }) else {
+        let Some(taking) = self.taking.get_mut(&group) else {
             return false;
+        };
+        let Some(reply) = taking.reply.take() else {
+            return false;
+        };
+        reply(Ok(()));
+        let Some(installing) = taking.installing.take() else {
+            return true;
         };
         let store = self.setup.store.clone();
         // Where no task runs, the next install or start removes them.
@@ -303,6 +318,13 @@ impl<S: StateMachine> Keeper<S> {
             }
         })));
         true
+    }
+
+    /// The state machine has taken the snapshot up. A file that the log does not refer to goes, by a task or at the next start.
+    pub(crate) fn end_taking(&mut self, group: GroupId) {
+        if let Some(pending) = self.taking.remove(&group).and_then(|taking| taking.pending) {
+            drop(self.setup.tasks.run(Box::new(move || drop(pending))));
+        }
     }
 
     /// Keeps the log of a group from being compacted for a while from now.

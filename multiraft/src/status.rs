@@ -30,6 +30,8 @@ pub struct GroupStatus {
     pub learners: Vec<NodeId>,
     /// The log was begun anew after damage, and this member does not vote before it has caught up.
     pub guarded: bool,
+    /// This member's state is to be replaced: it applies nothing after this index, and waits for a snapshot from above it.
+    pub wants_state_above: Option<Index>,
     /// Whom this member hands its leadership over to at this moment.
     pub transferring: Option<NodeId>,
 }

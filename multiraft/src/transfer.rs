@@ -137,7 +137,8 @@ impl fmt::Debug for SnapshotTransfer {
 }
 
 /// Begins to receive a snapshot, or goes on where an earlier receive was cut short; none when the log has what it covers,
-/// which is as good as taken.
+/// which is as good as taken. A member whose state is to be replaced takes one from above `wanted_above` all the same
+/// ([`crate::GroupStatus::wants_state_above`]).
 ///
 /// # Errors
 /// As [`SnapshotStore::receive`]; and of a group that this store does not have.
@@ -145,6 +146,7 @@ pub fn begin_receive(
     log: &Log,
     store: &SnapshotStore,
     manifest: SnapshotManifest,
+    wanted_above: Option<Index>,
 ) -> Result<Option<SnapshotReceiver>, SnapshotError> {
     let (group, snapshot) = (manifest.group, &manifest.snapshot);
     let Some(info) = log.group(group) else {
@@ -153,7 +155,7 @@ pub fn begin_receive(
     };
     let covered = info.base.index >= snapshot.index
         || log.term_at(group, snapshot.index) == Some(snapshot.term);
-    if covered {
+    if covered && wanted_above.is_none_or(|above| snapshot.index <= above) {
         return Ok(None);
     }
     store.receive(manifest, info.base.creation).map(Some)
@@ -197,6 +199,11 @@ impl Transfers {
     /// The number of a snapshot of the group that cannot be read.
     pub(crate) fn unusable(&self, group: GroupId) -> Option<u64> {
         self.unusable.get(&group).copied()
+    }
+
+    /// True while a member is served, or waits for the snapshot that is in the making.
+    pub(crate) fn is_under_way(&self, group: GroupId, to: NodeId) -> bool {
+        self.running.contains_key(&(group, to)) || self.waiting.contains_key(&(group, to))
     }
 
     pub(crate) fn wait(&mut self, group: GroupId, to: NodeId, sent_in: Term) {

@@ -1,5 +1,5 @@
-//! A member that lags gets a snapshot: through real cores, logs, snapshot stores and hosts, on simulated disks. Whatever
-//! crashes on the way, what was acknowledged survives and everybody agrees in the end.
+//! A member that lags gets a snapshot, and so does one whose state is wrong: through real cores, logs, snapshot stores and
+//! hosts, on simulated disks. Whatever crashes on the way, what was acknowledged survives and everybody agrees in the end.
 #![expect(
     clippy::unwrap_used,
     reason = "a failed expectation of a test harness is a failed test"
@@ -317,4 +317,198 @@ fn failed_sync_of_a_snapshot_stops_the_host() {
     world.node(leader).core.fail();
     let told = made.lock().unwrap().take();
     assert_eq!(told, Some(Err(HostError::Stopped)));
+}
+
+const WRONG: &str = "what nobody proposed";
+
+/// Member 3 has applied something else than its log says, durably.
+fn spoiled() -> World {
+    let mut world = World::new(1, Arc::new(InlineTasks));
+    world.propose(10, "early");
+    world.until("all have it", |world| {
+        world.agree() && world.state(LAGS).list.len() == 10
+    });
+    world.spoil(LAGS, WRONG);
+    world.until("a leader", |world| world.leader().is_some());
+    assert!(!world.agree());
+    world
+}
+
+fn wants_state_above(world: &mut World) -> Option<Index> {
+    let status = world.node(LAGS).handle.status(GROUP);
+    status.unwrap().wants_state_above
+}
+
+/// As a member does that was found wrong: waits for another state, and asks the leader for it.
+fn ask(world: &mut World) {
+    let Some(above) = wants_state_above(world) else {
+        let handle = &world.node(LAGS).handle;
+        return handle.replace_state(GROUP, Box::new(drop));
+    };
+    if let Some(leader) = world.leader().filter(|leader| *leader != LAGS) {
+        let handle = &world.node(leader).handle;
+        handle.send_state(GROUP, LAGS, above, Box::new(drop));
+    }
+}
+
+#[test]
+fn wrong_state_is_replaced_and_the_log_goes_on() {
+    let mut world = spoiled();
+    let applied = world.state(LAGS).applied.index;
+    ask(&mut world);
+    assert_eq!(world.step(), None);
+    assert_eq!(wants_state_above(&mut world), Some(applied));
+    // It applies nothing, and counts all the same: without it there is no majority.
+    world.away = Some(NodeId(2));
+    let leader = world.leader().unwrap();
+    assert_eq!(leader, NodeId(1), "it is the first to campaign");
+    world.propose(5, "meanwhile");
+    world.until("it is committed", |world| {
+        world.state(leader).list.len() == 15
+    });
+    world.away = None;
+    assert_eq!(world.state(LAGS).applied.index, applied);
+
+    let replaced: Arc<Mutex<Option<Result<(), HostError>>>> = Arc::default();
+    let into = Arc::clone(&replaced);
+    let reply = Box::new(move |result| *into.lock().unwrap() = Some(result));
+    world.node(LAGS).handle.replace_state(GROUP, reply);
+    assert_eq!(world.step(), None);
+    ask(&mut world);
+    world.until("it is replaced", |world| {
+        world.agree() && world.state(LAGS).list.len() == 15
+    });
+    assert_eq!(replaced.lock().unwrap().take(), Some(Ok(())));
+    assert_eq!(world.began, 1, "one transfer is enough");
+    assert_eq!(wants_state_above(&mut world), None);
+    // The log neither begins anew nor refers to what came, so that nothing of it is left.
+    assert_eq!(snapshot(&world, LAGS), None);
+    assert!(base(&world, LAGS) <= applied);
+    assert!(world.node(LAGS).snapshots.list().unwrap().is_empty());
+    world.propose(20, "later");
+    world.until("all have it", |world| {
+        world.agree() && world.state(LAGS).list.len() == 35
+    });
+    // What it knows of memberships is enough to compact again.
+    world.until("its log is compacted", |world| base(world, LAGS) > applied);
+}
+
+#[test]
+fn state_above_which_nothing_was_proposed_is_replaced() {
+    let mut world = spoiled();
+    for _ in 0..200 {
+        if !world.agree() {
+            ask(&mut world);
+        }
+        assert_eq!(world.step(), None);
+    }
+    assert!(world.agree(), "an entry of the leader's own lies above it");
+}
+
+#[test]
+fn member_that_waits_for_another_state_applies_when_it_leads_or_is_called_off() {
+    let mut world = spoiled();
+    let told: Arc<Mutex<Option<Result<(), HostError>>>> = Arc::default();
+    let into = Arc::clone(&told);
+    let reply = Box::new(move |result| *into.lock().unwrap() = Some(result));
+    world.node(LAGS).handle.replace_state(GROUP, reply);
+    let leader = world.leader().unwrap();
+    world.node(leader).handle.transfer(GROUP, LAGS);
+    world.until("it leads", |world| world.leader() == Some(LAGS));
+    world.propose(3, "led");
+    world.until("it applies", |world| world.state(LAGS).list.len() == 13);
+    let refused: Arc<Mutex<Option<Result<bool, HostError>>>> = Arc::default();
+    let into = Arc::clone(&refused);
+    let reply = Box::new(move |result| *into.lock().unwrap() = Some(result));
+    let above = world.state(LAGS).applied.index;
+    world
+        .node(leader)
+        .handle
+        .send_state(GROUP, LAGS, above, reply);
+    assert_eq!(world.step(), None);
+    let refused = refused.lock().unwrap().take();
+    assert_eq!(refused, Some(Err(HostError::NotLeader(Some(LAGS)))));
+
+    world.node(LAGS).handle.transfer(GROUP, leader);
+    world.until("another leads", |world| world.leader() == Some(leader));
+    world.propose(3, "held");
+    assert_eq!(world.state(LAGS).list.len(), 13);
+    world.node(LAGS).handle.keep_state(GROUP);
+    world.until("it applies again", |world| {
+        world.state(LAGS).list.len() == 16
+    });
+    assert_eq!(told.lock().unwrap().take(), Some(Err(HostError::Stopped)));
+}
+
+/// Whatever operation of the disk is the last one, there is the old state or the new one, and its log has all that it
+/// acknowledged.
+fn crash_of_the_replaced(kind: CrashKind, newest: bool) {
+    let start = spoiled();
+    let (mut outcomes, mut points) = ([0, 0], 0);
+    for point in 0.. {
+        println!("{kind:?}, operation {point}, newest {newest}");
+        let mut world = start.fork(point + 1);
+        world.until("a leader", |world| world.leader().is_some());
+        world.members[&LAGS].fs.fail_after(point);
+        let mut failed = false;
+        for at in 0..150 {
+            if world.state(LAGS).list[0] == WRONG {
+                ask(&mut world);
+            }
+            if let Some(down) = world.step() {
+                assert_eq!(down, LAGS);
+                failed = true;
+                break;
+            }
+            if at % 10 == 0
+                && let Some(leader) = world.leader()
+            {
+                let payload = format!("more-{at}").into();
+                let handle = &world.node(leader).handle;
+                handle.propose(GROUP, payload, Box::new(drop));
+            }
+        }
+        world.crash(LAGS, kind, newest);
+        let acknowledged = world.members[&LAGS].acknowledged;
+        world.open(LAGS).unwrap_or_else(|error| panic!("{error}"));
+        let info = world.node(LAGS).log.group(GROUP).unwrap();
+        assert!(
+            info.last_index >= acknowledged,
+            "{acknowledged} was acknowledged"
+        );
+        let list = world.state(LAGS).list;
+        let is_wrong = list[0] == WRONG;
+        world.until("a leader", |world| world.leader().is_some());
+        let leader = world.leader().unwrap();
+        let right = world.state(leader).list;
+        assert_eq!(list[1..], right[1..list.len()], "nothing of both");
+        assert!(is_wrong || list[0] == right[0]);
+        outcomes[usize::from(!is_wrong)] += 1;
+        for _ in 0..300 {
+            if world.state(LAGS).list[0] == WRONG {
+                ask(&mut world);
+            }
+            assert_eq!(world.step(), None);
+        }
+        world.propose(3, "after");
+        world.until("everybody agrees", |world| {
+            world.agree() && world.state(LAGS).list.len() >= 13
+        });
+        if !failed {
+            points = point;
+            break;
+        }
+    }
+    println!("{points} operations: {outcomes:?}");
+    assert!(points > 20, "only {points} operations were cut short");
+    assert!(outcomes[0] > 10, "{outcomes:?}");
+    assert!(outcomes[1] > 0 || !newest, "{outcomes:?}");
+}
+
+#[test]
+fn crash_at_every_operation_leaves_the_state_that_is_replaced_or_the_new_one() {
+    for kind in [CrashKind::Power, CrashKind::Process] {
+        crash_of_the_replaced(kind, false);
+        crash_of_the_replaced(kind, true);
+    }
 }

@@ -588,7 +588,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             access.root()?;
             let command = SetAlarm {
                 request: Some(request),
-                by_quota: false,
+                automatic: false,
             };
             return expect_output!(self, self.propose(Op::SetAlarm(command)).await?, Alarm);
         }

@@ -1,5 +1,5 @@
 //! Renewals, and what leases have left, for clients of other members: the leader's answers to their calls. Members report
-//! the hashes of their state the same way.
+//! the hashes of their state the same way, and ask for another one.
 //!
 //! It does what the front end does for a client of its own, without a runtime: each step is the callback of the one
 //! before. A member that does not lead answers nothing, and is not asked again.
@@ -17,11 +17,18 @@ use crate::api::Replica;
 use crate::pb::command::{Command, LeaseCheckpoint, command::Op, lease_checkpoint};
 use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
 
-/// Hears what members report of their state to this one, which leads.
+/// Hears what members report of their state to this one, which leads, and sends it to those who have lost theirs.
 pub trait StateReports: Send + Sync {
     /// A member's state has this hash at this applied index.
     fn report(&self, member: NodeId, index: Index, hash: u64);
+
+    /// A member waits for a snapshot from above an index. `done` is called once: with whether one begins to be sent, or is
+    /// under way; with nothing when this member has none to send.
+    fn send_state(&self, member: NodeId, above: Index, done: StateSent);
 }
+
+/// What becomes of a snapshot that is asked for.
+pub type StateSent = Box<dyn FnOnce(Option<bool>) + Send>;
 
 /// Answers the calls of one keyspace's members.
 pub struct LeaseCalls<R>(Arc<Parts<R>>);
@@ -109,6 +116,16 @@ impl<R: Replica> Calls for LeaseCalls<R> {
                         reports.report(member, index, report.hash);
                     }
                     answer(reply, 0);
+                }
+                lease_call::Op::SendState(wanted) => {
+                    let Some(reports) = &parts.reports else {
+                        return reply(None);
+                    };
+                    let done: StateSent = Box::new(move |sent| match sent {
+                        Some(begins) => answer(reply, i64::from(begins)),
+                        None => reply(None),
+                    });
+                    reports.send_state(NodeId(wanted.member), Index(wanted.above), done);
                 }
             }
         }));

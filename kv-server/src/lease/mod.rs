@@ -49,7 +49,7 @@ use raft_node::TickContext;
 
 use crate::mvcc::{LeaseInfo, LeaseSink};
 pub(crate) use calls::clear_checkpoint;
-pub use calls::{LeaseCalls, StateReports, decode_answer, encode_call};
+pub use calls::{LeaseCalls, StateReports, StateSent, decode_answer, encode_call};
 use deadlines::Deadlines;
 
 /// What became of the wish to renew a lease.

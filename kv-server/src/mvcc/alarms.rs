@@ -23,7 +23,7 @@ type Raised = (i32, NodeId);
 /// The table, as the state machine keeps it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Alarms {
-    /// Whether the quota raised it.
+    /// Whether a member raised it by itself.
     rows: BTreeMap<Raised, bool>,
     /// Something in it changed since it was told.
     pub(super) changed: bool,
@@ -36,20 +36,20 @@ impl Alarms {
         for pair in read.scan(&keys.first(ALARM), &keys.end(ALARM)) {
             let (key, record) = pair?;
             let raised = codec::split_alarm(&key)?;
-            let by_quota = match *Fields::of(record)?.rest() {
-                [by_quota] => by_quota != 0,
+            let automatic = match *Fields::of(record)?.rest() {
+                [automatic] => automatic != 0,
                 _ => return Err(damaged("an alarm's record has another length")),
             };
-            rows.insert(raised, by_quota);
+            rows.insert(raised, automatic);
         }
         let changed = false;
         Ok(Self { rows, changed })
     }
 
-    /// All of them, those of one kind together, and whether the quota raised each.
+    /// All of them, those of one kind together, and whether a member raised each by itself.
     pub(super) fn list(&self) -> Vec<(AlarmMember, bool)> {
         let rows = self.rows.iter();
-        rows.map(|((alarm, member), by_quota)| (member_of(*alarm, *member), *by_quota))
+        rows.map(|((alarm, member), automatic)| (member_of(*alarm, *member), *automatic))
             .collect()
     }
 
@@ -73,17 +73,17 @@ impl Alarms {
             _ if !is_an_alarm => false,
             // One that somebody raised by hand stays theirs.
             Ok(AlarmAction::Activate) => {
-                let by_quota = command.by_quota && held.unwrap_or(true);
-                if held != Some(by_quota) {
+                let automatic = command.automatic && held.unwrap_or(true);
+                if held != Some(automatic) {
                     let mut record = codec::record(1);
-                    record.put_u8(u8::from(by_quota));
+                    record.put_u8(u8::from(automatic));
                     changes.insert(key, Change::Put(record.freeze()));
-                    self.rows.insert(raised, by_quota);
+                    self.rows.insert(raised, automatic);
                     self.changed = true;
                 }
                 true
             }
-            Ok(AlarmAction::Deactivate) if held.is_some_and(|held| held || !command.by_quota) => {
+            Ok(AlarmAction::Deactivate) if held.is_some_and(|held| held || !command.automatic) => {
                 changes.insert(key, Change::Delete);
                 self.rows.remove(&raised);
                 self.changed = true;

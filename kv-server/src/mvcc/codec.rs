@@ -13,7 +13,7 @@
 //! | 6 meta | nothing; generation 0 | [`Meta`] |
 //! | 7 duplicates | member BE | boot id, mark, bits of the sequences applied from the mark on |
 //! | 8 members | member BE | what is known of the member, as an encoded `flotilla.PublishMember` |
-//! | 9 alarms | alarm u32 BE, member BE | 1 when the quota raised it, else 0 |
+//! | 9 alarms | alarm u32 BE, member BE | 1 when a member raised it by itself, else 0 |
 //! | 10 removed | member BE | the request that removed it; its id is never given out again |
 //! | 11 auth | nothing | whether authentication is enabled, and the revision of users and roles |
 //! | 12 users | name | the user, as an encoded `authpb.User` |

@@ -68,7 +68,7 @@ pub struct Store {
     keyspaces: RwLock<Arc<KeyspaceTable>>,
     /// Called after each change of the members or the keyspaces.
     members_changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Whether the quota raised each.
+    /// Whether a member raised each by itself.
     alarms: RwLock<Vec<(AlarmMember, bool)>>,
     /// So that whoever asks for each request need not look at the alarms when there are none.
     has_alarms: AtomicBool,
@@ -201,13 +201,13 @@ impl Store {
         alarms.iter().map(|(alarm, _)| *alarm).collect()
     }
 
-    /// Whether an alarm is raised, and then whether the quota raised it.
+    /// Whether an alarm is raised, and then whether a member raised it by itself.
     #[must_use]
     pub fn alarm(&self, wanted: AlarmMember) -> Option<bool> {
         let alarms = self.alarms.read().unwrap_or_else(PoisonError::into_inner);
         alarms
             .iter()
-            .find_map(|(alarm, by_quota)| (*alarm == wanted).then_some(*by_quota))
+            .find_map(|(alarm, automatic)| (*alarm == wanted).then_some(*automatic))
     }
 
     /// True while the data of a member, or of the whole cluster, is known to be wrong.

@@ -1,4 +1,5 @@
-//! Hashes the state on a thread of its own when an entry asks for it, and reports to the leader.
+//! Hashes the state on a thread of its own when an entry asks for it, and reports to the leader, which sends its own to who
+//! is wrong.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,13 +7,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use multiraft::HostError;
 use raft_log::{Index, NodeId};
 use tracing::{debug, warn};
 
 use super::GroupReplica;
 use crate::api::Replica;
-use crate::lease::{StateReports, encode_call};
-use crate::mvcc::{CheckSink, StateCut};
+use crate::lease::{StateReports, StateSent, encode_call};
+use crate::mvcc::{CheckSink, StateCut, Store};
 use crate::pb::peer::{StateHash, lease_call};
 use crate::upkeep::StateChecks;
 
@@ -28,22 +30,62 @@ impl CheckSink for Cuts {
 }
 
 /// What members report, where the thread that looks after the member judges it.
-pub(super) struct Reports(Mutex<StateChecks>);
+pub(super) struct Reports {
+    checks: Mutex<StateChecks>,
+    silent: AtomicBool,
+}
 
 impl Reports {
     pub(super) fn new(checks: StateChecks) -> Self {
-        Self(Mutex::new(checks))
+        Self {
+            checks: Mutex::new(checks),
+            silent: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether this member reports nothing of its own state: one that took the place of a wrong one and is not durable yet may
+    /// be the wrong one again after a crash, and nobody must have called it right.
+    pub(super) fn be_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::SeqCst);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::SeqCst)
     }
 
     /// No call leaves it half changed.
     pub(super) fn lock(&self) -> MutexGuard<'_, StateChecks> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl StateReports for Reports {
+/// What this member does for the others' states while it leads.
+pub(super) struct Answers {
+    pub(super) member: NodeId,
+    pub(super) reports: Arc<Reports>,
+    pub(super) replica: GroupReplica,
+    pub(super) store: Arc<Store>,
+}
+
+impl StateReports for Answers {
     fn report(&self, member: NodeId, index: Index, hash: u64) {
-        self.lock().report(member, index, hash);
+        self.reports.lock().report(member, index, hash);
+    }
+
+    fn send_state(&self, member: NodeId, above: Index, done: StateSent) {
+        if self.store.is_corrupt(self.member.0) {
+            // It is about to hand over.
+            return done(None);
+        }
+        let reply = Box::new(move |sent: Result<bool, HostError>| match sent {
+            Ok(begins) => done(Some(begins)),
+            Err(error) => {
+                debug!(%error, %member, "a member does not get this one's state now");
+                done(None);
+            }
+        });
+        let GroupReplica { handle, group } = &self.replica;
+        handle.send_state(*group, member, above, reply);
     }
 }
 
@@ -64,6 +106,7 @@ impl Hasher {
         member: NodeId,
         cuts: Receiver<StateCut>,
         replica: GroupReplica,
+        reports: Arc<Reports>,
     ) -> io::Result<Self> {
         let stopped = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stopped);
@@ -71,6 +114,11 @@ impl Hasher {
             .name("flotilla-hash".to_owned())
             .spawn(move || {
                 for cut in cuts {
+                    // Looked at after the cut: what is hashed is durable, then.
+                    if reports.is_silent() {
+                        debug!("the state is not hashed: it is being replaced");
+                        continue;
+                    }
                     hash(member, cut, &replica, &told);
                 }
             })?;

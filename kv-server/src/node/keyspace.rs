@@ -159,7 +159,7 @@ impl Ground {
         Ok(Care {
             upkeep: Upkeep::start(&self.config.upkeep, looked_after)
                 .map_err(failed("cannot start the thread that looks after"))?,
-            hasher: Hasher::start(self.member, to_hash, replica)
+            hasher: Hasher::start(self.member, to_hash, replica, Arc::clone(&keyspace.reports))
                 .map_err(failed("cannot start the thread that hashes"))?,
         })
     }
@@ -192,9 +192,16 @@ impl Keyspace {
     /// Answers what members ask of the group's leader.
     pub(super) fn lease_calls(
         &self,
+        member: NodeId,
         handle: &HostHandle<KvStateMachine>,
     ) -> LeaseCalls<GroupReplica> {
-        let heard = Some(Arc::clone(&self.reports) as Arc<dyn StateReports>);
+        let answers = checks::Answers {
+            member,
+            reports: Arc::clone(&self.reports),
+            replica: self.replica(handle),
+            store: Arc::clone(&self.store),
+        };
+        let heard = Some(Arc::new(answers) as Arc<dyn StateReports>);
         let lessor = Arc::clone(&self.lessor);
         LeaseCalls::with_reports(self.group, self.replica(handle), lessor, heard)
     }

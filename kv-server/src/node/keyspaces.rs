@@ -272,7 +272,10 @@ impl Work {
                 to_hash,
             } = opened.map_err(failed)?;
             let handle = &self.parts.handle;
-            self.parts.calls.add(group, keyspace.lease_calls(handle));
+            self.parts.calls.add(
+                group,
+                keyspace.lease_calls(self.parts.ground.member, handle),
+            );
             let (sender, receiver) = channel();
             // The receiver lives until the answer is there.
             handle.join(opened, Box::new(move |joined| drop(sender.send(joined))));

@@ -295,7 +295,7 @@ impl Node {
             links.outbox(),
             |core, handle| {
                 for one in others.iter().map(|(one, _)| one).chain([&keyspace]) {
-                    calls.add(one.group, one.lease_calls(handle));
+                    calls.add(one.group, one.lease_calls(identity.member, handle));
                 }
                 core.forward(Forwarding {
                     outcomes,
@@ -306,10 +306,14 @@ impl Node {
                 core.watch_stores(liveness(config, &identity));
                 let on_same_disk = Arc::clone(&engine);
                 core.share_disk(Box::new(move || on_same_disk.out_of_space()));
-                let store = snapshots.clone();
+                let files = snapshots.clone();
                 let pacer = Arc::clone(&pacer);
                 let pace: Option<Pace> = Some(Arc::new(move |bytes| pacer.pass(bytes)));
-                core.keep_snapshots(SnapshotSetup { store, tasks, pace });
+                core.keep_snapshots(SnapshotSetup {
+                    store: files,
+                    tasks,
+                    pace,
+                });
             },
             on_failure,
         )

@@ -7,10 +7,11 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use multiraft::{GroupStatus, HostError};
 use prost::Message;
 use raft_log::NodeId;
@@ -22,12 +23,17 @@ use super::quota::Quota;
 use crate::ApiError;
 use crate::api::Replica;
 use crate::engine::Engine;
+use crate::lease::{decode_answer, encode_call};
 use crate::mvcc::{CommandOutput, Store};
 use crate::pb::command::{CheckState, Command, SetAlarm, command::Op};
 use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmType, CompactionRequest, alarm_request::AlarmAction,
 };
-use crate::upkeep::{AutoCompaction, CompactionSchedule, Finding, QuotaAct, QuotaLook, QuotaWatch};
+use crate::pb::peer::{SendState, lease_call};
+use crate::upkeep::{
+    AutoCompaction, CompactionSchedule, Finding, QuotaAct, QuotaLook, QuotaWatch, Rebuild,
+    RebuildAct, RebuildLook,
+};
 
 /// The longest pause between two looks.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -70,6 +76,9 @@ impl Upkeep {
             compaction: CompactionSchedule::new(config.auto_compaction, Duration::ZERO),
             quota_watch: QuotaWatch::default(),
             quarantined: false,
+            rebuild: Rebuild::default(),
+            requests: 0,
+            news: channel(),
             parts,
         };
         let told = Arc::clone(&stopped);
@@ -106,7 +115,19 @@ struct Rounds {
     quota_watch: QuotaWatch,
     /// Whether this member's data is known to be wrong, as it was when last looked at.
     quarantined: bool,
+    rebuild: Rebuild,
+    /// How often it was asked that the state is replaced.
+    requests: u64,
+    news: (Sender<News>, Receiver<News>),
     parts: Parts,
+}
+
+/// What became of what the rebuild of this member's state asked for.
+enum News {
+    /// The leader answers whether it begins to send a snapshot.
+    Answered(bool),
+    /// One has taken the place of the state, or will not, after the request of this number.
+    Over { request: u64, is_replaced: bool },
 }
 
 impl Rounds {
@@ -115,6 +136,7 @@ impl Rounds {
         self.watch_quota();
         self.compare_states();
         self.watch_quarantine();
+        self.rebuild();
         self.compact();
         let due = self.compaction.next();
         let now = self.begun.elapsed();
@@ -153,7 +175,7 @@ impl Rounds {
         };
         let command = SetAlarm {
             request: Some(request),
-            by_quota: true,
+            automatic: true,
         };
         let QuotaLook { used, limit, .. } = look;
         match (self.propose(Op::SetAlarm(command)), action) {
@@ -196,7 +218,9 @@ impl Rounds {
         if !leads {
             return reports.abandon();
         }
-        let findings = reports.judge(now, &status.voters, &status.learners);
+        let members = status.voters.iter().chain(&status.learners).copied();
+        let doubted: Vec<_> = members.filter(|id| self.found_wrong(*id)).collect();
+        let findings = reports.judge(now, &status.voters, &status.learners, &doubted);
         drop(reports);
         for finding in findings {
             match finding {
@@ -204,58 +228,150 @@ impl Rounds {
                 Finding::Minority(index, members) => {
                     for member in members {
                         error!(%index, %member, "the state of a member differs from the majority's");
-                        self.raise_corrupt(member);
+                        self.set_corrupt(member, AlarmAction::Activate);
+                    }
+                }
+                Finding::Recovered(index, members) => {
+                    for member in members {
+                        warn!(%index, %member, "the state of a member is the majority's again");
+                        self.set_corrupt(member, AlarmAction::Deactivate);
                     }
                 }
                 Finding::NoMajority(index) => {
                     error!(%index, "the states of members differ, and none has a majority");
-                    self.raise_corrupt(NodeId(0));
+                    self.set_corrupt(NodeId(0), AlarmAction::Activate);
                 }
             }
         }
     }
 
-    /// For member 0, the whole cluster.
-    fn raise_corrupt(&self, member: NodeId) {
+    /// Whether the alarm CORRUPT is raised for a member, and then whether a comparison raised it.
+    fn corrupt(&self, member: NodeId) -> Option<bool> {
+        self.parts.store.alarm(AlarmMember {
+            member_id: member.0,
+            alarm: AlarmType::Corrupt.into(),
+        })
+    }
+
+    /// A comparison found the member's state wrong, while the majority's is right.
+    fn found_wrong(&self, member: NodeId) -> bool {
+        self.corrupt(member) == Some(true) && self.corrupt(NodeId(0)).is_none()
+    }
+
+    /// Raises or clears the alarm CORRUPT; for member 0, that of the whole cluster.
+    fn set_corrupt(&self, member: NodeId, action: AlarmAction) {
         let request = AlarmRequest {
-            action: AlarmAction::Activate.into(),
+            action: action.into(),
             member_id: member.0,
             alarm: AlarmType::Corrupt.into(),
         };
         let command = SetAlarm {
             request: Some(request),
-            by_quota: false,
+            automatic: true,
         };
         if let Err(error) = self.propose(Op::SetAlarm(command)) {
-            error!(%error, %member, "the alarm CORRUPT is not raised; the next comparison finds the same");
+            error!(%error, %member, "the alarm CORRUPT is not set; the next comparison finds the same");
         }
     }
 
     /// A member whose data is wrong serves nobody, and leads nobody: it would give its data to others.
     fn watch_quarantine(&mut self) {
         let status = self.status();
-        let corrupt = |member: NodeId| {
-            let alarm = AlarmType::Corrupt.into();
-            let member_id = member.0;
-            let raised = AlarmMember { member_id, alarm };
-            self.parts.store.alarm(raised).is_some()
-        };
-        let quarantined = corrupt(self.parts.member);
+        let quarantined = self.corrupt(self.parts.member).is_some();
         if quarantined && !self.quarantined {
             error!(
-                "the alarm CORRUPT is raised for this member: it serves nobody from now on; when its data differs from \
-                 the majority's, replace it by a new member with an empty data directory"
+                "the alarm CORRUPT is raised for this member: it serves nobody from now on; when a comparison has raised \
+                 it, the data is taken anew from the leader"
             );
         } else if self.quarantined && !quarantined {
             warn!("the alarm CORRUPT of this member is cleared: it serves again");
         }
         if quarantined && status.leader == Some(status.node) {
             let others = status.voters.iter().filter(|voter| **voter != status.node);
-            if let Some(to) = others.copied().find(|voter| !corrupt(*voter)) {
+            if let Some(to) = others.copied().find(|voter| self.corrupt(*voter).is_none()) {
                 self.parts.replica.hand_over(to);
             }
         }
         self.quarantined = quarantined;
+    }
+
+    /// Gets the state anew that a comparison found wrong.
+    fn rebuild(&mut self) {
+        let now = self.begun.elapsed();
+        while let Ok(news) = self.news.1.try_recv() {
+            match news {
+                News::Answered(begins) => self.rebuild.answered(now, begins),
+                News::Over {
+                    request,
+                    is_replaced,
+                } => {
+                    if is_replaced {
+                        if let Err(error) = self.parts.engine.persist() {
+                            // The next write meets the same error and stops the member.
+                            return error!(%error, "this member's new data is not durable");
+                        }
+                        warn!(
+                            "this member's data was taken anew from the leader; it is compared with the others'"
+                        );
+                        self.rebuild.replaced(now);
+                    }
+                    if request == self.requests {
+                        self.parts.reports.be_silent(false);
+                    }
+                }
+            }
+        }
+        let status = self.status();
+        let look = RebuildLook {
+            wrong: self.found_wrong(self.parts.member),
+            follows: status.leader.is_some_and(|leader| leader != status.node),
+            waits: status.wants_state_above.is_some(),
+        };
+        let GroupReplica { handle, group } = &self.parts.replica;
+        let news = self.news.0.clone();
+        match self.rebuild.look(now, look) {
+            None => {}
+            Some(RebuildAct::Begin) => {
+                warn!(
+                    "nothing is applied any more until this member's data was taken anew from the leader"
+                );
+                self.requests += 1;
+                self.parts.reports.be_silent(true);
+                let request = self.requests;
+                let reply = Box::new(move |replaced: Result<(), HostError>| {
+                    let is_replaced = replaced.is_ok();
+                    // Who is not there any more needs no news.
+                    drop(news.send(News::Over {
+                        request,
+                        is_replaced,
+                    }));
+                });
+                handle.replace_state(*group, reply);
+            }
+            Some(RebuildAct::Ask) => {
+                let wanted = SendState {
+                    member: self.parts.member.0,
+                    above: status.wants_state_above.unwrap_or_default().0,
+                };
+                let reply = Box::new(move |answer: Result<Bytes, HostError>| {
+                    if let Some(begins) = answer.ok().and_then(decode_answer) {
+                        drop(news.send(News::Answered(begins == 1)));
+                    }
+                });
+                let call = encode_call(lease_call::Op::SendState(wanted));
+                handle.call_leader(*group, call, reply);
+            }
+            Some(RebuildAct::CallOff) => handle.keep_state(*group),
+            Some(RebuildAct::Compare) => {
+                if let Err(error) = self.propose(Op::CheckState(CheckState {})) {
+                    debug!(%error, "the states of members are not compared now; it is tried again");
+                }
+            }
+            Some(RebuildAct::GiveUp) => error!(
+                "this member's data could not be taken anew from the leader, or was wrong again: replace it by a new member \
+                 with an empty data directory"
+            ),
+        }
     }
 
     fn compact(&mut self) {

@@ -5,8 +5,10 @@
 
 mod compaction;
 mod quota;
+mod rebuild;
 mod state;
 
 pub use compaction::{AutoCompaction, CompactionSchedule};
 pub use quota::{QuotaAct, QuotaLook, QuotaWatch};
+pub use rebuild::{Rebuild, RebuildAct, RebuildLook};
 pub use state::{Finding, StateChecks};

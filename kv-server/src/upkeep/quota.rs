@@ -17,7 +17,7 @@ pub struct QuotaLook {
     pub limit: u64,
     /// A request was refused since the last look.
     pub refused: bool,
-    /// Whether the alarm of this member is raised, and then whether the quota raised it.
+    /// Whether the alarm of this member is raised, and then whether a member raised it by itself.
     pub raised: Option<bool>,
     /// Counts up whenever something was removed, or history was compacted.
     pub removals: i64,
@@ -44,7 +44,7 @@ impl QuotaWatch {
     /// What to do now; nothing most of the time. What is not done is asked for again.
     pub fn look(&mut self, now: Duration, look: QuotaLook) -> Option<QuotaAct> {
         let free_from = look.limit - look.limit / 10;
-        let Some(by_quota) = look.raised else {
+        let Some(automatic) = look.raised else {
             self.reclaimed = None;
             // One request too large for what is left, while there is room for others, is refused and nothing more.
             let full = look.used >= look.limit || (look.refused && look.used >= free_from);
@@ -52,7 +52,7 @@ impl QuotaWatch {
             return full.then_some(QuotaAct::Raise);
         };
         if look.used < free_from || look.limit == 0 {
-            return by_quota.then_some(QuotaAct::Clear);
+            return automatic.then_some(QuotaAct::Clear);
         }
         let due = self.reclaimed.is_none_or(|(at, removals)| {
             removals != look.removals && now.saturating_sub(at) >= RECLAIM_INTERVAL

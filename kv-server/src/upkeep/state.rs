@@ -2,7 +2,8 @@
 //!
 //! The leader proposes an entry now and then; each member hashes its state as of that entry and reports to the leader,
 //! which may have changed meanwhile: a new one judges what it hears. With a majority on one side, whoever reports
-//! another hash is wrong. Without one nobody can say who is.
+//! another hash is wrong. Without one nobody can say who is. Who was found wrong and has the majority's hash at a later
+//! entry is right again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -24,6 +25,8 @@ struct Comparison {
     since: Option<Duration>,
     /// Those that were found wrong already; a disarmed alarm is not raised again by the same entry.
     found: BTreeSet<NodeId>,
+    /// Those that were found right again.
+    right: BTreeSet<NodeId>,
 }
 
 /// What a comparison says.
@@ -33,6 +36,8 @@ pub enum Finding {
     Equal(Index),
     /// These have another one than the majority.
     Minority(Index, Vec<NodeId>),
+    /// These were found wrong before, and have the same as the majority.
+    Recovered(Index, Vec<NodeId>),
     /// They differ, and no side has a majority.
     NoMajority(Index),
 }
@@ -46,6 +51,8 @@ pub struct StateChecks {
     /// The index of the last entry that asked for a comparison.
     asked: Index,
     open: BTreeMap<Index, Comparison>,
+    /// Where members were last found wrong.
+    wrong_at: BTreeMap<NodeId, Index>,
     /// The last comparison found a difference, but not everybody reported.
     inconclusive: bool,
 }
@@ -59,6 +66,7 @@ impl StateChecks {
             next: now + interval.unwrap_or_default(),
             asked: Index::ZERO,
             open: BTreeMap::new(),
+            wrong_at: BTreeMap::new(),
             inconclusive: false,
         }
     }
@@ -92,17 +100,27 @@ impl StateChecks {
     /// This member does not lead: what it heard as a leader says nothing without what others may have heard since.
     pub fn abandon(&mut self) {
         self.open.clear();
+        self.wrong_at.clear();
         self.inconclusive = false;
     }
 
-    /// What can be said now of the comparisons that are open.
-    pub fn judge(&mut self, now: Duration, voters: &[NodeId], learners: &[NodeId]) -> Vec<Finding> {
+    /// What can be said now of the comparisons that are open. `doubted` were found wrong by an earlier one.
+    pub fn judge(
+        &mut self,
+        now: Duration,
+        voters: &[NodeId],
+        learners: &[NodeId],
+        doubted: &[NodeId],
+    ) -> Vec<Finding> {
         let Self {
             open,
+            wrong_at,
             inconclusive,
             asked,
             ..
         } = self;
+        let is_member = |member: &NodeId| voters.contains(member) || learners.contains(member);
+        wrong_at.retain(|member, _| is_member(member));
         let mut findings = Vec::new();
         open.retain(|index, comparison| {
             let since = *comparison.since.get_or_insert(now);
@@ -120,7 +138,17 @@ impl StateChecks {
                 _ if is_complete => *inconclusive = false,
                 _ => {}
             }
+            if let Some(Finding::Minority(_, members)) = &found {
+                wrong_at.extend(members.iter().map(|member| (*member, *index)));
+            }
             findings.extend(found);
+            let right: Vec<_> = (doubted.iter().copied())
+                .filter(|member| wrong_at.get(member).is_none_or(|at| at < index))
+                .filter(|member| comparison.is_right(*member, voters))
+                .collect();
+            if !right.is_empty() {
+                findings.push(Finding::Recovered(*index, right));
+            }
             !is_over
         });
         findings
@@ -128,13 +156,8 @@ impl StateChecks {
 }
 
 impl Comparison {
-    fn judge(
-        &mut self,
-        index: Index,
-        voters: &[NodeId],
-        is_complete: bool,
-        is_over: bool,
-    ) -> Option<Finding> {
+    /// The hash that a majority has.
+    fn majority(&self, voters: &[NodeId]) -> (Option<u64>, usize) {
         let mut sides: BTreeMap<u64, usize> = BTreeMap::new();
         for (_, hash) in self
             .hashes
@@ -144,10 +167,28 @@ impl Comparison {
             *sides.entry(*hash).or_default() += 1;
         }
         let majority = sides.iter().find(|(_, count)| **count * 2 > voters.len());
-        let Some((right, _)) = majority else {
-            return (is_over && sides.len() > 1).then_some(Finding::NoMajority(index));
+        (majority.map(|(hash, _)| *hash), sides.len())
+    }
+
+    /// True once, when the member has the majority's hash.
+    fn is_right(&mut self, member: NodeId, voters: &[NodeId]) -> bool {
+        let right = self.majority(voters).0;
+        let is_right = right.is_some() && self.hashes.get(&member).copied() == right;
+        is_right && self.right.insert(member)
+    }
+
+    fn judge(
+        &mut self,
+        index: Index,
+        voters: &[NodeId],
+        is_complete: bool,
+        is_over: bool,
+    ) -> Option<Finding> {
+        let (majority, sides) = self.majority(voters);
+        let Some(right) = majority else {
+            return (is_over && sides > 1).then_some(Finding::NoMajority(index));
         };
-        let others = self.hashes.iter().filter(|(_, hash)| *hash != right);
+        let others = self.hashes.iter().filter(|(_, hash)| **hash != right);
         let wrong: Vec<NodeId> = others
             .map(|(member, _)| *member)
             .filter(|member| !self.found.contains(member))
@@ -177,8 +218,8 @@ mod tests {
             checks.report(NodeId(*member), AT, *hash);
         }
         let (voters, learners) = (ids(voters), ids(learners));
-        let first = checks.judge(Duration::ZERO, &voters, &learners);
-        [first, checks.judge(WAIT, &voters, &learners)]
+        let first = checks.judge(Duration::ZERO, &voters, &learners, &[]);
+        [first, checks.judge(WAIT, &voters, &learners, &[])]
     }
 
     #[test]
@@ -246,11 +287,11 @@ mod tests {
         let differ = |checks: &mut StateChecks, index, at| {
             checks.report(NodeId(1), index, 7);
             checks.report(NodeId(2), index, 8);
-            assert_eq!(checks.judge(at, &voters, &[]), []);
+            assert_eq!(checks.judge(at, &voters, &[], &[]), []);
         };
         checks.asked(AT);
         differ(&mut checks, AT, Duration::ZERO);
-        assert_eq!(checks.judge(WAIT, &voters, &[]), []);
+        assert_eq!(checks.judge(WAIT, &voters, &[], &[]), []);
         assert!(
             checks.is_due(2 * WAIT, true, 3, AT),
             "asked again, with nothing new"
@@ -258,15 +299,15 @@ mod tests {
         let next = AT.next();
         differ(&mut checks, next, 2 * WAIT);
         let found = [Finding::NoMajority(next)];
-        assert_eq!(checks.judge(3 * WAIT, &voters, &[]), found);
+        assert_eq!(checks.judge(3 * WAIT, &voters, &[], &[]), found);
 
         // Another leader begins anew.
         let mut checks = StateChecks::new(None, Duration::ZERO);
         differ(&mut checks, AT, Duration::ZERO);
-        assert_eq!(checks.judge(WAIT, &voters, &[]), []);
+        assert_eq!(checks.judge(WAIT, &voters, &[], &[]), []);
         checks.abandon();
         differ(&mut checks, next, WAIT);
-        assert_eq!(checks.judge(2 * WAIT, &voters, &[]), []);
+        assert_eq!(checks.judge(2 * WAIT, &voters, &[], &[]), []);
     }
 
     #[test]
@@ -276,14 +317,55 @@ mod tests {
         for (member, hash) in [(1, 7), (2, 7), (3, 7)] {
             checks.report(NodeId(member), AT, hash);
         }
-        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), []);
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9]), &[]), []);
         checks.report(NodeId(4), AT, 8);
         let found = [Finding::Minority(AT, ids(&[4]))];
-        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), found);
-        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), []);
+        assert_eq!(
+            checks.judge(Duration::ZERO, &voters, &ids(&[9]), &[]),
+            found
+        );
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9]), &[]), []);
         checks.report(NodeId(9), AT, 6);
         let found = [Finding::Minority(AT, ids(&[9]))];
-        assert_eq!(checks.judge(Duration::ZERO, &voters, &ids(&[9])), found);
+        assert_eq!(
+            checks.judge(Duration::ZERO, &voters, &ids(&[9]), &[]),
+            found
+        );
+    }
+
+    #[test]
+    fn member_that_was_wrong_is_right_again_by_a_later_comparison_only() {
+        let voters = ids(&[1, 2, 3]);
+        let doubted = ids(&[3]);
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        let mut compare = |index, hashes: [Option<u64>; 3], doubted: &[NodeId]| {
+            for (member, hash) in [1, 2, 3].into_iter().zip(hashes) {
+                if let Some(hash) = hash {
+                    checks.report(NodeId(member), Index(index), hash);
+                }
+            }
+            checks.judge(Duration::ZERO, &voters, &[], doubted)
+        };
+        let all = |hash| [Some(hash); 3];
+        let wrong = vec![Finding::Minority(Index(5), doubted.clone())];
+        assert_eq!(compare(5, [Some(7), Some(7), Some(8)], &[]), wrong);
+        assert_eq!(compare(4, all(7), &doubted), [Finding::Equal(Index(4))]);
+        // No majority yet, then one; and it is said once.
+        assert_eq!(compare(6, [Some(7), None, None], &doubted), []);
+        assert_eq!(
+            compare(6, [None, None, Some(7)], &doubted),
+            [Finding::Recovered(Index(6), doubted.clone())]
+        );
+        assert_eq!(compare(6, [None, None, None], &doubted), []);
+        assert_eq!(compare(7, all(7), &[]), [Finding::Equal(Index(7))]);
+        // A leader that does not know where it was found wrong.
+        let mut next = StateChecks::new(None, Duration::ZERO);
+        for member in [1, 2, 3] {
+            next.report(NodeId(member), Index(8), 7);
+        }
+        let found = next.judge(Duration::ZERO, &voters, &[], &doubted);
+        let recovered = Finding::Recovered(Index(8), doubted.clone());
+        assert_eq!(found, [Finding::Equal(Index(8)), recovered]);
     }
 
     #[test]

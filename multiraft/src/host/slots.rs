@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use raft_log::GroupId;
+use raft_log::{GroupId, Index};
 use raft_node::StateMachine;
 use raft_node::core::Membership;
 use raft_node::driver::Group;
@@ -21,6 +21,8 @@ pub(super) struct Slot<S: StateMachine> {
     pub(super) reads: Vec<Reply<()>>,
     /// The members as last seen.
     pub(super) members: Membership,
+    /// Who hears that the state was replaced, while it is to be.
+    pub(super) replaced: Option<Reply<()>>,
     /// The log was begun anew, and has not caught up as far as was seen.
     pub(super) is_guarded: bool,
     /// Somebody else votes as well.
@@ -104,6 +106,10 @@ impl<S: StateMachine> Slots<S> {
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Slot<S>> {
         self.list.iter()
+    }
+
+    pub(super) fn all_mut(&mut self) -> impl Iterator<Item = &mut Slot<S>> {
+        self.list.iter_mut()
     }
 
     pub(super) fn get(&self, group: GroupId) -> Option<&Slot<S>> {
@@ -253,6 +259,7 @@ impl<S: StateMachine> Slot<S> {
             published: Arc::default(),
             reads: Vec::new(),
             members: Membership::default(),
+            replaced: None,
             is_guarded: false,
             is_shared: false,
             is_dirty: true,
@@ -262,6 +269,12 @@ impl<S: StateMachine> Slot<S> {
             due: None,
             group,
         }
+    }
+
+    /// Where the state stands that waits for another one.
+    pub(super) fn wants_state_above(&self) -> Option<Index> {
+        let waits = self.group.is_held() && !self.group.is_restoring();
+        waits.then(|| self.group.applied())
     }
 
     fn pass(&mut self, now: u64) {

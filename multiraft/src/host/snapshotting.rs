@@ -1,9 +1,11 @@
-//! The host's part in snapshots: made for members that lag, and taken up by a member that lagged.
+//! The host's part in snapshots: made for members that lag or whose state is wrong, and taken up by such a member.
 
-use raft_log::{GroupId, NodeId, SnapshotRef, Term};
+use bytes::Bytes;
+use raft_log::{GroupId, Index, NodeId, SnapshotRef, Term};
 use raft_node::core::{Role, SnapshotReport, SnapshotVerdict};
 use raft_node::driver::GroupError;
 use raft_node::{ApplyError, StateMachine};
+use tracing::info;
 
 use super::HostCore;
 use crate::inbox::Request;
@@ -70,8 +72,12 @@ impl<S: StateMachine> HostCore<S> {
                 self.begin_transfer(now, group, to, sent_in);
                 continue;
             }
-            let slot = &self.slots.wake(group).group;
-            assert!(!slot.is_restoring(), "a leader has the state of its log");
+            let slot = &mut self.slots.wake(group).group;
+            if slot.is_restoring() {
+                // It was elected while its state is being replaced.
+                slot.snapshot_report(to, SnapshotReport::Failed);
+                continue;
+            }
             keeper.transfers.wait(group, to, sent_in);
             keeper.make(
                 &self.log,
@@ -179,13 +185,89 @@ impl<S: StateMachine> HostCore<S> {
         }
         match slot.group.receive_snapshot(from, sent_in, &snapshot) {
             Ok(SnapshotVerdict::Restart) => {
-                let taking = Taking::new(store.begin_install(pending), reply);
+                let taking = Taking::with_log(store.begin_install(pending), reply);
                 keeper.taking.insert(group, taking);
+            }
+            Ok(SnapshotVerdict::Covered) if slot.group.is_held() => {
+                match slot.group.replace_state(&snapshot) {
+                    Ok(true) => {
+                        let taking = Taking::of_state(pending, reply);
+                        keeper.taking.insert(group, taking);
+                    }
+                    // Of no use any more, or not yet: who waits for one asks again.
+                    Ok(false) => reply(Ok(())),
+                    Err(error) => reply(Err(refused(error))),
+                }
             }
             Ok(SnapshotVerdict::Covered) => reply(Ok(())),
             Ok(SnapshotVerdict::Refused) => reply(Err(HostError::Busy)),
             Err(error) => reply(Err(refused(error))),
         }
+    }
+
+    /// Applies nothing until a snapshot replaces the state.
+    pub(super) fn replace_state(&mut self, group: GroupId, reply: Reply<()>) {
+        if self.keeper.is_none() {
+            return reply(Err(refused("this host keeps no snapshots")));
+        }
+        let slot = self.slots.wake(group);
+        slot.group.hold(true);
+        if let Some(former) = slot.replaced.replace(reply) {
+            former(Err(HostError::Stopped));
+        }
+    }
+
+    /// Calls that off, unless a snapshot is being taken up.
+    pub(super) fn keep_state(&mut self, group: GroupId) {
+        let slot = self.slots.wake(group);
+        if slot.group.is_restoring() {
+            return;
+        }
+        slot.group.hold(false);
+        if let Some(reply) = slot.replaced.take() {
+            reply(Err(HostError::Stopped));
+        }
+    }
+
+    /// Sends a member that waits for another state a snapshot from above what it has applied.
+    pub(super) fn send_state(
+        &mut self,
+        now: u64,
+        group: GroupId,
+        to: NodeId,
+        above: Index,
+        reply: Reply<bool>,
+    ) {
+        let Some(keeper) = &mut self.keeper else {
+            return reply(Err(refused("this host keeps no snapshots")));
+        };
+        let slot = self.slots.wake(group);
+        let status = slot.group.status();
+        if status.role != Role::Leader || slot.group.is_restoring() {
+            return reply(Err(HostError::NotLeader(status.leader)));
+        }
+        if !slot.group.membership().contains(to) {
+            return reply(Err(refused("who waits for it is no member")));
+        }
+        if keeper.transfers.is_under_way(group, to) {
+            return reply(Ok(false));
+        }
+        let existing = keeper.transfers.existing(&self.log, group);
+        if existing.is_some_and(|snapshot| snapshot.index > above) {
+            self.begin_transfer(now, group, to, status.term);
+            return reply(Ok(true));
+        }
+        if slot.group.applied() <= above {
+            // Without an entry there is no snapshot from above. Nobody waits for this one, which says nothing.
+            let token = self.next_token;
+            self.next_token += 1;
+            slot.group.propose(token, Bytes::new());
+            return reply(Ok(false));
+        }
+        keeper.transfers.wait(group, to, status.term);
+        let machine = slot.group.machine();
+        keeper.make(&self.log, &self.inbox, group, machine, Box::new(drop));
+        reply(Ok(true));
     }
 
     /// Goes on with the states that snapshots replace; each takes a bounded time. True when more is to do.
@@ -210,7 +292,11 @@ impl<S: StateMachine> HostCore<S> {
             }
             if (keeper.step)(machine).map_err(GroupError::Apply)? {
                 slot.group.restored();
-                keeper.taking.remove(&group);
+                keeper.end_taking(group);
+                if let Some(reply) = slot.replaced.take() {
+                    info!(%group, index = %snapshot.index, "the state was replaced by another member's");
+                    reply(Ok(()));
+                }
             } else {
                 busy |= !(keeper.waits)(slot.group.machine());
             }

@@ -57,7 +57,9 @@ where
     HostHandle<S>: Send + Sync + 'static,
 {
     fn begin(&self, manifest: SnapshotManifest) -> Result<Option<SnapshotReceiver>, SnapshotError> {
-        begin_receive(&self.log, &self.store, manifest)
+        let status = self.handle.status(manifest.group);
+        let wanted_above = status.and_then(|status| status.wants_state_above);
+        begin_receive(&self.log, &self.store, manifest, wanted_above)
     }
 
     fn deliver(&self, from: NodeId, sent_in: Term, pending: PendingSnapshot, reply: Reply<()>) {

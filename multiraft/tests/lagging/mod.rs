@@ -379,6 +379,16 @@ impl World {
         drop(gone.collect::<Vec<_>>());
     }
 
+    /// Changes what a member has applied first, durably, as no disk does it.
+    pub(crate) fn spoil(&mut self, id: NodeId, item: &'static str) {
+        self.crash(id, CrashKind::Process, true);
+        let mut kept = self.members[&id].kept.lock().unwrap();
+        kept.durable.list[0] = Bytes::from_static(item.as_bytes());
+        kept.newest = kept.durable.clone();
+        drop(kept);
+        self.open(id).unwrap();
+    }
+
     pub(crate) fn node(&mut self, id: NodeId) -> &mut Node {
         self.members.get_mut(&id).unwrap().node.as_mut().unwrap()
     }
@@ -504,7 +514,10 @@ fn carry_one(carrier: &mut Carrier, node: &Node) -> Option<()> {
         }
         let mut sender = carrier.transfer.open().ok()?;
         let manifest = sender.manifest();
-        let Some(receiver) = begin_receive(&node.log, &node.snapshots, manifest).ok()? else {
+        let status = node.handle.status(GROUP).unwrap();
+        let wanted_above = status.wants_state_above;
+        let receiver = begin_receive(&node.log, &node.snapshots, manifest, wanted_above).ok()?;
+        let Some(receiver) = receiver else {
             *carrier.answer.lock().unwrap() = Some(Ok(()));
             return Some(());
         };

@@ -12,7 +12,8 @@
 //! A member that lags further than the log reaches gets a snapshot. [`Group::take_snapshots_needed`] names it, and who sends
 //! one says so by [`Group::snapshot_report`]. Who receives one calls [`Group::receive_snapshot`] when its file is durable;
 //! the log's new base goes into the next batch, and once that is on disk [`Group::restoring`] names the snapshot, until
-//! the state machine was replaced and [`Group::restored`] says so. Nothing is applied meanwhile.
+//! the state machine was replaced and [`Group::restored`] says so. Nothing is applied meanwhile. A member whose state is
+//! wrong while its log is right gets a snapshot too: [`Group::hold`] and [`Group::replace_state`].
 //!
 //! The group never applies an entry that its own log could lose: it stays at or below both the commit index and the
 //! index that this log has on disk.
@@ -30,7 +31,7 @@ use raft_log::snapshot::SnapshotError;
 use raft_log::{Base, ErrorKind, Incarnation, Log, LogError, Record, WriteBatch};
 
 use crate::core::{
-    Change, Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Status,
+    Change, Core, DropReason, Effects, Fetch, Input, Membership, Message, PersistId, Role, Status,
 };
 use crate::testing::{Bug, bug};
 use crate::{ApplyError, EntryKind, GroupId, Index, NodeId, StateMachine, Term, TickContext};
@@ -136,8 +137,11 @@ pub struct Group<S: StateMachine> {
     base: Base,
     /// Entries kept in the log below the applied index, for members that lag.
     catch_up_entries: u64,
-    /// The log begins anew after a snapshot, or is going to, that the state machine has not taken up.
+    /// The log begins anew after a snapshot, or is going to, that the state machine has not taken up; or the state is
+    /// being replaced by one.
     restore: Option<Restore>,
+    /// A follower applies nothing: its state is to be replaced.
+    held: bool,
     /// Members that need a snapshot, and the term in which this member leads.
     snapshots_needed: Vec<(NodeId, Term)>,
 }
@@ -329,7 +333,8 @@ impl<S: StateMachine> Group<S> {
     /// True when [`Group::apply`] has something to do.
     #[must_use]
     pub fn can_apply(&self) -> bool {
-        self.restore.is_none() && self.applied < self.apply_limit()
+        let held = self.held && self.core.status().role != Role::Leader;
+        self.restore.is_none() && !held && self.applied < self.apply_limit()
     }
 
     /// Applies one slice of committed entries. Returns true when more are waiting.

@@ -221,6 +221,7 @@ impl<S: StateMachine> Group<S> {
             base: info.base,
             catch_up_entries: config.catch_up_entries,
             restore: None,
+            held: false,
             snapshots_needed: Vec::new(),
         })
     }

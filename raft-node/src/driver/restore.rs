@@ -3,12 +3,16 @@
 //! The order is fixed by what a crash leaves: the file, then the log's base with the reference to it, then the state
 //! machine. A crash between the last two leaves a log that begins after what is applied, and the next start takes the
 //! state from the file. `docs/DURABILITY.md` has the table.
+//!
+//! A state that is wrong while the log is right is replaced without the log: the snapshot lies ahead of what is applied,
+//! and what follows it is applied from the log as it was. A crash leaves the old state or the new one, as the state machine
+//! takes a snapshot up as a whole; either goes with the log.
 
 use std::collections::VecDeque;
 
 use raft_log::{Base, Record, SnapshotRef, WriteBatch};
 
-use super::Group;
+use super::{Event, Group};
 use crate::core::{
     Input, Membership, MembershipError, PersistId, Snapshot, SnapshotReport, SnapshotVerdict,
 };
@@ -76,11 +80,49 @@ impl<S: StateMachine> Group<S> {
         self.restore.is_some()
     }
 
-    /// The snapshot that the state machine is to take up now: the log says durably that it begins after it.
+    /// The snapshot that the state machine is to take up now: the log says durably that it begins after it, or has what it
+    /// covers.
     #[must_use]
     pub fn restoring(&self) -> Option<&SnapshotRef> {
         let restore = self.restore.as_ref()?;
         restore.is_durable.then_some(&restore.snapshot)
+    }
+
+    /// Applies nothing from now on, or goes on. A leader applies all the same: nobody has a state for it.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// True while nothing is applied, because the state is to be replaced.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Lets a snapshot replace the state of a group that is held, though the log has what it covers. The file must stay until
+    /// [`Group::restored`]. False, and nothing has changed, when it does not lie between what is applied and what could be.
+    ///
+    /// # Errors
+    /// A membership that cannot be read; nothing has changed.
+    pub fn replace_state(&mut self, snapshot: &SnapshotRef) -> Result<bool, MembershipError> {
+        let membership = Membership::decode(&snapshot.membership)?;
+        let is_ahead = snapshot.index > self.applied && snapshot.index <= self.apply_limit();
+        let fits = is_ahead && self.log.term_at(self.id, snapshot.index) == Some(snapshot.term);
+        if !fits || !self.held || self.restore.is_some() {
+            return Ok(false);
+        }
+        // Which memberships led there is not known, so the base stays below until the new state is durable.
+        self.memberships.truncate(1);
+        self.memberships
+            .push_back((snapshot.index, membership.clone()));
+        self.unknown_memberships_below = snapshot.index;
+        self.restore = Some(Restore {
+            snapshot: snapshot.clone(),
+            membership,
+            batch: None,
+            is_durable: true,
+        });
+        Ok(true)
     }
 
     /// The state machine, to be replaced by the snapshot that [`Group::restoring`] names.
@@ -102,7 +144,17 @@ impl<S: StateMachine> Group<S> {
             wanted,
             "the state machine stands where its snapshot ends"
         );
+        self.held = false;
         self.applied = applied.index;
+        // What became of those that it covers is not known.
+        while let Some(&(_, _, token)) = self
+            .proposals
+            .front()
+            .filter(|(at, _, _)| *at <= applied.index)
+        {
+            self.proposals.pop_front();
+            self.events.push(Event::Unknown(token));
+        }
         self.step(Input::Applied(applied.index));
         if !restore.membership.is_joint() {
             self.end_changes();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
 
-use flotilla_tests::cluster::Cluster;
+use flotilla_tests::cluster::{Client, Cluster};
 use kv_server::engine::lsm::{LsmEngine, LsmOptions};
 use kv_server::engine::{Change, Engine, EngineBatch};
 use kv_server::pb::etcdserverpb as pb;
@@ -52,78 +52,105 @@ fn cluster_with_a_wrong_value(members: usize) -> (Cluster, usize) {
     (cluster, wrong)
 }
 
+/// Refuses reads with etcd's error for what is known to be wrong.
+fn refuses(client: &Client) -> bool {
+    let read = client.get("key", true);
+    read.is_err_and(|status| {
+        status.code() == Code::DataLoss && status.message() == "etcdserver: corrupt cluster"
+    })
+}
+
 #[test]
-fn member_with_other_data_than_the_majority_serves_nobody() {
+fn member_with_other_data_than_the_majority_takes_the_leaders() {
     let (mut cluster, wrong) = cluster_with_a_wrong_value(3);
-    let client = cluster.client(wrong);
-    let member = client.status().unwrap().header.unwrap().member_id;
-    let corrupt = (member, pb::AlarmType::Corrupt);
     // Something new, for without it there is nothing to compare.
     let leader = cluster.leader();
     let writer = cluster.client(leader);
     let mut number = 0;
-    cluster.wait("alarm", || {
+    cluster.wait("quarantine", || {
         number += 1;
         drop(writer.put("other", &number.to_string()));
-        alarms(&writer) == [corrupt]
+        let log = cluster.server(wrong).log();
+        log.contains("it serves nobody from now on")
     });
-    cluster.wait("quarantine", || {
-        let read = client.get("key", true);
-        read.is_err_and(|status| {
-            status.code() == Code::DataLoss && status.message() == "etcdserver: corrupt cluster"
-        })
+    // The others go on meanwhile, and the one that is wrong refuses until it is right.
+    let client = cluster.client(wrong);
+    cluster.wait("right data", || {
+        drop(writer.put("other", "meanwhile"));
+        match client.get("key", true) {
+            Ok(value) => {
+                assert_eq!(value.as_deref(), Some("a sound value"));
+                true
+            }
+            Err(_) => false,
+        }
     });
-    cluster
-        .server(wrong)
-        .wait_for_line("it serves nobody from now on");
+    let log = cluster.server(wrong).log();
+    assert!(log.contains("data was taken anew from the leader"), "{log}");
+    cluster.wait("an end of the alarm", || alarms(&writer).is_empty());
+    let put = || client.put("other", "served again").is_ok();
+    cluster.wait("a write by way of it", put);
+    cluster.wait_for_equal_state();
+
+    // It stays so, also when it starts again.
+    cluster.kill(wrong);
+    cluster.start_all();
+    let client = cluster.client(wrong);
+    let is_right = |value: Option<String>| value.as_deref() == Some("a sound value");
+    cluster.wait("the same data", || {
+        client.get("key", false).is_ok_and(is_right)
+    });
+    assert_eq!(alarms(&client), []);
+    let rebuilt = |line: &&str| line.contains("data was taken anew from the leader");
+    let log = cluster.server(wrong).log();
+    assert_eq!(log.lines().filter(rebuilt).count(), 0, "{log}");
+}
+
+#[test]
+fn member_whose_alarm_was_raised_by_hand_serves_nobody_until_it_is_cleared() {
+    let flags = ["--corrupt-check-time", "500ms", "--log-level", "debug"];
+    let cluster = Cluster::start(FLOTILLA, 3, &flags);
+    let (leader, other) = (cluster.leader(), (cluster.leader() + 1) % 3);
+    let (client, writer) = (cluster.client(leader), cluster.client(other));
+    client.put("key", "a value").unwrap();
+    let member = client.status().unwrap().header.unwrap().member_id;
+    let corrupt = (member, pb::AlarmType::Corrupt);
+    let activate = AlarmAction::Activate;
+    assert_eq!(
+        alarm(&writer, activate, member, pb::AlarmType::Corrupt),
+        [corrupt]
+    );
+    cluster.wait("quarantine", || refuses(&client));
     let status = client.status().unwrap();
     assert_eq!(status.errors, [format!("memberID:{member} alarm:CORRUPT ")]);
     assert!(client.put("other", "x").is_err());
-    // The others go on, and none of them follows the one that is wrong.
-    for other in (0..3).filter(|other| *other != wrong) {
-        let client = cluster.client(other);
-        assert_eq!(
-            client.get("key", false).unwrap().as_deref(),
-            Some("a sound value")
-        );
-        client.put("other", "still served").unwrap();
-    }
+    // None of the others follows it, and they go on.
     cluster.wait("another leader", || {
-        let status = cluster.client(leader).status();
+        let status = writer.status();
         status.is_ok_and(|status| status.leader != 0 && status.leader != member)
     });
-
-    let cleared = alarm(
-        &writer,
-        AlarmAction::Deactivate,
-        member,
-        pb::AlarmType::Corrupt,
-    );
-    assert_eq!(cleared, [corrupt]);
-    cluster.wait("the next comparison", || {
-        drop(writer.put("other", "again"));
-        alarms(&writer) == [corrupt]
+    // That its data is right is known, and changes nothing.
+    let compared = || {
+        let logs = cluster.logs().concat();
+        logs.matches("all members have the same state").count()
+    };
+    let (before, mut number) = (compared(), 0);
+    cluster.wait("a comparison", || {
+        number += 1;
+        drop(writer.put("other", &number.to_string()));
+        compared() > before
     });
-
-    // Built again from its own log, its data is right.
-    let mut server = cluster.take(wrong);
-    server.terminate();
-    assert!(server.wait_exit().success());
-    let engine = cluster.data_dir(wrong).join("engine");
-    std::fs::rename(&engine, engine.with_extension("wrong")).unwrap();
-    cluster.start_all();
-    let leader = cluster.leader();
-    alarm(
-        &cluster.client(leader),
-        AlarmAction::Deactivate,
-        member,
-        pb::AlarmType::Corrupt,
+    assert!(refuses(&client));
+    assert_eq!(alarms(&writer), [corrupt]);
+    let deactivate = AlarmAction::Deactivate;
+    assert_eq!(
+        alarm(&writer, deactivate, member, pb::AlarmType::Corrupt),
+        [corrupt]
     );
-    cluster.wait("right data", || {
-        let read = cluster.client(wrong).get("key", false);
-        read.is_ok_and(|value| value.as_deref() == Some("a sound value"))
+    cluster.wait("an end of the quarantine", || {
+        let read = client.get("key", true);
+        read.is_ok_and(|value| value.as_deref() == Some("a value"))
     });
-    cluster.wait_for_equal_state();
 }
 
 #[test]

@@ -98,7 +98,7 @@ fn alarm(action: AlarmAction) -> Op {
             member_id: 1,
             alarm: AlarmType::Nospace.into(),
         }),
-        by_quota: false,
+        automatic: false,
     })
 }
 

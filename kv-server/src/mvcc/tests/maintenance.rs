@@ -19,14 +19,14 @@ use crate::pb::etcdserverpb::{
     AlarmMember, AlarmRequest, AlarmResponse, AlarmType, LeaseRevokeRequest,
 };
 
-fn set(action: AlarmAction, alarm: AlarmType, member_id: u64, by_quota: bool) -> Op {
+fn set(action: AlarmAction, alarm: AlarmType, member_id: u64, automatic: bool) -> Op {
     Op::SetAlarm(SetAlarm {
         request: Some(AlarmRequest {
             action: action.into(),
             member_id,
             alarm: alarm.into(),
         }),
-        by_quota,
+        automatic,
     })
 }
 
@@ -105,7 +105,7 @@ fn alarms_are_raised_and_cleared_with_the_answers_of_etcd() {
             member_id: 1,
             alarm: 9,
         }),
-        by_quota: false,
+        automatic: false,
     });
     assert_eq!(about(rig.one(unknown)), []);
     assert_eq!(rig.store.revision(), 1, "an alarm is no revision");

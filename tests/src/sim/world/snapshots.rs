@@ -300,7 +300,7 @@ impl World {
         }
         let up = member.node.up();
         let store = up.snapshots.as_ref().expect("members keep snapshots here");
-        match begin_receive(&up.log, store, manifest) {
+        match begin_receive(&up.log, store, manifest, None) {
             Ok(Some(receiver)) => {
                 let resumed = receiver.next() > 0;
                 member.receiving = Some(Receiving {

@@ -257,6 +257,9 @@ fn start(
     if !has_leader {
         warn!("there is no leader yet; writes and linearizable reads will fail until there is one");
     }
+    if has_leader && config.initial_check {
+        node.check_initial_state().map_err(failure_of)?;
+    }
     let addresses: Vec<SocketAddr> = listeners
         .iter()
         .map(|listener| listener.socket.local_addr())

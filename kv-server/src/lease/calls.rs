@@ -16,6 +16,7 @@ use super::{Lessor, Renewal};
 use crate::api::Replica;
 use crate::pb::command::{Command, LeaseCheckpoint, command::Op, lease_checkpoint};
 use crate::pb::peer::{LeaseAnswer, LeaseCall, lease_call};
+use crate::upkeep::Verdict;
 
 /// Hears what members report of their state to this one, which leads, and sends it to those who have lost theirs.
 pub trait StateReports: Send + Sync {
@@ -25,6 +26,9 @@ pub trait StateReports: Send + Sync {
     /// A member waits for a snapshot from above an index. `done` is called once: with whether one begins to be sent, or is
     /// under way; with nothing when this member has none to send.
     fn send_state(&self, member: NodeId, above: Index, done: StateSent);
+
+    /// What the newest comparison above an index says of a member's state.
+    fn verdict(&self, member: NodeId, above: Index) -> Verdict;
 }
 
 /// What becomes of a snapshot that is asked for.
@@ -116,6 +120,14 @@ impl<R: Replica> Calls for LeaseCalls<R> {
                         reports.report(member, index, report.hash);
                     }
                     answer(reply, 0);
+                }
+                lease_call::Op::StateVerdict(wanted) => {
+                    let (member, above) = (NodeId(wanted.member), Index(wanted.above));
+                    let verdict = parts
+                        .reports
+                        .as_ref()
+                        .map(|reports| reports.verdict(member, above));
+                    answer(reply, verdict.unwrap_or(Verdict::Unknown).number());
                 }
                 lease_call::Op::SendState(wanted) => {
                     let Some(reports) = &parts.reports else {

@@ -16,7 +16,7 @@ use crate::api::Replica;
 use crate::lease::{StateReports, StateSent, encode_call};
 use crate::mvcc::{CheckSink, StateCut, Store};
 use crate::pb::peer::{StateHash, lease_call};
-use crate::upkeep::StateChecks;
+use crate::upkeep::{StateChecks, Verdict};
 
 /// Gives cuts to the thread, one at a time: each keeps superseded values alive until it is hashed.
 pub(super) struct Cuts(SyncSender<StateCut>);
@@ -70,6 +70,11 @@ pub(super) struct Answers {
 impl StateReports for Answers {
     fn report(&self, member: NodeId, index: Index, hash: u64) {
         self.reports.lock().report(member, index, hash);
+    }
+
+    fn verdict(&self, member: NodeId, above: Index) -> Verdict {
+        let status = self.handle.status(DATA_GROUP).unwrap_or_default();
+        self.reports.lock().verdict(member, above, &status.voters)
     }
 
     fn send_state(&self, member: NodeId, above: Index, done: StateSent) {

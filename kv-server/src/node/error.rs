@@ -78,6 +78,11 @@ pub enum NodeError {
     Restore(ApplyError),
     /// A backup is damaged, is none, or cannot be read.
     Backup(io::Error),
+    /// The state of this member is not that of the others.
+    Inconsistent {
+        /// This member.
+        member: NodeId,
+    },
     /// Log and engine do not fit together.
     Open(OpenError),
     /// A setting out of its bounds.
@@ -101,6 +106,7 @@ impl NodeError {
             Self::Backup(error) => error.kind() == io::ErrorKind::InvalidData,
             Self::NoIdentity { .. } | Self::LogLost { .. } | Self::NoPeerUrl { .. } => true,
             Self::EngineLost { .. } | Self::SnapshotsLost { .. } | Self::Open(_) => true,
+            Self::Inconsistent { .. } => true,
             Self::Snapshot(error) => {
                 error.is_damage() || matches!(error, SnapshotError::NumbersUnknown { .. })
             }
@@ -177,6 +183,12 @@ impl fmt::Display for NodeError {
             Self::Snapshot(error) => error.fmt(f),
             Self::Restore(error) => error.fmt(f),
             Self::Backup(error) => write!(f, "the backup: {error}"),
+            Self::Inconsistent { member } => write!(
+                f,
+                "{:x} found data inconsistency with peers: where the others agree, a start takes the leader's data in the \
+                 place of this member's, which takes a moment; else compare them as docs/OPERATIONS.md says",
+                member.0
+            ),
             Self::Open(error) => error.fmt(f),
             Self::Config(error) => error.fmt(f),
             Self::Random(error) => {

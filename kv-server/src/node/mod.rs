@@ -21,6 +21,7 @@ mod engine;
 mod error;
 mod identity;
 mod initial;
+mod initial_check;
 mod join;
 mod keeper;
 mod keyspace;

@@ -11,4 +11,4 @@ mod state;
 pub use compaction::{AutoCompaction, CompactionSchedule};
 pub use quota::{QuotaAct, QuotaLook, QuotaWatch};
 pub use rebuild::{Rebuild, RebuildAct, RebuildLook};
-pub use state::{Finding, StateChecks};
+pub use state::{Finding, StateChecks, Verdict};

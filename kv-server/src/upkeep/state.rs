@@ -27,6 +27,8 @@ struct Comparison {
     found: BTreeSet<NodeId>,
     /// Those that were found right again.
     right: BTreeSet<NodeId>,
+    /// It was judged for the last time, and stays for who asks for a verdict.
+    is_over: bool,
 }
 
 /// What a comparison says.
@@ -40,6 +42,40 @@ pub enum Finding {
     Recovered(Index, Vec<NodeId>),
     /// They differ, and no side has a majority.
     NoMajority(Index),
+}
+
+/// What is known of one member's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing: the member has not reported, or nobody else has.
+    Unknown,
+    /// It is the majority's.
+    Right,
+    /// A majority has another one.
+    Wrong,
+    /// Somebody has another one, and no majority has one, so far.
+    Differs,
+}
+
+impl Verdict {
+    /// For an answer to a member.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Right => 1,
+            Self::Wrong => 2,
+            Self::Differs => 3,
+        }
+    }
+
+    /// From an answer; what a later version may say is not known.
+    #[must_use]
+    pub fn from_number(number: i64) -> Self {
+        let all = [Self::Right, Self::Wrong, Self::Differs];
+        let found = all.into_iter().find(|verdict| verdict.number() == number);
+        found.unwrap_or(Self::Unknown)
+    }
 }
 
 /// Keeps the comparisons of one group.
@@ -97,6 +133,27 @@ impl StateChecks {
         }
     }
 
+    /// What the newest comparison above an index in which a member reported says of it.
+    #[must_use]
+    pub fn verdict(&self, member: NodeId, above: Index, voters: &[NodeId]) -> Verdict {
+        let newer = self.open.range(above.next()..).rev();
+        let found = newer
+            .map(|(_, comparison)| comparison)
+            .find_map(|comparison| {
+                let own = comparison.hashes.get(&member)?;
+                Some((comparison, *own))
+            });
+        let Some((comparison, own)) = found else {
+            return Verdict::Unknown;
+        };
+        match comparison.majority(voters).0 {
+            Some(right) if right == own => Verdict::Right,
+            Some(_) => Verdict::Wrong,
+            None if comparison.hashes.values().any(|hash| *hash != own) => Verdict::Differs,
+            None => Verdict::Unknown,
+        }
+    }
+
     /// This member does not lead: what it heard as a leader says nothing without what others may have heard since.
     pub fn abandon(&mut self) {
         self.open.clear();
@@ -123,6 +180,9 @@ impl StateChecks {
         wrong_at.retain(|member, _| is_member(member));
         let mut findings = Vec::new();
         open.retain(|index, comparison| {
+            if comparison.is_over {
+                return true;
+            }
             let since = *comparison.since.get_or_insert(now);
             let reported = |member: &NodeId| comparison.hashes.contains_key(member);
             let is_complete = voters.iter().chain(learners).all(reported);
@@ -149,7 +209,8 @@ impl StateChecks {
             if !right.is_empty() {
                 findings.push(Finding::Recovered(*index, right));
             }
-            !is_over
+            comparison.is_over = is_over;
+            true
         });
         findings
     }
@@ -331,6 +392,40 @@ mod tests {
             checks.judge(Duration::ZERO, &voters, &ids(&[9]), &[]),
             found
         );
+    }
+
+    #[test]
+    fn verdict_is_of_the_newest_comparison_in_which_the_member_reported() {
+        let voters = ids(&[1, 2, 3]);
+        let mut checks = StateChecks::new(None, Duration::ZERO);
+        let verdict = |checks: &StateChecks, member| checks.verdict(NodeId(member), AT, &voters);
+        // What it had before it asked does not count.
+        checks.report(NodeId(3), AT, 7);
+        assert_eq!(verdict(&checks, 3), Verdict::Unknown);
+        checks.report(NodeId(3), Index(20), 7);
+        assert_eq!(verdict(&checks, 3), Verdict::Unknown);
+        checks.report(NodeId(1), Index(20), 8);
+        assert_eq!(verdict(&checks, 3), Verdict::Differs);
+        assert_eq!(verdict(&checks, 1), Verdict::Differs);
+        checks.report(NodeId(2), Index(20), 8);
+        assert_eq!(verdict(&checks, 3), Verdict::Wrong);
+        assert_eq!(verdict(&checks, 1), Verdict::Right);
+        // It is there for whoever asks after the judgement.
+        let wrong = vec![Finding::Minority(Index(20), ids(&[3]))];
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &[], &[]), wrong);
+        assert_eq!(checks.judge(Duration::ZERO, &voters, &[], &[]), []);
+        assert_eq!(verdict(&checks, 3), Verdict::Wrong);
+        checks.report(NodeId(1), Index(21), 5);
+        assert_eq!(verdict(&checks, 3), Verdict::Wrong, "of its newest");
+        for verdict in [
+            Verdict::Unknown,
+            Verdict::Right,
+            Verdict::Wrong,
+            Verdict::Differs,
+        ] {
+            assert_eq!(Verdict::from_number(verdict.number()), verdict);
+        }
+        assert_eq!(Verdict::from_number(-1), Verdict::Unknown);
     }
 
     #[test]

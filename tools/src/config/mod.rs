@@ -34,6 +34,21 @@ const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// The shortest `--watch-progress-notify-interval`, as in etcd.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
+/// The gate of the check before a member serves.
+const INITIAL_CHECK: &str = "InitialCorruptCheck";
+
+/// The feature gates of etcd 3.6 that can be named, and what they are where that cannot be chosen.
+const GATES: &[(&str, Option<bool>)] = &[
+    (INITIAL_CHECK, None),
+    // The states are compared as --corrupt-check-time says.
+    ("CompactHashCheck", None),
+    ("LeaseCheckpoint", Some(true)),
+    ("LeaseCheckpointPersist", Some(true)),
+    // How etcd reads within a transaction, and what it does while it gives space back: neither shows here.
+    ("TxnModeWriteWithSharedBuffer", None),
+    ("StopGRPCServiceOnDefrag", None),
+];
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LogFormat {
@@ -99,6 +114,8 @@ pub(crate) struct ServerConfig {
     pub(crate) quota_bytes: u64,
     /// How often the states of the members are compared. Default ten minutes; none for never.
     pub(crate) check_interval: Option<Duration>,
+    /// Compare the state with the other members' before serving. Default false.
+    pub(crate) initial_check: bool,
     /// What protects both. Default nothing.
     pub(crate) tls: TlsConfig,
     /// Clients are the users that their certificates name. Default false.
@@ -187,6 +204,7 @@ impl ServerConfig {
             auto_compaction: read.auto_compaction()?,
             quota_bytes: read.quota()?,
             check_interval: read.check_interval()?,
+            initial_check: read.initial_check()?,
             tls,
             client_cert_auth: read.flag("client-cert-auth")?,
             auth_token: read.auth_token()?,
@@ -401,6 +419,44 @@ impl Reader<'_> {
         let interval = duration::parse(&self.settings.get(option).value)
             .ok_or_else(|| self.wrong(option, "a duration such as 10m"))?;
         Ok(Some(interval).filter(|interval| !interval.is_zero()))
+    }
+
+    /// Under either of its names in etcd, 3.5's and 3.6's.
+    fn initial_check(&self) -> Result<bool, String> {
+        let gate = self.gate(INITIAL_CHECK)?;
+        Ok(self.flag("experimental-initial-corrupt-check")? || gate)
+    }
+
+    /// Whether one of etcd's feature gates is opened. One that asks for what there is not is refused.
+    fn gate(&self, wanted: &str) -> Result<bool, String> {
+        let option = "feature-gates";
+        let mut is_open = false;
+        let given = self.settings.get(option).value.as_str();
+        for gate in given.split(',').filter(|gate| !gate.is_empty()) {
+            let (name, open) = gate.split_once('=').unwrap_or((gate, ""));
+            let known = GATES.iter().find(|(known, _)| *known == name.trim());
+            let open = open.trim().parse::<bool>().ok();
+            match (known, open) {
+                (Some((name, accepted)), Some(open))
+                    if accepted.is_none_or(|only| only == open) =>
+                {
+                    is_open |= *name == wanted && open;
+                }
+                (Some((name, Some(only))), Some(_)) => {
+                    return Err(
+                        self.wrong(option, &format!("{name}={only}, which cannot be changed"))
+                    );
+                }
+                (Some((name, _)), None) => {
+                    return Err(self.wrong(option, &format!("{name}=true or {name}=false")));
+                }
+                _ => {
+                    let names: Vec<_> = GATES.iter().map(|(name, _)| *name).collect();
+                    return Err(self.wrong(option, &format!("features among {}", names.join(", "))));
+                }
+            }
+        }
+        Ok(is_open)
     }
 
     fn progress_interval(&self) -> Result<Duration, String> {
@@ -632,6 +688,37 @@ mod tests {
         assert_eq!(unknown_variables([name].into_iter()), [""; 0]);
         let error = config(&["--watch-progress-notify-interval", "99ms"]);
         assert!(error.unwrap_err().contains("100ms"));
+    }
+
+    #[test]
+    fn new_feature_gates_are_read_and_one_that_cannot_be_is_refused() {
+        let read = |value: &str| {
+            config(&[&format!("--feature-gates={value}")]).map(|config| config.initial_check)
+        };
+        assert_eq!(read(""), Ok(false));
+        assert_eq!(
+            read("LeaseCheckpoint=true,InitialCorruptCheck=true"),
+            Ok(true)
+        );
+        assert_eq!(read("InitialCorruptCheck=false"), Ok(false));
+        assert_eq!(
+            config(&["--experimental-initial-corrupt-check"]).map(|c| c.initial_check),
+            Ok(true)
+        );
+        for (value, expected) in [
+            (
+                "LeaseCheckpoint=false",
+                "LeaseCheckpoint=true, which cannot be changed",
+            ),
+            (
+                "InitialCorruptCheck",
+                "InitialCorruptCheck=true or InitialCorruptCheck=false",
+            ),
+            ("Telepathy=true", "features among InitialCorruptCheck"),
+        ] {
+            let error = read(value).unwrap_err();
+            assert!(error.contains(expected), "{value}: {error}");
+        }
     }
 
     #[test]

@@ -176,6 +176,15 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "10m",
         "How often the states of the members are compared; 0 for never",
     ),
+    switch(
+        "experimental-initial-corrupt-check",
+        "Compare this member's state with the others' before it serves",
+    ),
+    text(
+        "feature-gates",
+        "",
+        "Features by name, separated by commas: InitialCorruptCheck=true is --experimental-initial-corrupt-check",
+    ),
     text(
         "watch-progress-notify-interval",
         "10m",

@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::path::Path;
 
 use flotilla_tests::cluster::{Client, Cluster};
+use flotilla_tests::process::READY;
 use kv_server::engine::lsm::{LsmEngine, LsmOptions};
 use kv_server::engine::{Change, Engine, EngineBatch};
 use kv_server::pb::etcdserverpb as pb;
@@ -35,9 +36,18 @@ fn change(engine: &Path, from: &[u8], to: &[u8]) {
 
 /// A cluster that compares its members, and which of them has another value than was written.
 fn cluster_with_a_wrong_value(members: usize) -> (Cluster, usize) {
-    let mut cluster = Cluster::start(FLOTILLA, members, &["--corrupt-check-time", "500ms"]);
+    let flags = ["--corrupt-check-time", "500ms"];
+    let (mut cluster, wrong, _) = stopped_with_a_wrong_value(members, &flags);
+    cluster.start_all();
+    (cluster, wrong)
+}
+
+/// The same, while the member that is wrong does not run; and its id.
+fn stopped_with_a_wrong_value(members: usize, flags: &[&str]) -> (Cluster, usize, u64) {
+    let mut cluster = Cluster::start(FLOTILLA, members, flags);
     let leader = cluster.leader();
     let wrong = (leader + 1) % members;
+    let id = cluster.id(wrong);
     cluster.client(leader).put("key", "a sound value").unwrap();
     cluster.wait_for_equal_state();
     let mut server = cluster.take(wrong);
@@ -48,8 +58,7 @@ fn cluster_with_a_wrong_value(members: usize) -> (Cluster, usize) {
         b"a sound value",
         b"a wrong value",
     );
-    cluster.start_all();
-    (cluster, wrong)
+    (cluster, wrong, id)
 }
 
 /// Refuses reads with etcd's error for what is known to be wrong.
@@ -151,6 +160,36 @@ fn member_whose_alarm_was_raised_by_hand_serves_nobody_until_it_is_cleared() {
         let read = client.get("key", true);
         read.is_ok_and(|value| value.as_deref() == Some("a value"))
     });
+}
+
+#[test]
+fn member_that_checks_before_it_serves_refuses_wrong_data_and_serves_right_data() {
+    for flag in [
+        "--experimental-initial-corrupt-check",
+        "--feature-gates=InitialCorruptCheck=true",
+    ] {
+        let (mut cluster, wrong, member) =
+            stopped_with_a_wrong_value(3, &["--corrupt-check-time", "0", flag]);
+        let mut server = cluster.setups[wrong].spawn();
+        assert_eq!(server.wait_exit().code(), Some(3));
+        let log = server.log();
+        let refusal = format!("{member:x} found data inconsistency with peers");
+        assert!(log.contains(&refusal), "{log}");
+        assert!(!log.contains(READY), "{log}");
+        // The comparison has it take the leader's data, and then it serves.
+        cluster.start_all();
+        let client = cluster.client(wrong);
+        cluster.wait("right data", || {
+            let read = client.get("key", true);
+            read.is_ok_and(|value| value.as_deref() == Some("a sound value"))
+        });
+        let mut server = cluster.take(wrong);
+        server.terminate();
+        assert!(server.wait_exit().success());
+        cluster.start_all();
+        let log = cluster.server(wrong).log();
+        assert!(log.contains("no corruption"), "{log}");
+    }
 }
 
 #[test]

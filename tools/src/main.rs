@@ -121,7 +121,8 @@ fn run(matches: &ArgMatches) -> Result<(), Failure> {
 
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage, and with 0 after help.
-    match run(&command().get_matches()) {
+    let args = config::with_two_dashes(std::env::args_os());
+    match run(&command().get_matches_from(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

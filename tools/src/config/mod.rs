@@ -4,6 +4,7 @@
 //! into something that the server can rely on. An option whose feature does not exist is refused, never ignored.
 
 mod auth;
+mod dashes;
 mod duration;
 mod layers;
 mod options;
@@ -21,6 +22,7 @@ use kv_server::upkeep::AutoCompaction;
 use tracing::Level;
 
 pub(crate) use auth::AuthToken;
+pub(crate) use dashes::with_two_dashes;
 use layers::{Origin, Setting};
 pub(crate) use layers::{Settings, add_flags, gather};
 use options::{OPTIONS, Support};

@@ -86,7 +86,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<(), Failure> {
 async fn look(args: &StatusArgs, user: Option<User>) -> Result<Report, Failure> {
     let endpoints: BTreeSet<String> = args.endpoints.iter().map(|url| with_scheme(url)).collect();
     let access = Access {
-        tls: args.tls.open()?,
+        tls: args.tls.open(&endpoints)?,
         user,
         patience: Duration::from_secs(args.timeout),
     };

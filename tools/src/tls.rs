@@ -10,7 +10,7 @@ use crate::failure::Failure;
 /// What protects a call to an https endpoint.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct TlsArgs {
-    /// Authorities of the server's certificate, in PEM, for https endpoints
+    /// Authorities of the server's certificate, in PEM, for https endpoints [default: those of the system]
     #[arg(long, value_name = "FILE")]
     cacert: Option<PathBuf>,
     /// Certificate to show to the server, in PEM
@@ -25,20 +25,21 @@ pub(crate) struct TlsArgs {
 }
 
 impl TlsArgs {
-    /// Reads the files; nothing without any of the flags.
-    pub(crate) fn open(&self) -> Result<Option<ClientTls>, Failure> {
-        if self.cacert.is_none() && !self.insecure_skip_tls_verify {
-            if self.cert.is_some() {
-                return Err(Failure::Usage(
-                    "--cert needs --cacert, the authority of the server's certificate, or --insecure-skip-tls-verify"
-                        .to_owned(),
-                ));
-            }
+    /// Reads the files; nothing where no endpoint is protected and none of the flags is given.
+    pub(crate) fn open<'a>(
+        &self,
+        endpoints: impl IntoIterator<Item = &'a String>,
+    ) -> Result<Option<ClientTls>, Failure> {
+        let is_given =
+            self.cacert.is_some() || self.cert.is_some() || self.insecure_skip_tls_verify;
+        let mut endpoints = endpoints.into_iter();
+        if !is_given && !endpoints.any(|url| url.starts_with("https://")) {
             return Ok(None);
         }
         let identity = self.cert.clone().zip(self.key.clone());
         ClientTls::open(ClientTlsOptions {
             ca: self.cacert.clone(),
+            system_authorities: true,
             identity: identity.map(|(cert, key)| KeyPairFiles { cert, key }),
             skip_verification: self.insecure_skip_tls_verify,
             ..ClientTlsOptions::default()

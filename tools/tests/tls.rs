@@ -128,7 +128,19 @@ fn clients_are_let_in_with_a_certificate_that_the_authority_signed() {
     running.wait_for_line("it shows no certificate");
     let other = Authority::new(dir.path(), "other");
     fails(&ask(&trusting(&other, Some(&client))), "UnknownIssuer");
-    fails(&put(url, &[]), "needs the authority");
+
+    // Without a file: whom the system trusts.
+    let shown = [flag("--cert", &client.cert), flag("--key", &client.key)].concat();
+    let ask_on = |system: &Path| {
+        let mut command = Command::new(FLOTILLA);
+        command.args(["status", "--endpoints", url]).args(&shown);
+        command.env_remove("SSL_CERT_DIR");
+        command.env("SSL_CERT_FILE", system).output().unwrap()
+    };
+    well(&ask_on(&authority.file()));
+    fails(&ask_on(&other.file()), "UnknownIssuer");
+    let none = dir.path().join("no authorities");
+    fails(&ask_on(&none), "the system has no authorities");
     let plain = url.replace("https://", "http://");
     assert_ne!(put(&plain, &[]).status.code(), Some(0));
     running.wait_for_line("it speaks plain text, and this address takes TLS: use https://");

@@ -25,6 +25,9 @@ use super::{Connection, KeyPairFiles, Protocol, authorities, certificates, priva
 pub struct ClientTlsOptions {
     /// Authorities, in PEM, one of which has to have signed the server's certificate.
     pub ca: Option<PathBuf>,
+    /// Without a file of authorities: those that the system trusts. Default false: who talks to them is trusted by somebody
+    /// else.
+    pub system_authorities: bool,
     /// What this side shows when it is asked.
     pub identity: Option<KeyPairFiles>,
     /// Takes any certificate. Danger: whoever is in between reads and changes everything.
@@ -139,6 +142,11 @@ fn config(options: &ClientTlsOptions) -> Result<ClientConfig, String> {
                 .build()
                 .map_err(|error| format!("{}: {error}", path.display()))?
         }
+        (None, false) if options.system_authorities => {
+            WebPkiServerVerifier::builder_with_provider(system_authorities()?, provider)
+                .build()
+                .map_err(|error| format!("the system's authorities: {error}"))?
+        }
         (None, false) => {
             return Err(
                 "the authority that signs the servers' certificates is not given".to_owned(),
@@ -160,6 +168,21 @@ fn config(options: &ClientTlsOptions) -> Result<ClientConfig, String> {
     };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// Those that the system trusts, as far as they can be read: one that is of no use here does not spoil the others.
+fn system_authorities() -> Result<Arc<RootCertStore>, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (usable, _) = roots.add_parsable_certificates(found.certs);
+    if usable == 0 {
+        let errors = found.errors.iter().map(|error| format!(": {error}"));
+        return Err(format!(
+            "the system has no authorities that can be used; install them, or name a file of them{}",
+            errors.collect::<String>()
+        ));
+    }
+    Ok(Arc::new(roots))
 }
 
 /// Takes any certificate; that the other side has its key is verified all the same.

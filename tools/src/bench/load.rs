@@ -172,7 +172,7 @@ async fn connect(
         .connect_timeout(Duration::from_secs(5))
         .timeout(args.timeout)
         .tcp_nodelay(true);
-    let tls = args.tls.open()?;
+    let tls = args.tls.open([&url])?;
     let mut clients = Vec::with_capacity(count);
     let mut token = None;
     for _ in 0..count {

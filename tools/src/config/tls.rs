@@ -228,6 +228,7 @@ impl Reader<'_> {
         let mut options = ClientTlsOptions {
             ca,
             identity: own,
+            system_authorities: false,
             skip_verification,
             names: NameRules::default(),
             protocol,

@@ -86,7 +86,7 @@ pub(super) fn save(args: &SaveArgs) -> Result<(), Failure> {
         let text = format!("{:?} is no name for a file", args.file.display());
         return Err(Failure::Usage(text));
     }
-    let tls = args.tls.open()?;
+    let tls = args.tls.open([&args.endpoint])?;
     let user = args.user.user()?;
     let mut part = name;
     part.push(".part");

@@ -11,6 +11,8 @@ mod cache;
 mod check;
 mod codec;
 mod compact;
+mod counting;
+mod counts;
 mod duplicates;
 mod install;
 mod keyspaces;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tonic::Code;
 
 use super::codec::{self, Keys, LATEST, Latest, VERSION, Version, damaged};
+use super::counts::{Counts, Inner};
 use crate::engine::{EngineError, Pair, Snapshot};
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -101,6 +102,8 @@ pub(super) fn check_txn_revision(wanted: i64, current: i64, compact: i64) -> Res
 pub(super) struct View<'a> {
     pub(super) read: &'a dyn Read,
     pub(super) keys: Keys,
+    /// Of the state that is read, if there are some.
+    pub(super) counts: Option<&'a Counts>,
 }
 
 impl View<'_> {
@@ -166,11 +169,31 @@ impl View<'_> {
         Ok(())
     }
 
-    /// How many live keys a range has, newest state: each has one record, which need not be understood.
+    /// How many live keys a range has, newest state.
     fn count(&self, key: &[u8], end: &[u8]) -> Result<i64, EngineError> {
         let (from, to) = self.bounds(LATEST, key, end);
+        let end = (end != [0]).then_some(end);
+        let inner = self.counts.and_then(|counts| counts.inner(key, end));
+        let Some(Inner {
+            keys,
+            from: begins,
+            to: ends,
+        }) = inner
+        else {
+            return self.count_each(&from, &to);
+        };
+        let mut count = i64::try_from(keys).unwrap_or(i64::MAX);
+        count += self.count_each(&from, &self.keys.latest(&begins))?;
+        if let Some(ends) = ends {
+            count += self.count_each(&self.keys.latest(&ends), &to)?;
+        }
+        Ok(count)
+    }
+
+    /// Each live key has one record, which need not be understood.
+    fn count_each(&self, from: &[u8], to: &[u8]) -> Result<i64, EngineError> {
         let mut count = 0;
-        for pair in self.read.scan(&from, &to) {
+        for pair in self.read.scan(from, to) {
             pair?;
             count += 1;
         }

@@ -192,8 +192,11 @@ impl KvStateMachine {
         self.install_step_bytes = bytes;
     }
 
-    /// Names who gives space back after a snapshot was installed; inline if nobody is named.
+    /// Names who gives space back after a snapshot was installed, inline if nobody is named; and who makes counts of keys, of
+    /// which there are none if nobody is.
     pub fn run_tasks_on(&mut self, tasks: Arc<dyn Tasks>) {
+        let store = Arc::downgrade(&self.store);
+        self.store.counting().walk_by(Arc::clone(&tasks), store);
         self.tasks = tasks;
     }
 
@@ -333,6 +336,7 @@ impl KvStateMachine {
             auth: &mut self.auth,
             meta: self.meta.clone(),
             changes: BTreeMap::new(),
+            notes: Vec::new(),
             events: Vec::new(),
             revisions: Vec::new(),
             lease_news: Vec::new(),
@@ -359,6 +363,7 @@ impl KvStateMachine {
         let Writer {
             meta,
             mut changes,
+            notes,
             revisions,
             lease_news,
             compacted,
@@ -374,6 +379,8 @@ impl KvStateMachine {
         self.meta = meta;
         self.write(changes)
             .map_err(|error| ApplyError(Box::new(error)))?;
+        let (counting, engine) = (self.store.counting(), &self.engine);
+        counting.applied(self.meta.index, notes, self.keys, || engine.snapshot());
         if let Some(outcomes) = &self.outcomes {
             for (origin, output) in forwarded {
                 outcomes.applied(self.options.group, &origin, &outputs[output]);

@@ -10,6 +10,8 @@ use raft_log::{GroupId, NodeId};
 
 use super::backup::Backup;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
+use super::counting::{Counting, Found};
+use super::counts::Counts;
 use super::keyspaces::KeyspaceTable;
 use super::members::MemberTable;
 use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
@@ -43,6 +45,8 @@ pub(super) struct Opened {
     pub(super) meta: Meta,
     /// Held, so that its tables stay.
     pub(super) _generation: Generation,
+    /// Of the same applied index, if somebody asked for them and there are some.
+    counts: Option<Arc<Counts>>,
 }
 
 impl Opened {
@@ -50,9 +54,13 @@ impl Opened {
         View {
             read: &self.snapshot,
             keys: self.keys,
+            counts: self.counts.as_deref(),
         }
     }
 }
+
+/// How often a reader that counts looks again whether there are counts of what it reads.
+const COUNTS_TRIES: usize = 8;
 
 /// Reads the key-value store of one group.
 pub struct Store {
@@ -60,6 +68,7 @@ pub struct Store {
     group: GroupId,
     /// Held while the state is replaced, so that whoever opens a snapshot holds the generation that it reads.
     generation: RwLock<Generation>,
+    counting: Counting,
     revision: AtomicI64,
     compact: AtomicI64,
     compact_finished: AtomicI64,
@@ -98,6 +107,7 @@ impl Store {
             engine,
             group: keys.group,
             generation: RwLock::new(Arc::new(keys.generation)),
+            counting: Counting::new(),
             revision: AtomicI64::new(meta.revision),
             compact: AtomicI64::new(meta.compact),
             compact_finished: AtomicI64::new(meta.compact_finished),
@@ -275,6 +285,7 @@ impl Store {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         write()?;
+        self.counting.forget();
         let former = std::mem::replace(&mut *generation, Arc::new(meta.generation));
         *self.leases.write().unwrap_or_else(PoisonError::into_inner) = leases;
         self.publish(meta);
@@ -314,7 +325,53 @@ impl Store {
             keys,
             meta,
             _generation: generation,
+            counts: None,
         })
+    }
+
+    /// The same, for who may have to count what `request` is about.
+    fn open_for(&self, request: &RangeRequest) -> Result<Opened, EngineError> {
+        let mut opened = self.open()?;
+        for _ in 0..COUNTS_TRIES {
+            if !counts(request) {
+                break;
+            }
+            match self.counting.at(opened.meta.index) {
+                Found::Nothing => break,
+                Found::These(counts) => {
+                    opened.counts = Some(counts);
+                    break;
+                }
+                // The writer is about to say that it has written, or has written again.
+                Found::Other => opened = self.open()?,
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Says what was counted without them.
+    fn counted(&self, opened: &Opened, request: &RangeRequest, count: i64) {
+        if opened.counts.is_none() && counts(request) {
+            self.counting.counted(count);
+        }
+    }
+
+    /// How many keys there are, for who writes.
+    pub(super) fn counting(&self) -> &Counting {
+        &self.counting
+    }
+
+    /// Makes the counts, as a task.
+    pub(super) fn walk(&self, number: u64) {
+        match self.open() {
+            Ok(opened) => self.counting.walk(number, &opened),
+            Err(error) => tracing::warn!(%error, "keys are counted one by one"),
+        }
+    }
+
+    /// Ends what goes on in the background.
+    pub fn close(&self) {
+        self.counting.close();
     }
 
     /// Answers a range from one snapshot. The header holds the current revision only.
@@ -323,10 +380,12 @@ impl Store {
     /// A compacted or future revision; an internal error when the engine fails.
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, ApiError> {
         let answer = || -> Result<RangeResponse, Fail> {
-            let opened = self.open()?;
+            let opened = self.open_for(request)?;
             let meta = &opened.meta;
             check_revision(request.revision, meta.revision, meta.compact)?;
-            Ok(opened.view().range(request, meta.revision)?)
+            let response = opened.view().range(request, meta.revision)?;
+            self.counted(&opened, request, response.count);
+            Ok(response)
         };
         Ok(answer()?)
     }
@@ -343,11 +402,13 @@ impl Store {
         write: &mut dyn FnMut(Vec<KeyValue>),
     ) -> Result<RangeResponse, ApiError> {
         let mut answer = || -> Result<RangeResponse, Fail> {
-            let opened = self.open()?;
+            let opened = self.open_for(request)?;
             let meta = &opened.meta;
             check_revision(request.revision, meta.revision, meta.compact)?;
             let view = opened.view();
-            Ok(view.range_in_parts(request, meta.revision, bytes_max, write)?)
+            let response = view.range_in_parts(request, meta.revision, bytes_max, write)?;
+            self.counted(&opened, request, response.count);
+            Ok(response)
         };
         Ok(answer()?)
     }
@@ -542,6 +603,7 @@ impl Store {
             keys,
             meta,
             _generation,
+            ..
         } = self.open().map_err(Fail::Engine)?;
         let revision = meta.revision;
         let cut = KvCut {
@@ -564,6 +626,12 @@ impl Store {
         let hash = cut.hash(&AtomicBool::new(false))?;
         Ok(hash.expect("nobody stops it"))
     }
+}
+
+/// Whether an answer has a count of keys that are not in it.
+fn counts(request: &RangeRequest) -> bool {
+    let is_range = !request.range_end.is_empty() && request.revision <= 0;
+    is_range && (request.count_only || request.limit > 0)
 }
 
 fn events(

@@ -3,6 +3,7 @@
 
 mod against_etcd;
 mod auth;
+mod counts;
 mod lists;
 mod maintenance;
 

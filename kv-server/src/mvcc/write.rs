@@ -16,6 +16,7 @@ use super::auth::Auth;
 use super::cache::Cache;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
+use super::counting::Note;
 use super::duplicates::Duplicates;
 use super::keyspaces::Keyspaces;
 use super::members::Members;
@@ -53,6 +54,8 @@ pub(super) struct Writer<'a> {
     pub(super) auth: &'a mut Auth,
     pub(super) meta: Meta,
     pub(super) changes: BTreeMap<Bytes, Change>,
+    /// The keys that came into being, or went.
+    pub(super) notes: Vec<Note>,
     /// Of the revision in progress.
     pub(super) events: Vec<Event>,
     pub(super) revisions: Vec<Arc<RevisionEvents>>,
@@ -108,6 +111,7 @@ impl Writer<'_> {
         View {
             read: self,
             keys: self.keys,
+            counts: None,
         }
     }
 
@@ -123,6 +127,11 @@ impl Writer<'_> {
 
     fn sub(&self) -> u32 {
         u32::try_from(self.events.len()).unwrap_or(u32::MAX)
+    }
+
+    fn note(&mut self, key: &Bytes, lives: bool) {
+        let key = key.clone();
+        self.notes.push(Note { key, lives });
     }
 
     /// Closes the revision in progress, if anything changed.
@@ -274,6 +283,9 @@ impl Writer<'_> {
                 .insert(self.keys.lease_key(lease, &key), Change::Put(Bytes::new()));
         }
         self.cache.insert(&key, latest);
+        if before.is_none() {
+            self.note(&key, true);
+        }
         let kv = KeyValue {
             key,
             create_revision: latest.created,
@@ -303,6 +315,7 @@ impl Writer<'_> {
                 .insert(self.keys.lease_key(latest.lease, &key), Change::Delete);
         }
         self.cache.remove(&key);
+        self.note(&key, false);
         let kv = KeyValue {
             key,
             mod_revision: modified,

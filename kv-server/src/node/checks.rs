@@ -73,7 +73,7 @@ impl StateReports for Answers {
     }
 
     fn verdict(&self, member: NodeId, above: Index) -> Verdict {
-        let status = self.handle.status(DATA_GROUP).unwrap_or_default();
+        let status = self.replica.status();
         self.reports.lock().verdict(member, above, &status.voters)
     }
 

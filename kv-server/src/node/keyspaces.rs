@@ -90,7 +90,10 @@ impl Hosted {
 
     /// Nothing more is begun for them.
     pub(super) fn stop(&self) {
-        self.lock().values().for_each(|(_, care)| care.stop());
+        for (keyspace, care) in self.lock().values() {
+            keyspace.store.close();
+            care.stop();
+        }
     }
 
     /// Waits for the end; call it after the host was stopped.

@@ -587,6 +587,7 @@ impl Node {
         if let Some(shepherd) = self.shepherd {
             shepherd.stop();
         }
+        self.keyspace.store.close();
         self.care.stop();
         self.hosted.stop();
         // Each is stopped whatever became of the others; the first failure is most often the cause of the rest.

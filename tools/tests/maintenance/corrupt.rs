@@ -170,13 +170,17 @@ fn member_that_checks_before_it_serves_refuses_wrong_data_and_serves_right_data(
     ] {
         let (mut cluster, wrong, member) =
             stopped_with_a_wrong_value(3, &["--corrupt-check-time", "0", flag]);
-        let mut server = cluster.setups[wrong].spawn();
+        cluster.spawn(wrong);
+        let mut server = cluster.take(wrong);
         assert_eq!(server.wait_exit().code(), Some(3));
         let log = server.log();
         let refusal = format!("{member:x} found data inconsistency with peers");
         assert!(log.contains(&refusal), "{log}");
         assert!(!log.contains(READY), "{log}");
         // The comparison has it take the leader's data, and then it serves.
+        let other = cluster.client((wrong + 1) % 3);
+        let corrupt = (member, pb::AlarmType::Corrupt);
+        cluster.wait("alarm", || alarms(&other) == [corrupt]);
         cluster.start_all();
         let client = cluster.client(wrong);
         cluster.wait("right data", || {

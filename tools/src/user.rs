@@ -64,6 +64,13 @@ pub(crate) struct User {
 #[derive(Clone, Default)]
 pub(crate) struct Token(Option<MetadataValue<Ascii>>);
 
+impl Token {
+    /// As it is sent, if there is one.
+    pub(crate) fn text(&self) -> Option<&[u8]> {
+        self.0.as_ref().map(MetadataValue::as_encoded_bytes)
+    }
+}
+
 /// A connection whose requests carry a token.
 pub(crate) type Caller = InterceptedService<Channel, Token>;
 

@@ -50,6 +50,7 @@ fn put(url: &str, flags: &[String]) -> Output {
         "--conns",
         "1",
         "--json",
+        "-",
     ];
     flotilla(&args, flags)
 }

@@ -50,7 +50,7 @@ impl Node {
             member_id: member.0,
             alarm: AlarmType::Corrupt.into(),
         };
-        while self.store.alarm(found_wrong) == Some(true) && begun.elapsed() < PATIENCE {
+        while self.keyspace.store.alarm(found_wrong) == Some(true) && begun.elapsed() < PATIENCE {
             std::thread::park_timeout(PAUSE);
         }
         let (mut compared, mut differs) = (None::<Instant>, None::<Instant>);

@@ -161,6 +161,9 @@ impl Run {
             (Call::Compact(request), Answer::Compact(_)) => {
                 self.known.floor = request.revision;
                 self.recorder.forget(request.revision);
+                for pair in &mut self.streams {
+                    pair.compacted(request.revision);
+                }
             }
             (Call::Grant(_), Answer::Grant(granted)) => self.known.leases.push(granted.id),
             (Call::Revoke(request), Answer::Revoke(_)) => {

@@ -170,7 +170,7 @@ struct Watcher {
     create: pb::WatchCreateRequest,
     /// The first revision that was not compared yet.
     next: i64,
-    /// Deletions at this revision are not compared, nor what was before it: see [`super::known`].
+    /// Deletions at this revision are not compared, nor what was before it, whenever they come: see [`super::known`].
     unsure: Option<i64>,
 }
 
@@ -287,6 +287,14 @@ impl Pair {
         Ok(())
     }
 
+    /// History below `floor` goes: of a watcher that begins there etcd may not have looked at anything yet.
+    pub(crate) fn compacted(&mut self, floor: i64) {
+        let begin = |watcher: &&mut Watcher| watcher.create.start_revision == floor;
+        for watcher in self.watchers.values_mut().filter(begin) {
+            watcher.unsure = (watcher.next <= floor).then_some(floor).or(watcher.unsure);
+        }
+    }
+
     /// Cancels a watcher that has got everything.
     pub(crate) async fn cancel(&mut self, watch_id: i64) -> Compared {
         let request = pb::WatchCancelRequest { watch_id };
@@ -371,9 +379,6 @@ impl Pair {
                 return Err((format!("{watcher:?}: {}", about(&etcd)), about(&ours)));
             }
             watcher.next = watcher.next.max(revision + 1);
-            if watcher.unsure.is_some_and(|unsure| unsure < watcher.next) {
-                watcher.unsure = None;
-            }
         }
         Ok(())
     }

@@ -255,6 +255,12 @@ impl Node {
             group,
             to_hash,
         } = ground.open(DATA_GROUP, Some(beginning))?;
+        check_members(
+            &Roster::of(&keyspace.store, &peers),
+            &peers,
+            identity.member,
+            dir,
+        )?;
         let mut groups = vec![group];
         let mut others = Vec::new();
         for (group, beginning) in other_groups(&log, &keyspace.store) {
@@ -265,12 +271,6 @@ impl Node {
             groups.push(opened.group);
             others.push((opened.keyspace, opened.to_hash));
         }
-        check_members(
-            &Roster::of(&keyspace.store, &peers),
-            &peers,
-            identity.member,
-            dir,
-        )?;
         let links = Links::new(&Members::default(), QueueLimits::default());
         let (events, received) = mpsc::channel();
         let (for_others, others_received) = mpsc::channel();

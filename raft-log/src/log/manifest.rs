@@ -5,6 +5,7 @@
 //! was lost, and one that is not named yet holds nothing that another one does not hold as well. A segment is struck
 //! off before it is removed. `recovery` decides what follows from a block; each start writes the file anew.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::format::{u16_at, u32_at, u64_at};
@@ -100,20 +101,20 @@ pub(super) fn decode(data: &[u8]) -> Option<Block> {
 /// Reads the manifest of a directory.
 ///
 /// # Errors
-/// A newer format, another store, and a file that cannot be opened or read. A block that cannot be read is a damaged one,
+/// A newer format, another store, and a file that cannot be opened or read. A block that cannot be read, twice, is a damaged one,
 /// as long as the other one is sound.
 pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found, LogError> {
     let path = dir.join("MANIFEST");
     let file = match vfs.open(&path, OpenMode::Read) {
         Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Absent),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Absent),
         Err(error) => return Err(LogError::io("cannot open the manifest", &path, error)),
     };
     let (mut sound, mut unread) = (Vec::new(), None);
     for at in [0, BLOCK as u64] {
         let mut data = [0; USED];
-        if let Err(error) = file.read_exact_at(&mut data, at) {
-            if error.kind() != std::io::ErrorKind::UnexpectedEof {
+        if let Err(error) = read_block(&*file, &mut data, at) {
+            if error.kind() != io::ErrorKind::UnexpectedEof {
                 unread.get_or_insert(error);
             }
             continue;
@@ -152,6 +153,15 @@ pub(super) fn read(vfs: &SharedVfs, dir: &Path, store: StoreId) -> Result<Found,
         (Some(contents), 1) => Found::Half(*contents),
         (Some(contents), _) => Found::Whole(*contents),
     })
+}
+
+/// Tries a second time: a block that only failed to be read once may be the one that names the newest segment, and without it
+/// nobody would miss that.
+fn read_block(file: &dyn VfsFile, data: &mut [u8], at: u64) -> io::Result<()> {
+    match file.read_exact_at(data, at) {
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => file.read_exact_at(data, at),
+        outcome => outcome,
+    }
 }
 
 /// Offsets of the blocks that do not verify; none when there is no file that can be read.
@@ -288,6 +298,7 @@ mod tests {
 
     use super::*;
     use crate::vfs::SimFs;
+    use crate::vfs::sim::Fault;
 
     const FIRST: Contents = Contents {
         generation: 4,
@@ -323,6 +334,27 @@ mod tests {
         assert_eq!(read(&vfs, dir, StoreId(1)).unwrap(), Found::Half(before));
         fs.corrupt("/MANIFEST", 4096, 1).unwrap();
         assert_eq!(read(&vfs, dir, StoreId(1)).unwrap(), Found::Damaged);
+    }
+
+    #[test]
+    fn manifest_whose_newer_block_fails_to_be_read_once_is_whole() {
+        let fs = SimFs::new(1);
+        let vfs: SharedVfs = Arc::new(fs.clone());
+        let dir = Path::new("/");
+        let mut manifest = Manifest::create(&vfs, dir, StoreId(1), FIRST).unwrap();
+        manifest.name(4, 20).unwrap();
+        for nth in 0..2 {
+            fs.fail_nth(Fault::Read, nth);
+            let Found::Whole(found) = read(&vfs, dir, StoreId(1)).unwrap() else {
+                panic!("both blocks can be read");
+            };
+            assert_eq!(found.newest, 4);
+            assert_eq!(fs.take_struck(), [Fault::Read]);
+        }
+        // Its place is the second one, which is read after the first.
+        fs.fail_nth(Fault::Read, 1);
+        fs.fail_nth(Fault::Read, 2);
+        assert_eq!(read(&vfs, dir, StoreId(1)).unwrap(), Found::Half(FIRST));
     }
 
     #[test]

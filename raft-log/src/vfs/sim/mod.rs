@@ -223,6 +223,16 @@ impl SimFs {
         self.disk().faults.push((fault, pass));
     }
 
+    /// How many faults of that kind are still to come.
+    #[must_use]
+    pub fn planned(&self, fault: Fault) -> usize {
+        let disk = self.disk();
+        disk.faults
+            .iter()
+            .filter(|(kind, _)| *kind == fault)
+            .count()
+    }
+
     /// The faults of [`SimFs::fail_nth`] that came since the last call, in order.
     pub fn take_struck(&self) -> Vec<Fault> {
         std::mem::take(&mut self.disk().struck)

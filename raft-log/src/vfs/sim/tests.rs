@@ -284,6 +284,7 @@ fn faults_hit_their_operation_once() {
     let (fs, file) = with_file(1, b"x");
     fs.fail_next(Fault::Read);
     fs.fail_nth(Fault::Write, 1);
+    assert_eq!(fs.planned(Fault::Read), 1);
     assert_eq!(
         file.read_at(&mut [0], 0).unwrap_err().raw_os_error(),
         Some(5)
@@ -298,6 +299,7 @@ fn faults_hit_their_operation_once() {
     file.set_len(0).unwrap();
     assert_eq!(fs.take_struck(), [Fault::Read, Fault::Write]);
     assert_eq!(fs.take_struck(), []);
+    assert_eq!(fs.planned(Fault::Read), 0);
 }
 
 #[test]

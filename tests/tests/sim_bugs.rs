@@ -14,10 +14,7 @@ const WORKERS: usize = 2;
 
 /// The first of the seeds that finds a bug.
 fn find(bug: &str, seeds: u64) -> Option<Box<Failure>> {
-    let plan = |seed| {
-        let plan = Plan::new(seed, 3, SECONDS);
-        plan.with_lost_logs().with_bug(bug)
-    };
+    let plan = |seed| Plan::new(seed, 3, SECONDS).with_bug(bug);
     (1..=seeds).find_map(|seed| run(&plan(seed), false).err())
 }
 

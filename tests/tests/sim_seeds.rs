@@ -8,8 +8,7 @@ use flotilla_tests::sim::world::run::run;
 
 /// Runs one seed, and panics with the line that runs it again.
 fn must_run(seed: u64, nodes: usize, seconds: u64) -> flotilla_tests::sim::world::run::Report {
-    let plan = Plan::new(seed, nodes, seconds).with_lost_logs();
-    run(&plan, false).unwrap_or_else(|failure| panic!("{failure}"))
+    run(&Plan::new(seed, nodes, seconds), false).unwrap_or_else(|failure| panic!("{failure}"))
 }
 
 #[test]

@@ -4,18 +4,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kv_server::engine::Engine;
-use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks};
-use kv_server::watch::WatchHub;
+use kv_server::mvcc::{KvOptions, KvStateMachine, Sinks, Survey};
 use multiraft::forward::Outcomes;
 use multiraft::{HOLD_TICKS, HostCore, HostOptions, SnapshotSetup, restore};
-use raft_log::log::renewal::open_or_renew;
+use raft_log::log::renewal::{open_or_renew, renew};
+use raft_log::log::salvage::Covered;
 use raft_log::snapshot::{Catalog, SnapshotOptions, SnapshotStore};
 use raft_log::vfs::Vfs;
 use raft_log::{Base, GroupId, IoMode, Log, LogOptions, SnapshotRef, StoreId};
+use raft_node::Applied;
 use raft_node::core::{Config, Membership};
 use raft_node::driver::repair::covered;
 use raft_node::driver::{Group, GroupConfig, bootstrap};
-use raft_node::{Applied, StateMachine};
 
 use super::{GROUP, LOG_DIR, Node, SNAP_DIR, Stopped, Up};
 use crate::sim::forwarding::{self, Replica};
@@ -35,6 +35,7 @@ impl Node {
         assert!(self.up.is_none(), "the member runs already");
         let log = self.open_log()?;
         let (snapshots, lost) = self.open_snapshots(&log)?;
+        let log = self.reach(log)?;
         let membership = Membership::of_voters(self.settings.voters.iter().copied());
         bootstrap(&log, GROUP, 1, &membership)?;
         let (hub, lessor) = (
@@ -162,25 +163,27 @@ impl Node {
         Ok(())
     }
 
-    /// Of several members one whose log is damaged begins it anew.
-    fn open_log(&mut self) -> Result<Log, Stopped> {
+    fn log_options(&self) -> LogOptions {
         let mut options = LogOptions::new(LOG_DIR, StoreId(self.id.0));
         options.io = IoMode::Inline;
         options.segment_bytes_min = 16 << 10;
         options.segment_bytes_max = 16 << 10;
         options.cache_bytes = self.settings.log_cache_bytes;
-        let vfs = self.fs.shared();
+        options
+    }
+
+    /// Of several members one whose log is damaged begins it anew.
+    fn open_log(&mut self) -> Result<Log, Stopped> {
+        let (vfs, options) = (self.fs.shared(), self.log_options());
         if self.settings.voters.len() < 2 {
             return Ok(Log::open(vfs, options)?.0);
         }
-        let store = options.store_id;
-        let catalog = Catalog::new(self.fs.shared(), SNAP_DIR, Some(store));
+        let catalog = self.catalog();
         let has_snapshot =
             |group: GroupId, snapshot: &SnapshotRef| catalog.verify(group, snapshot).is_ok();
-        let first = Membership::of_voters(self.settings.voters.iter().copied());
-        let state_of =
-            |_: GroupId, base: &Base| Ok(Some(covered(base, &self.applied_there(), &first)));
-        let opened = open_or_renew(&vfs, &options, &has_snapshot, &state_of)?;
+        let opened = open_or_renew(&vfs, &options, &has_snapshot, &|_, base| {
+            Ok(Some(self.covers(base)))
+        })?;
         if let Some((_, renewal)) = opened.anew {
             self.forget(&renewal.evidence);
             self.anew = true;
@@ -188,20 +191,43 @@ impl Node {
         Ok(opened.log)
     }
 
+    /// Nor does one go on whose log ends behind what the engine has applied durably.
+    fn reach(&mut self, log: Log) -> Result<Log, Stopped> {
+        let applied = self.applied_there().index;
+        let ends_behind = log
+            .group(GROUP)
+            .is_some_and(|info| info.last_index < applied);
+        if !ends_behind || self.settings.voters.len() < 2 {
+            return Ok(log);
+        }
+        log.close()?;
+        drop(log);
+        let (vfs, options) = (self.fs.shared(), self.log_options());
+        let catalog = self.catalog();
+        let has_snapshot =
+            |group: GroupId, snapshot: &SnapshotRef| catalog.verify(group, snapshot).is_ok();
+        let renewal = renew(&vfs, &options, &has_snapshot, &|_, base| {
+            Ok(Some(self.covers(base)))
+        })?;
+        self.forget(&renewal.evidence);
+        self.anew = true;
+        Ok(Log::open(vfs, options)?.0)
+    }
+
+    fn catalog(&self) -> Catalog {
+        Catalog::new(self.fs.shared(), SNAP_DIR, Some(StoreId(self.id.0)))
+    }
+
+    /// What the engine covers of a log with that base.
+    fn covers(&self, base: &Base) -> Covered {
+        let first = Membership::of_voters(self.settings.voters.iter().copied());
+        covered(base, &self.applied_there(), &first)
+    }
+
     /// Where the engine stands.
     fn applied_there(&self) -> Applied {
-        let sinks = Sinks {
-            events: Arc::new(WatchHub::new()),
-            leases: Arc::new(kv_server::lease::Lessor::new()),
-        };
-        let kv = KvOptions {
-            group: GROUP,
-            ..KvOptions::default()
-        };
-        let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
-        let (machine, _) =
-            KvStateMachine::open(engine, kv, sinks).expect("an engine in memory can be read");
-        machine.applied()
+        let survey = Survey::of(&self.engine).expect("an engine in memory can be read");
+        survey.applied(GROUP)
     }
 
     /// Somebody has looked at a damaged log, and removes it: a disk keeps only so many. What fails is there still.

@@ -44,7 +44,7 @@ pub enum Fault {
     },
     /// The disk has only so many bytes left for a while.
     DiskFull { node: usize, room: u64, ticks: u64 },
-    /// A byte of the log changes. At most a minority of the members is hit.
+    /// A byte of the log changes. At most a minority of the members is hit, and nobody while good copies are few.
     BitRot { node: usize, place: u64, mask: u8 },
     /// Members are cut off until only a majority with the leader and `node` is left, for a while. Then the log of `node` loses
     /// its newest entries, and the rest of that majority stops: what they had agreed on is with those who stopped alone.

@@ -3,16 +3,13 @@
 //! Several may be there at a time, also of one kind and on one member. What a member or the network is like is worked out
 //! from all that last, whenever one begins or ends: the end of one leaves the others as they are.
 
-use std::path::Path;
-
 use kv_server::pb::command::command::Op;
 use kv_server::pb::etcdserverpb::CompactionRequest;
-use raft_log::vfs::Vfs;
 
-use super::fault::{CutOff, Net};
+use super::fault::{CutOff, DiskError, Net};
 use super::snapshots::Armed;
 use super::{Event, Fault, NodeId, World};
-use crate::sim::node::{GROUP, LOG_DIR};
+use crate::sim::node::GROUP;
 
 /// Ticks between a transfer and the moment at which the old leader is cut off.
 const ORDER_TICKS: u64 = 2;
@@ -98,6 +95,11 @@ impl World {
                 "power losses of all"
             }
             Fault::SlowDisk { .. } => "slow disks",
+            Fault::DiskError {
+                node,
+                kind: DiskError::Read,
+                ..
+            } if !self.may_fail_to_read(node) => "disk errors left out",
             Fault::DiskError { node, kind, pass } => {
                 let member = &mut self.members[node];
                 member.node.fs.fail_nth(kind.on_disk(), pass);
@@ -111,6 +113,7 @@ impl World {
                 lasting.capacity = node.disk_bytes() + room;
                 "full disks"
             }
+            Fault::BitRot { node, .. } if !self.may_damage(node) => "rotten bits left out",
             Fault::BitRot { node, place, mask } => {
                 self.rot(node, place, mask);
                 "rotten bits"
@@ -118,7 +121,7 @@ impl World {
             Fault::LoseLog { node, .. } => {
                 let leader = self.leader();
                 let majority = leader.and_then(|leader| self.majority_with(node, leader));
-                let Some(majority) = majority else {
+                let Some(majority) = majority.filter(|_| self.may_damage(node)) else {
                     return ("logs lost in vain", None);
                 };
                 lasting.cut = links(self.members.len(), |at| majority.contains(&at));
@@ -337,7 +340,10 @@ impl World {
                 let down = if *at == node { 1 } else { down };
                 self.crash(*at, place % 4 == 0, place >> 8 & 15, down);
             }
-            self.lose_log(node, place);
+            // Another copy may have gone bad in the meantime.
+            if self.may_damage(node) {
+                self.lose_log(node, place);
+            }
         }
         if let Fault::SlowWatcher {
             watcher,
@@ -422,56 +428,6 @@ impl World {
                 Event::Fault(_) | Event::Strike(_) | Event::Cut(_) | Event::End(_)
             )
         });
-    }
-
-    /// Removes the newest segment of a member that is down, or changes a byte at the end of what is in it.
-    fn lose_log(&mut self, node: usize, place: u64) {
-        let member = &mut self.members[node];
-        let segments = member.node.files();
-        let segments = segments.iter().filter(|path| path.ends_with(".seg"));
-        let Some(path) = segments.max().cloned() else {
-            return;
-        };
-        let fs = &member.node.fs;
-        let manifest = format!("{LOG_DIR}/MANIFEST");
-        // Nothing else tells of the newest segment.
-        if place & 16 == 0 && !member.rotten.contains(&manifest) {
-            fs.remove(Path::new(&path)).expect("it was listed");
-            self.trace.say(self.now, &format!("{path} is lost"));
-        } else {
-            let content = fs.read_file(&path).expect("it was listed");
-            if content.is_empty() {
-                // A power loss has left nothing of it.
-                return;
-            }
-            let batches = &content[..content.len().saturating_sub(2048)];
-            let end = batches.iter().rposition(|byte| *byte != 0).unwrap_or(0);
-            let at = end.saturating_sub((place >> 32) as usize % 400);
-            fs.corrupt(&path, at as u64, 4).expect("it is in the file");
-            self.trace.say(self.now, &format!("{path} rots at {at}"));
-        }
-        let votes = format!("{LOG_DIR}/votes");
-        member.rotten.extend([path, manifest, votes]);
-    }
-
-    /// Changes a byte in one of the files of a member.
-    fn rot(&mut self, node: usize, place: u64, mask: u8) {
-        let member = &mut self.members[node];
-        let files = member.node.files();
-        if files.is_empty() {
-            return;
-        }
-        let path = &files[(place % files.len() as u64) as usize];
-        let len = member.node.fs.file_len(path).unwrap_or(0);
-        if len == 0 {
-            return;
-        }
-        let offset = (place >> 16) % len;
-        if member.node.fs.corrupt(path, offset, mask).is_ok() {
-            self.trace
-                .say(self.now, &format!("{path} rots at {offset}"));
-            member.rotten.push(path.clone());
-        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 mod churn;
 pub mod client;
+mod damage;
 mod excuses;
 pub mod fault;
 mod faults;
@@ -120,6 +121,8 @@ struct Member {
     full: bool,
     /// Files of its log and snapshots with bytes that changed.
     rotten: Vec<String>,
+    /// Its log had been begun anew, and was not whole again, when it was stopped.
+    guarded: bool,
     /// It does not come back: what is damaged cannot be repaired from the others.
     lost: bool,
     /// It does not come back: it has left the group.
@@ -290,6 +293,7 @@ impl World {
             log_failed: false,
             full: false,
             rotten: Vec::new(),
+            guarded: false,
             lost: false,
             gone: false,
             next_crash: (false, 16, RETRY_TICKS),
@@ -531,6 +535,7 @@ impl World {
                 at + 1
             );
             member.rotten.retain(|path| !path.starts_with(LOG_DIR));
+            member.guarded = true;
         }
         if outcome.is_ok() {
             member.was_applied = member.node.applied().0;
@@ -592,6 +597,7 @@ impl World {
         let now = self.now;
         self.end_transfers(at);
         let member = &mut self.members[at];
+        member.guarded = member.is_guarded();
         let unpersisted = member.node.engine.unpersisted() as u64;
         let kind = if power {
             CrashKind::Power

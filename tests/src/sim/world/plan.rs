@@ -3,7 +3,7 @@
 use raft_log::NodeId;
 use raft_log::vfs::sim::Rng;
 
-use super::fault::{self, Fault, SECOND, Scheduled};
+use super::fault::{self, SECOND, Scheduled};
 use crate::sim::settings::{Settings, SnapshotSettings};
 
 /// How long a leader's lease is, of an election timeout: less than what the fastest clock makes of it for the slowest.
@@ -27,7 +27,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The run of a seed, without the faults that lose the end of a log.
+    /// The run of a seed.
     #[must_use]
     pub fn new(seed: u64, nodes: usize, seconds: u64) -> Self {
         let mut plan = Self {
@@ -38,27 +38,9 @@ impl Plan {
             shortened: false,
             bug: None,
         };
-        plan.faults = plan.drawn();
-        let stays = |scheduled: &Scheduled| !matches!(scheduled.fault, Fault::LoseLog { .. });
-        plan.faults.retain(stays);
+        let mut rng = Rng::new(seed ^ 0x000f_a017);
+        plan.faults = fault::draw(&mut rng, nodes, plan.ticks);
         plan
-    }
-
-    /// All faults that the seed draws.
-    fn drawn(&self) -> Vec<Scheduled> {
-        fault::draw(
-            &mut Rng::new(self.seed ^ 0x000f_a017),
-            self.nodes,
-            self.ticks,
-        )
-    }
-
-    /// The same with the faults that lose the end of a log. It is repeated by the numbers of its faults.
-    #[must_use]
-    pub fn with_lost_logs(mut self) -> Self {
-        self.faults = self.drawn();
-        self.shortened = true;
-        self
     }
 
     /// The same with a bug in the product.
@@ -71,7 +53,7 @@ impl Plan {
     /// The same with those faults only, by their numbers in the seed's list.
     #[must_use]
     pub fn only(mut self, numbers: &[usize]) -> Self {
-        self = self.with_lost_logs();
+        self.shortened = true;
         self.faults
             .retain(|scheduled| numbers.contains(&scheduled.number));
         self

@@ -70,28 +70,15 @@ fn applied(engine: &impl Engine) -> u64 {
     read(engine, APPLIED).map_or(0, |index| index.parse().unwrap())
 }
 
-/// The pairs between two bounds, checked from both ends and from both ends in turn.
+/// The pairs between two bounds.
 fn scan(snapshot: &dyn Snapshot, from: Bound<&str>, to: Bound<&str>) -> Vec<(String, String)> {
     let bytes = |bound: Bound<&'static str>| bound.map(str::as_bytes);
     // The tests use literals; the leak of a few bytes keeps the signature simple.
     let fixed = |bound: Bound<&str>| bound.map(|key| &*key.to_owned().leak());
     let (from, to) = (bytes(fixed(from)), bytes(fixed(to)));
-    let forwards: Vec<Pair> = snapshot.range(from, to).map(Result::unwrap).collect();
-    let mut backwards: Vec<Pair> = snapshot.range(from, to).rev().map(Result::unwrap).collect();
-    backwards.reverse();
-    assert_eq!(forwards, backwards, "the two directions differ");
-    let (mut front, mut back) = (Vec::new(), Vec::new());
-    let mut iter = snapshot.range(from, to);
-    loop {
-        let Some(pair) = iter.next() else { break };
-        front.push(pair.unwrap());
-        let Some(pair) = iter.next_back() else { break };
-        back.push(pair.unwrap());
-    }
-    front.extend(back.into_iter().rev());
-    assert_eq!(forwards, front, "walking from both ends in turn differs");
+    let pairs = snapshot.range(from, to).map(Result::unwrap);
     let pair = |(key, value): Pair| (text(Some(key)).unwrap(), text(Some(value)).unwrap());
-    forwards.into_iter().map(pair).collect()
+    pairs.map(pair).collect()
 }
 
 fn keys(snapshot: &dyn Snapshot, from: Bound<&str>, to: Bound<&str>) -> Vec<String> {
@@ -159,7 +146,7 @@ pub(crate) fn snapshot_is_isolated_from_writes_deletes_and_flushes(setup: &impl 
     }
 }
 
-pub(crate) fn range_honours_all_bounds_in_both_directions(setup: &impl Setup) {
+pub(crate) fn range_honours_all_bounds(setup: &impl Setup) {
     use Bound::{Excluded, Included, Unbounded};
     let engine = setup.open();
     for (index, keys) in [["a", "c", "e"], ["b", "d", "f"]].iter().enumerate() {
@@ -437,7 +424,7 @@ macro_rules! suite {
         $crate::engine::conformance::suite!($setup;
             batch_becomes_visible_as_a_whole,
             snapshot_is_isolated_from_writes_deletes_and_flushes,
-            range_honours_all_bounds_in_both_directions,
+            range_honours_all_bounds,
             delete_hides_older_values_wherever_they_are,
             persist_makes_the_applied_index_durable,
             reopen_finds_the_state_of_one_batch,

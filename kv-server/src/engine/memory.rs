@@ -276,23 +276,20 @@ impl Snapshot for MemorySnapshot {
             snapshot: self,
             from: owned(from),
             to: owned(to),
-            front: VecDeque::new(),
-            back: VecDeque::new(),
+            fetched: VecDeque::new(),
             fetches: FETCH_FIRST,
             done: is_empty_range(from, to),
         })
     }
 }
 
-/// Walks a range from both ends, a few pairs at a time.
+/// Walks a range, a few pairs at a time.
 struct Walk<'a> {
     snapshot: &'a MemorySnapshot,
     /// What has not been fetched lies between these.
     from: Bound<Bytes>,
     to: Bound<Bytes>,
-    /// Fetched from the front, in order; and from the back, in reverse order.
-    front: VecDeque<Pair>,
-    back: VecDeque<Pair>,
+    fetched: VecDeque<Pair>,
     /// Pairs that are fetched next.
     fetches: usize,
     /// Nothing is left to fetch.
@@ -310,33 +307,19 @@ impl Walk<'_> {
         Some((key.clone(), value))
     }
 
-    fn fetch(&mut self, backwards: bool) {
+    fn fetch(&mut self) {
         let state = self.snapshot.engine.lock();
         let rest = state.keys.range((self.from.clone(), self.to.clone()));
-        let fetched: VecDeque<Pair> = if backwards {
-            rest.rev()
-                .filter_map(|entry| self.visible(entry))
-                .take(self.fetches)
-                .collect()
-        } else {
-            rest.filter_map(|entry| self.visible(entry))
-                .take(self.fetches)
-                .collect()
-        };
+        let visible = rest.filter_map(|entry| self.visible(entry));
+        let fetched: VecDeque<Pair> = visible.take(self.fetches).collect();
         drop(state);
         self.done = fetched.len() < self.fetches;
         self.fetches = (2 * self.fetches).min(FETCH_MAX);
         let Some((last, _)) = fetched.back() else {
             return;
         };
-        let bound = Bound::Excluded(last.clone());
-        if backwards {
-            self.to = bound;
-            self.back = fetched;
-        } else {
-            self.from = bound;
-            self.front = fetched;
-        }
+        self.from = Bound::Excluded(last.clone());
+        self.fetched = fetched;
         // A range that excludes the same key at both ends is empty, and `BTreeMap::range` does not accept it.
         self.done |= is_empty_range(
             self.from.as_ref().map(|key| &key[..]),
@@ -349,25 +332,10 @@ impl Iterator for Walk<'_> {
     type Item = Result<Pair, EngineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.front.is_empty() && !self.done {
-            self.fetch(false);
+        if self.fetched.is_empty() && !self.done {
+            self.fetch();
         }
-        self.front
-            .pop_front()
-            .or_else(|| self.back.pop_back())
-            .map(Ok)
-    }
-}
-
-impl DoubleEndedIterator for Walk<'_> {
-    fn next_back(&mut self) -> Option<Self::Item> {
-        if self.back.is_empty() && !self.done {
-            self.fetch(true);
-        }
-        self.back
-            .pop_front()
-            .or_else(|| self.front.pop_back())
-            .map(Ok)
+        self.fetched.pop_front().map(Ok)
     }
 }
 

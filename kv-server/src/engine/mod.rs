@@ -73,8 +73,8 @@ impl std::error::Error for EngineError {
 /// A key with its value.
 pub type Pair = (Bytes, Bytes);
 
-/// Pairs in key order, from either end.
-pub type PairIter<'a> = Box<dyn DoubleEndedIterator<Item = Result<Pair, EngineError>> + Send + 'a>;
+/// Pairs in key order.
+pub type PairIter<'a> = Box<dyn Iterator<Item = Result<Pair, EngineError>> + Send + 'a>;
 
 /// A consistent view. Holding one keeps superseded values from being reclaimed: let it go soon.
 pub trait Snapshot: Send + Sync {

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use lsm_tree::{InternalValue, ValueType};
 
+use super::merge::Version;
+
 /// What an entry costs beside its key and value: a node with its tower, two handles, and what the allocator adds.
 const ENTRY_BYTES: u64 = 128;
 
@@ -78,13 +80,13 @@ impl Memtable {
         (entry.key().user == probe.user).then(|| entry.value().clone())
     }
 
-    /// All versions below `at` of the keys between two bounds, which are not inverted.
+    /// The newest version below `at` of each key between two bounds, which are not inverted.
     pub(super) fn range(
         &self,
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
         at: u64,
-    ) -> impl DoubleEndedIterator<Item = InternalValue> + Send + '_ {
+    ) -> impl Iterator<Item = Version> + Send + '_ {
         let key = |user: &[u8], sequence| VersionKey {
             user: Bytes::copy_from_slice(user),
             sequence,
@@ -100,10 +102,19 @@ impl Memtable {
             Bound::Excluded(user) => Bound::Excluded(key(user, u64::MAX)),
             Bound::Unbounded => Bound::Unbounded,
         };
-        self.entries
-            .range((from, to))
-            .filter(move |entry| entry.key().sequence < at)
-            .map(|entry| internal(entry.key(), entry.value()))
+        let mut last: Option<Bytes> = None;
+        self.entries.range((from, to)).filter_map(move |entry| {
+            let VersionKey { user, sequence } = entry.key();
+            if *sequence >= at || last.as_ref() == Some(user) {
+                return None;
+            }
+            last = Some(user.clone());
+            Some(Version {
+                user: user.clone(),
+                sequence: *sequence,
+                value: entry.value().clone(),
+            })
+        })
     }
 
     /// The newest version of each key, removals included, in order: what a flush writes.

@@ -54,6 +54,7 @@
 mod background;
 mod files;
 mod memtable;
+mod merge;
 mod options;
 mod shared;
 #[cfg(test)]

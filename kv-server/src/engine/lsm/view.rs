@@ -8,12 +8,11 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lsm_tree::merge::{BoxedIterator, Merger};
-use lsm_tree::mvcc_stream::MvccStream;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{AbstractTree, InternalValue, Slice, Table, Tree};
 
 use super::memtable::{Memtable, VersionKey};
+use super::merge::{Merge, Source, Version};
 use crate::engine::{EngineError, PairIter, Snapshot, is_empty_range};
 
 /// Keys of users start at this or above; what is below is the engine's own.
@@ -70,12 +69,7 @@ impl Tables {
 }
 
 /// The pairs of a run between two bounds; a table is opened when the walk reaches it.
-fn walk(
-    run: &Run,
-    from: Bound<Slice>,
-    to: Bound<Slice>,
-    at: u64,
-) -> Option<BoxedIterator<'static>> {
+fn walk(run: &Run, from: Bound<Slice>, to: Bound<Slice>, at: u64) -> Option<Source<'static>> {
     let first = match &from {
         Bound::Included(key) => {
             run.partition_point(|table| **table.metadata.key_range.max() < **key)
@@ -102,18 +96,25 @@ fn walk(
         let table = &run[index];
         let path = Arc::clone(&table.path);
         let named = move |error: lsm_tree::Error| {
-            let text = format!("table {}: {error}", path.display());
-            lsm_tree::Error::Io(std::io::Error::other(text))
+            EngineError::new(format!("read a range of table {}", path.display()), error)
         };
         table
             .range((from.clone(), to.clone()))
             .map(move |item| item.map_err(&named))
     });
-    let visible = move |item: &lsm_tree::Result<InternalValue>| match item {
-        Ok(item) => item.key.seqno < at,
-        Err(_) => true,
-    };
-    Some(Box::new(tables.filter(visible)))
+    let visible = tables.filter_map(move |item| match item {
+        Ok(item) if item.key.seqno >= at => None,
+        item => Some(item.map(version)),
+    });
+    Some(Box::new(visible))
+}
+
+fn version(item: InternalValue) -> Version {
+    Version {
+        sequence: item.key.seqno,
+        value: (!item.is_tombstone()).then(|| item.value.into()),
+        user: item.key.user_key.into(),
+    }
 }
 
 /// The state of one moment.
@@ -143,7 +144,7 @@ impl View {
         if is_empty_range(from, to) {
             return Box::new(std::iter::empty());
         }
-        let mut sources: Vec<BoxedIterator<'_>> = Vec::new();
+        let mut sources: Vec<Source<'_>> = Vec::new();
         for memtable in &self.memtables {
             sources.push(Box::new(memtable.range(from, to, at).map(Ok)));
         }
@@ -151,12 +152,7 @@ impl View {
         for run in &self.tables.runs {
             sources.extend(walk(run, low.clone(), high.clone(), at));
         }
-        let pairs = MvccStream::new(Merger::new(sources)).filter_map(|item| match item {
-            Ok(item) if item.is_tombstone() => None,
-            Ok(item) => Some(Ok((item.key.user_key.into(), item.value.into()))),
-            Err(error) => Some(Err(EngineError::new("read a range", error))),
-        });
-        Box::new(pairs)
+        Box::new(Merge::new(sources))
     }
 }
 

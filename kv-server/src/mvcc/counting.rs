@@ -18,8 +18,10 @@ use super::read::Read;
 use super::store::{Opened, Store};
 use crate::engine::{EngineError, Snapshot};
 
-/// Keys of an answer from which on it would have been worth it.
-const WORTH_KEYS: i64 = 20_000;
+/// Keys that were counted one by one until it would have been worth it; twice as many for each walk of the same state
+/// before.
+const WORTH_KEYS: u64 = 20_000;
+const DOUBLINGS_MAX: u64 = 10;
 /// Bytes of keys that came or went during a walk, with what a note costs; past them the walk is given up.
 const NOTED_BYTES_MAX: usize = 32 << 20;
 const NOTE_OVERHEAD_BYTES: usize = 64;
@@ -65,6 +67,10 @@ pub(super) struct Counting {
     state: Mutex<State>,
     /// The number of the last walk.
     walks: AtomicU64,
+    /// Walks over this state.
+    tries: AtomicU64,
+    /// Keys that were counted one by one since the last of them.
+    one_by_one: AtomicU64,
     tasks: OnceLock<(Arc<dyn Tasks>, Weak<Store>)>,
 }
 
@@ -79,6 +85,8 @@ impl Counting {
         Self {
             state: Mutex::new(State::Off),
             walks: AtomicU64::new(0),
+            tries: AtomicU64::new(0),
+            one_by_one: AtomicU64::new(0),
             tasks: OnceLock::new(),
         }
     }
@@ -101,11 +109,19 @@ impl Counting {
         }
     }
 
-    /// So many keys were counted one by one.
+    /// So many keys were counted one by one, for one answer.
     pub(super) fn counted(&self, keys: i64) {
-        let Some((tasks, store)) = self.tasks.get().filter(|_| keys >= WORTH_KEYS) else {
+        let Some((tasks, store)) = self.tasks.get() else {
             return;
         };
+        let keys = u64::try_from(keys).unwrap_or(0);
+        let counted = self.one_by_one.fetch_add(keys, Ordering::Relaxed) + keys;
+        let doublings = self.tries.load(Ordering::Relaxed).min(DOUBLINGS_MAX);
+        if counted < WORTH_KEYS << doublings {
+            return;
+        }
+        self.one_by_one.store(0, Ordering::Relaxed);
+        self.tries.fetch_add(1, Ordering::Relaxed);
         let number = self.walks.fetch_add(1, Ordering::Relaxed) + 1;
         {
             let mut state = self.lock();
@@ -135,6 +151,7 @@ impl Counting {
         let mut state = self.lock();
         if !matches!(&*state, State::Closed) {
             *state = State::Off;
+            self.tries.store(0, Ordering::Relaxed);
         }
     }
 

@@ -1,9 +1,9 @@
 //! How many live keys a range has, without a look at each of them.
 //!
-//! The keys are divided into blocks of about a thousand neighbours, of which only the number of keys and the place where
-//! each begins are kept: a ten thousandth of the keys' bytes, or so. A range that is counted is whole blocks, which are
+//! The keys are divided into blocks of about a hundred neighbours, of which only the number of keys and the place where
+//! each begins are kept: about a byte for each key. A range that is counted is whole blocks, which are
 //! summed up by page, and two parts of blocks, whose keys are looked at. It is not durable: it is made by one walk over all
-//! keys after the first long count of a run, and follows each batch from then on.
+//! keys once a run has counted much, and follows each batch from then on.
 //!
 //! A version never changes, as an engine's snapshot does not, so a reader that has both of the same applied index counts
 //! what it reads. The writer copies the pages that it changes while somebody holds the version before.
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 /// Keys of a block when it is made.
-const BLOCK_KEYS: u64 = 1_024;
+const BLOCK_KEYS: u64 = 128;
 /// Keys that stay in a block that is split.
 pub(super) const SPLIT_KEYS: u64 = BLOCK_KEYS;
 /// A block with more is split.

@@ -104,6 +104,17 @@ fn counts_begin_with_a_long_count_and_follow_what_is_written() {
     check(&rig, &mut rng);
 }
 
+#[test]
+fn counts_begin_after_many_short_ones() {
+    let rig = filled(30_000, Arc::new(InlineTasks));
+    let mut counted = 0;
+    while counted < 20_000 {
+        assert!(!are_there(&rig), "{counted} are not worth it");
+        counted += count(&rig, "/00/", b"/01/");
+    }
+    assert!(are_there(&rig));
+}
+
 /// Runs a task when the test says so.
 #[derive(Default)]
 struct Later(Mutex<Option<Task>>);

@@ -86,13 +86,24 @@ pub(super) fn framed(message: &impl prost::Message) -> Bytes {
 /// A server: one endpoint, or several members of a cluster.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// As it was given.
+    /// As it was given, or the first and how many more where there are many.
     pub(super) name: String,
     pub(super) pids: Vec<u32>,
     urls: Vec<String>,
     tls: Option<ClientTls>,
     user: Option<User>,
     timeout: Duration,
+}
+
+/// Endpoints in a name, at most: it heads columns and begins lines.
+const NAMED_MAX: usize = 5;
+
+fn name_of(endpoints: &str) -> String {
+    let all: Vec<&str> = endpoints.split(',').collect();
+    match all[..] {
+        [first, ..] if all.len() > NAMED_MAX => format!("{first} and {} more", all.len() - 1),
+        _ => endpoints.to_owned(),
+    }
 }
 
 impl Target {
@@ -111,7 +122,7 @@ impl Target {
         };
         let urls: Vec<String> = endpoints.split(',').map(url).collect();
         Ok(Self {
-            name: endpoints.to_owned(),
+            name: name_of(endpoints),
             pids: pids.to_vec(),
             tls: args.tls.open(&urls)?,
             urls,
@@ -387,5 +398,16 @@ fn end(head: &http::response::Parts, trailers: Option<&HeaderMap>) -> Result<(),
             "an answer without a gRPC status, HTTP {}",
             head.status
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_many_endpoints_is_short() {
+        assert_eq!(name_of("a,b,c,d,e"), "a,b,c,d,e");
+        assert_eq!(name_of("a,b,c,d,e,f"), "a and 5 more");
     }
 }

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use flotilla_tests::cluster::{Client, Cluster};
 use flotilla_tests::process::{PATIENCE, READY, Server, Setup, free_port};
@@ -357,4 +360,114 @@ fn members_are_changed_through_the_default_keyspace_alone() {
         refused.message(),
         "flotilla: members are changed through the default keyspace"
     );
+}
+
+const QUOTA: i64 = 2 << 20;
+
+/// Writes 32 KiB until it is refused; says how often it was not.
+fn fill(client: &Client) -> i64 {
+    let value = "v".repeat(32 << 10);
+    for written in 0.. {
+        assert!(written < 100, "the quota is not looked at");
+        if let Err(refused) = client.put(&format!("key-{written}"), &value) {
+            assert_eq!(refused.code(), Code::ResourceExhausted);
+            let text = "etcdserver: mvcc: database space exceeded";
+            assert_eq!(refused.message(), text);
+            return written;
+        }
+    }
+    unreachable!("a range without an end")
+}
+
+/// A number of the metrics at a keyspace's URL.
+fn metric(one: &Served, name: &str) -> i64 {
+    let mut socket = TcpStream::connect(one.url.strip_prefix("http://").unwrap()).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    socket.read_to_string(&mut page).unwrap();
+    let number = page.lines().find_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        rest.strip_prefix(' ')
+    });
+    number.unwrap().parse().unwrap()
+}
+
+fn is_full(client: &Client) -> bool {
+    let errors = client.status().unwrap().errors;
+    errors.iter().any(|error| error.contains("alarm:NOSPACE"))
+}
+
+#[test]
+fn full_keyspace_refuses_its_own_writes_alone_until_it_has_room_over_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    let (full, other) = (Served::new("full"), Served::new("other"));
+    setup.flags = [full.flags(), other.flags()].concat();
+    let quota = ["--quota-backend-bytes".to_owned(), QUOTA.to_string()];
+    setup.flags.extend(quota);
+    let start = || {
+        let server = setup.start();
+        full.wait(&server);
+        other.wait(&server);
+        let clients = [full.client(), other.client()];
+        (server, clients, Client::new(&setup.url(), PATIENCE))
+    };
+    let wait = |server: &Server, what: &str, met: &mut dyn FnMut() -> bool| {
+        let deadline = Instant::now() + PATIENCE;
+        while !met() {
+            assert!(Instant::now() < deadline, "no {what}:\n{}", server.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    let (server, [a, b], default) = start();
+    let written = fill(&a);
+    assert!((50..64).contains(&written), "{written} of 32 KiB fit");
+    wait(&server, "alarm", &mut || is_full(&a));
+    let before = a.status().unwrap();
+    assert_eq!(before.db_size_quota, QUOTA);
+    assert!(before.db_size_in_use > QUOTA * 9 / 10, "{before:?}");
+    assert!(before.db_size >= before.db_size_in_use, "{before:?}");
+    for client in [&b, &default] {
+        client.put("key", "value").unwrap();
+        assert!(!is_full(client));
+        let status = client.status().unwrap();
+        assert!(status.db_size_in_use < 10_000, "{status:?}");
+        assert!(status.db_size < QUOTA / 2, "{status:?}");
+    }
+
+    server.kill_9();
+    let (server, [a, b], default) = start();
+    let after = a.status().unwrap();
+    // What is replayed may lie in fewer batches, which have a record each.
+    let lost = before.db_size_in_use - after.db_size_in_use;
+    assert!((0..10_000).contains(&lost), "{before:?} {after:?}");
+    // It would fit, but the alarm is for everything that grows.
+    assert!(is_full(&a) && a.put("small", "1").is_err());
+    b.put("key", "value").unwrap();
+    default.put("key", "value").unwrap();
+    let in_use = "etcd_mvcc_db_total_size_in_use_in_bytes";
+    assert_eq!(metric(&full, in_use), after.db_size_in_use);
+    assert!(metric(&other, in_use) < 10_000);
+    for one in [&full, &other] {
+        let bytes = metric(one, "etcd_mvcc_db_total_size_in_bytes");
+        assert!(bytes >= metric(one, in_use));
+        assert_eq!(metric(one, "etcd_server_quota_backend_bytes"), QUOTA);
+    }
+
+    let deleted = a.run(async |channel| {
+        let request = pb::DeleteRangeRequest {
+            key: "key-".into(),
+            range_end: "key.".into(),
+            ..pb::DeleteRangeRequest::default()
+        };
+        KvClient::new(channel).delete_range(request).await
+    });
+    let answer = deleted.unwrap().into_inner();
+    assert_eq!(answer.deleted, written);
+    assert!(is_full(&a), "its history is there");
+    compact(&a, answer.header.unwrap().revision);
+    wait(&server, "room", &mut || !is_full(&a));
+    a.put("small", "1").unwrap();
+    assert!(a.status().unwrap().db_size_in_use < 100_000);
 }

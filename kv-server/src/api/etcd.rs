@@ -556,7 +556,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
     async fn status(&self, _request: pb::StatusRequest) -> Result<pb::StatusResponse, ApiError> {
         self.access().await?.known()?;
         let group = self.replica.status();
-        let bytes = i64::try_from(self.view.data_bytes()).unwrap_or(i64::MAX);
+        let size = self.view.data_size();
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let mut errors = Vec::new();
         if group.leader.is_none() {
             errors.push(ApiError::NoLeader.to_string());
@@ -568,16 +569,16 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         Ok(pb::StatusResponse {
             header: self.header(),
             version: VERSION.to_owned(),
-            db_size: bytes,
+            db_size: number(size.bytes),
             leader: group.leader.map_or(0, |leader| leader.0),
             raft_index: group.commit.0,
             raft_term: group.term.0,
             raft_applied_index: group.applied.0,
             errors,
-            db_size_in_use: bytes,
+            db_size_in_use: number(size.in_use),
             is_learner: self.is_learner(),
             storage_version: STORAGE_VERSION.to_owned(),
-            db_size_quota: i64::try_from(self.view.quota_bytes()).unwrap_or(i64::MAX),
+            db_size_quota: number(self.view.quota_bytes()),
             downgrade_info: Some(pb::DowngradeInfo::default()),
         })
     }
@@ -753,7 +754,7 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             applied: group.applied.0,
             proposals_pending: self.pending.load(Ordering::Relaxed),
             proposals_failed: self.failed.load(Ordering::Relaxed),
-            data_bytes: self.view.data_bytes(),
+            data_size: self.view.data_size(),
             quota_bytes: self.view.quota_bytes(),
             revision: self.view.revision(),
             compact_revision: self.view.compact_revision(),

@@ -147,10 +147,10 @@ pub trait View: Send + Sync + 'static {
     /// True for a member that will vote without being asked: clients do not call it a learner.
     fn joins_as_voter(&self, id: u64) -> bool;
 
-    /// Bytes of the data on disk, and of what is on its way there.
-    fn data_bytes(&self) -> u64;
+    /// What the data takes on this member.
+    fn data_size(&self) -> DataSize;
 
-    /// The quota that these bytes may not pass; 0 for none.
+    /// The quota that its bytes may not pass; 0 for none.
     fn quota_bytes(&self) -> u64;
 
     /// Refuses what adds about so many bytes, when there is no room for them here.
@@ -333,6 +333,15 @@ auth_calls! {
     role_revoke_permission: AuthRoleRevokePermissionRequest -> AuthRoleRevokePermissionResponse;
 }
 
+/// What the data of a keyspace takes on a member, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DataSize {
+    /// What counts for the quota; never less than `in_use`.
+    pub bytes: u64,
+    /// What its keys with their history, and its leases, take.
+    pub in_use: u64,
+}
+
 /// Numbers about the group and the store at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gauges {
@@ -352,9 +361,9 @@ pub struct Gauges {
     pub proposals_pending: u64,
     /// Proposals that got no answer of the state machine.
     pub proposals_failed: u64,
-    /// Bytes of the data.
-    pub data_bytes: u64,
-    /// What they may not pass; 0 for no quota.
+    /// What the data takes.
+    pub data_size: DataSize,
+    /// What its bytes may not pass; 0 for no quota.
     pub quota_bytes: u64,
     /// The alarm of that kind is raised, whoever it is of.
     pub no_space: bool,

@@ -11,7 +11,7 @@ use prost::Message;
 use raft_log::{Index, NodeId, Term};
 use raft_node::TickContext;
 
-use super::{ApiOptions, EtcdApi, Replica, ScanPool, View};
+use super::{ApiOptions, DataSize, EtcdApi, Replica, ScanPool, View};
 use crate::ApiError;
 use crate::lease::{Lessor, Renewal};
 use crate::mvcc::{Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink, RangePart};
@@ -397,8 +397,11 @@ impl View for FakeState {
         self.joins.load(Ordering::SeqCst)
     }
 
-    fn data_bytes(&self) -> u64 {
-        4096
+    fn data_size(&self) -> DataSize {
+        DataSize {
+            bytes: 4096,
+            in_use: 2048,
+        }
     }
 
     fn quota_bytes(&self) -> u64 {

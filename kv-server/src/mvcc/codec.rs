@@ -288,8 +288,11 @@ pub(super) struct Latest {
 }
 
 impl Latest {
+    /// Bytes of a record.
+    pub(super) const BYTES: usize = 33;
+
     pub(super) fn encode(self) -> Bytes {
-        let mut out = BytesMut::with_capacity(33);
+        let mut out = BytesMut::with_capacity(Self::BYTES);
         out.put_u8(FORMAT);
         for number in [self.modified, self.created, self.version, self.lease] {
             out.put_i64_le(number);
@@ -402,8 +405,11 @@ pub(super) fn decode_revisions(record: Bytes) -> Result<Vec<(i64, Vec<Change>)>,
     Ok(out)
 }
 
+/// Bytes of a lease's record.
+pub(super) const LEASE_BYTES: usize = 25;
+
 pub(super) fn encode_lease(lease: &LeaseInfo) -> Bytes {
-    let mut out = BytesMut::with_capacity(25);
+    let mut out = BytesMut::with_capacity(LEASE_BYTES);
     out.put_u8(FORMAT);
     out.put_i64_le(lease.ttl);
     out.put_i64_le(lease.remaining_ttl.unwrap_or(0));
@@ -439,6 +445,8 @@ pub(super) struct Meta {
     pub(super) creation: u64,
     pub(super) generation: u32,
     pub(super) membership: Option<(Index, Membership)>,
+    /// What the keyspace takes, see `size.rs`; none in a snapshot, and in records from before it was counted.
+    pub(super) bytes: Option<u64>,
 }
 
 impl Meta {
@@ -452,11 +460,22 @@ impl Meta {
             creation: 0,
             generation: 0,
             membership: None,
+            bytes: Some(0),
         }
     }
 
+    /// A pair that is counted came into being.
+    pub(super) fn grow(&mut self, bytes: usize) {
+        self.bytes = self.bytes.map(|all| all + bytes as u64);
+    }
+
+    /// Pairs that are counted went.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        self.bytes = self.bytes.map(|all| all.saturating_sub(bytes as u64));
+    }
+
     pub(super) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(64);
+        let mut out = BytesMut::with_capacity(128);
         out.put_u8(FORMAT);
         out.put_u64_le(self.index.0);
         out.put_u64_le(self.term.0);
@@ -478,6 +497,9 @@ impl Meta {
                 list.iter().for_each(|id| out.put_u64_le(id.0));
             }
         }
+        if let Some(bytes) = self.bytes {
+            out.put_u64_le(bytes);
+        }
         out.freeze()
     }
 
@@ -492,6 +514,7 @@ impl Meta {
             creation: fields.u64()?,
             generation: fields.u32()?,
             membership: None,
+            bytes: None,
         };
         if fields.u8()? != 0 {
             let index = Index(fields.u64()?);
@@ -509,6 +532,9 @@ impl Meta {
                     learners,
                 },
             ));
+        }
+        if !fields.data.is_empty() {
+            meta.bytes = Some(fields.u64()?);
         }
         Ok(meta)
     }

@@ -5,6 +5,8 @@
 //! goes; a tombstone below the floor goes as well; a revision record wholly below the floor goes last. A step is
 //! repeatable, so after a restart the walk begins again at the first record that is left.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
 use super::codec::{self, Keys, REVISION};
@@ -14,8 +16,8 @@ use crate::engine::EngineError;
 
 /// What a step found.
 pub(super) struct Step {
-    /// Engine keys to remove.
-    pub(super) deletes: Vec<Bytes>,
+    /// Engine keys to remove, all of which are there, and the bytes of each with its record.
+    pub(super) deletes: BTreeMap<Bytes, usize>,
     /// True when nothing at or below the floor is left to do.
     pub(super) finished: bool,
 }
@@ -38,7 +40,7 @@ impl Compactor {
         keys: Keys,
         budget: usize,
     ) -> Result<Step, EngineError> {
-        let mut deletes = Vec::new();
+        let mut deletes = BTreeMap::new();
         let mut seen = 0;
         for pair in read.scan(&keys.revision(self.next), &keys.end(REVISION)) {
             if seen >= budget {
@@ -48,6 +50,7 @@ impl Compactor {
                 });
             }
             let (at, record) = pair?;
+            let bytes = at.len() + record.len();
             let mut last = 0;
             for (revision, changes) in codec::decode_revisions(record)? {
                 last = revision;
@@ -56,16 +59,15 @@ impl Compactor {
                 }
                 for (kind, key) in changes {
                     seen += 1;
-                    superseded(read, keys, &key, revision, &mut deletes)?;
-                    if kind == EventKind::Delete && revision < self.floor {
-                        deletes.push(keys.version(&key, revision));
-                    }
+                    let goes = kind == EventKind::Delete && revision < self.floor;
+                    let newest = if goes { revision } else { revision - 1 };
+                    versions(read, keys, &key, newest, &mut deletes)?;
                 }
             }
             if last >= self.floor {
                 break;
             }
-            deletes.push(at);
+            deletes.insert(at, bytes);
             self.next = last + 1;
         }
         Ok(Step {
@@ -75,16 +77,18 @@ impl Compactor {
     }
 }
 
-fn superseded(
+/// The versions of a key from the one at `newest` on down that are left.
+fn versions(
     read: &dyn Read,
     keys: Keys,
     key: &[u8],
-    revision: i64,
-    deletes: &mut Vec<Bytes>,
+    newest: i64,
+    deletes: &mut BTreeMap<Bytes, usize>,
 ) -> Result<(), EngineError> {
-    let from = keys.version(key, revision - 1);
-    for pair in read.scan(&from, &keys.version_end(key)) {
-        deletes.push(pair?.0);
+    for pair in read.scan(&keys.version(key, newest), &keys.version_end(key)) {
+        let (at, record) = pair?;
+        let bytes = at.len() + record.len();
+        deletes.insert(at, bytes);
     }
     Ok(())
 }

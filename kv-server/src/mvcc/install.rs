@@ -15,6 +15,7 @@ use raft_log::SnapshotRef;
 
 use super::codec::{Keys, Meta, damaged};
 use super::read::Read;
+use super::size;
 use super::snapshot::{Content, Generation, TABLES};
 use crate::engine::{Change, Engine, EngineBatch, EngineError};
 
@@ -53,7 +54,7 @@ impl Install {
         if meta.index <= applied.index {
             return Err(damaged("a snapshot lies behind what is applied"));
         }
-        meta.generation = generation;
+        (meta.generation, meta.bytes) = (generation, Some(0));
         let keys = Keys { generation, ..keys };
         Ok(Self {
             content,
@@ -78,6 +79,7 @@ impl Install {
             };
             bytes += rest.len() + record.len() + PAIR_OVERHEAD_BYTES;
             let key = self.keys.with_rest(table, &rest);
+            self.meta.grow(size::counted(table, &key, &record));
             if changes.insert(key, Change::Put(record)).is_some() {
                 return Err(damaged("a snapshot has a key twice"));
             }

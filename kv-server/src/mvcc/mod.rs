@@ -18,6 +18,7 @@ mod install;
 mod keyspaces;
 mod members;
 mod read;
+mod size;
 mod snapshot;
 mod state;
 mod state_check;

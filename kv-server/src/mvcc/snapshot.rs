@@ -1,6 +1,7 @@
 //! The content of a snapshot: all applied state of a keyspace, as one stream.
 //!
-//! A header of eight bytes, the meta record (u32 LE length, then the record, its generation written as 0), then every
+//! A header of eight bytes, the meta record (u32 LE length, then the record, its generation written as 0 and
+//! without its size), then every
 //! pair of every table in order: table u8, length of the key's rest u32 LE, length of the record u32 LE, both. A zero
 //! byte and the number of pairs (u64 LE) end it. What the records hold is in `codec.rs`; keys come without group and
 //! generation, so that whoever installs them gives them its own.
@@ -66,6 +67,7 @@ impl<'a> Pairs<'a> {
     pub(super) fn begin(meta: &Meta, out: &'a mut dyn io::Write) -> io::Result<Self> {
         let meta = Meta {
             generation: 0,
+            bytes: None,
             ..meta.clone()
         };
         let meta = meta.encode();

@@ -23,6 +23,7 @@ use super::install::{Install, Sweep};
 use super::keyspaces::Keyspaces;
 use super::members::Members;
 use super::read::{Fail, Read};
+use super::size;
 use super::snapshot::{Generation, KvCut};
 use super::state_check::{CheckSink, StateCut};
 use super::store::Store;
@@ -125,9 +126,12 @@ impl KvStateMachine {
             generation: 0,
         };
         let meta = engine.get(&keys.meta())?.map(Meta::decode).transpose()?;
-        let meta = meta.unwrap_or_else(Meta::new);
+        let mut meta = meta.unwrap_or_else(Meta::new);
         keys.generation = meta.generation;
         let snapshot = engine.snapshot();
+        if meta.bytes.is_none() {
+            meta.bytes = Some(size::walk(&snapshot, keys)?);
+        }
         let leases = load_leases(&snapshot, keys)?;
         for lease in leases.values() {
             sinks.leases.granted(*lease);
@@ -224,12 +228,9 @@ impl KvStateMachine {
             self.meta.compact_finished = compactor.floor;
             self.compactor = None;
         }
-        self.write(
-            step.deletes
-                .into_iter()
-                .map(|key| (key, Change::Delete))
-                .collect(),
-        )?;
+        self.meta.shrink(step.deletes.values().sum());
+        let deletes = step.deletes.into_keys().map(|key| (key, Change::Delete));
+        self.write(deletes.collect())?;
         self.store.publish(&self.meta);
         Ok(())
     }
@@ -361,7 +362,7 @@ impl KvStateMachine {
             }
         }
         let Writer {
-            meta,
+            mut meta,
             mut changes,
             notes,
             revisions,
@@ -373,7 +374,9 @@ impl KvStateMachine {
         if !revisions.is_empty() {
             let record = codec::encode_revisions(revisions.iter().map(Arc::as_ref));
             let record = record.map_err(|error| ApplyError(Box::new(error)))?;
-            changes.insert(self.keys.revision(meta.revision), Change::Put(record));
+            let key = self.keys.revision(meta.revision);
+            meta.grow(key.len() + record.len());
+            changes.insert(key, Change::Put(record));
         }
         self.duplicates.flush(self.keys, &mut changes);
         self.meta = meta;

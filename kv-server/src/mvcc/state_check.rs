@@ -73,6 +73,7 @@ impl StateCut {
         let logical = Meta {
             compact_finished: 0,
             generation: 0,
+            bytes: None,
             ..meta.clone()
         };
         hash.add(&logical.encode());

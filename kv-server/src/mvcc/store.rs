@@ -15,6 +15,7 @@ use super::counts::Counts;
 use super::keyspaces::KeyspaceTable;
 use super::members::MemberTable;
 use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
+use super::size;
 use super::snapshot::{Generation, KvCut};
 use super::state_check::StateCut;
 use super::types::{Event, EventKind, LeaseInfo, RangePart, RevisionEvents};
@@ -72,6 +73,7 @@ pub struct Store {
     revision: AtomicI64,
     compact: AtomicI64,
     compact_finished: AtomicI64,
+    bytes: AtomicU64,
     leases: RwLock<BTreeMap<i64, LeaseInfo>>,
     members: RwLock<Arc<MemberTable>>,
     keyspaces: RwLock<Arc<KeyspaceTable>>,
@@ -111,6 +113,7 @@ impl Store {
             revision: AtomicI64::new(meta.revision),
             compact: AtomicI64::new(meta.compact),
             compact_finished: AtomicI64::new(meta.compact_finished),
+            bytes: AtomicU64::new(meta.bytes.unwrap_or(0)),
             leases: RwLock::new(leases),
             members: RwLock::default(),
             keyspaces: RwLock::default(),
@@ -128,6 +131,7 @@ impl Store {
         self.compact.store(meta.compact, Ordering::Release);
         self.compact_finished
             .store(meta.compact_finished, Ordering::Release);
+        self.bytes.store(meta.bytes.unwrap_or(0), Ordering::Release);
         self.revision.store(meta.revision, Ordering::Release);
     }
 
@@ -264,6 +268,22 @@ impl Store {
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
         self.compact.load(Ordering::Acquire)
+    }
+
+    /// Bytes that keys with their history, and leases, take on this member: keys and records of the engine.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// The same as the meta record has it, and as a walk over everything finds it in the same view.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn count_bytes(&self) -> Result<(u64, u64), ApiError> {
+        let opened = self.open().map_err(Fail::Engine)?;
+        let walked = size::walk(&opened.snapshot, opened.keys).map_err(Fail::Engine)?;
+        Ok((opened.meta.bytes.unwrap_or(0), walked))
     }
 
     /// The revision up to which compaction has removed what it may.

@@ -6,6 +6,7 @@ mod auth;
 mod counts;
 mod lists;
 mod maintenance;
+mod size;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

@@ -15,7 +15,7 @@ use super::alarms::Alarms;
 use super::auth::Auth;
 use super::cache::Cache;
 use super::check::check_txn;
-use super::codec::{self, Keys, LEASE_KEY, Latest, Meta};
+use super::codec::{self, Keys, LEASE_BYTES, LEASE_KEY, Latest, Meta};
 use super::counting::Note;
 use super::duplicates::Duplicates;
 use super::keyspaces::Keyspaces;
@@ -127,6 +127,23 @@ impl Writer<'_> {
 
     fn sub(&self) -> u32 {
         u32::try_from(self.events.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Inserts a pair that was not there, and that is counted.
+    fn add(&mut self, key: Bytes, record: Bytes) {
+        self.meta.grow(key.len() + record.len());
+        self.changes.insert(key, Change::Put(record));
+    }
+
+    /// Replaces the record of a pair by one of the same length.
+    fn replace(&mut self, key: Bytes, record: Bytes) {
+        self.changes.insert(key, Change::Put(record));
+    }
+
+    /// Removes a pair that was there, with so many bytes of a record, and that was counted.
+    fn remove(&mut self, key: Bytes, record_bytes: usize) {
+        self.meta.shrink(key.len() + record_bytes);
+        self.changes.insert(key, Change::Delete);
     }
 
     fn note(&mut self, key: &Bytes, lives: bool) {
@@ -262,8 +279,7 @@ impl Writer<'_> {
                 value = previous.value.clone();
             }
             if before.lease != 0 && before.lease != lease {
-                self.changes
-                    .insert(self.keys.lease_key(before.lease, &key), Change::Delete);
+                self.remove(self.keys.lease_key(before.lease, &key), 0);
             }
         }
         let modified = self.next();
@@ -274,13 +290,14 @@ impl Writer<'_> {
             lease,
         };
         let record = codec::encode_version(latest, self.sub(), &value);
-        self.changes
-            .insert(self.keys.version(&key, modified), Change::Put(record));
-        self.changes
-            .insert(self.keys.latest(&key), Change::Put(latest.encode()));
+        self.add(self.keys.version(&key, modified), record);
+        if before.is_some() {
+            self.replace(self.keys.latest(&key), latest.encode());
+        } else {
+            self.add(self.keys.latest(&key), latest.encode());
+        }
         if lease != 0 && before.is_none_or(|before| before.lease != lease) {
-            self.changes
-                .insert(self.keys.lease_key(lease, &key), Change::Put(Bytes::new()));
+            self.add(self.keys.lease_key(lease, &key), Bytes::new());
         }
         self.cache.insert(&key, latest);
         if before.is_none() {
@@ -306,13 +323,11 @@ impl Writer<'_> {
 
     fn delete(&mut self, key: Bytes, latest: Latest) {
         let modified = self.next();
-        let tombstone = Change::Put(codec::encode_tombstone(self.sub()));
-        self.changes
-            .insert(self.keys.version(&key, modified), tombstone);
-        self.changes.insert(self.keys.latest(&key), Change::Delete);
+        let tombstone = codec::encode_tombstone(self.sub());
+        self.add(self.keys.version(&key, modified), tombstone);
+        self.remove(self.keys.latest(&key), Latest::BYTES);
         if latest.lease != 0 {
-            self.changes
-                .insert(self.keys.lease_key(latest.lease, &key), Change::Delete);
+            self.remove(self.keys.lease_key(latest.lease, &key), 0);
         }
         self.cache.remove(&key);
         self.note(&key, false);
@@ -444,12 +459,6 @@ impl Writer<'_> {
         })
     }
 
-    fn set_lease(&mut self, lease: LeaseInfo) {
-        let record = Change::Put(codec::encode_lease(&lease));
-        self.changes.insert(self.keys.lease(lease.id), record);
-        self.leases.insert(lease.id, lease);
-    }
-
     fn grant(&mut self, grant: &LeaseGrant, index: Index) -> Result<LeaseGrantResponse, Fail> {
         if self.leases.contains_key(&grant.id) {
             return Err(ApiError::LeaseExists.into());
@@ -460,7 +469,8 @@ impl Writer<'_> {
             remaining_ttl: None,
             granted: index,
         };
-        self.set_lease(lease);
+        self.add(self.keys.lease(lease.id), codec::encode_lease(&lease));
+        self.leases.insert(lease.id, lease);
         self.lease_news.push(LeaseNews::Granted(lease));
         Ok(LeaseGrantResponse {
             header: header(self.meta.revision),
@@ -478,7 +488,7 @@ impl Writer<'_> {
             }
         }
         self.finish();
-        self.changes.insert(self.keys.lease(id), Change::Delete);
+        self.remove(self.keys.lease(id), LEASE_BYTES);
         self.leases.remove(&id);
         self.lease_news.push(LeaseNews::Revoked(id));
         Ok(())
@@ -504,7 +514,8 @@ impl Writer<'_> {
         for item in &request.items {
             if let Some(mut lease) = self.is_granted(item.id, item.granted_index) {
                 lease.remaining_ttl = (item.remaining_ttl > 0).then_some(item.remaining_ttl);
-                self.set_lease(lease);
+                self.replace(self.keys.lease(lease.id), codec::encode_lease(&lease));
+                self.leases.insert(lease.id, lease);
                 self.lease_news
                     .push(LeaseNews::Checkpointed(lease.id, lease.remaining_ttl));
             }

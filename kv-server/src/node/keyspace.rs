@@ -13,7 +13,7 @@ use raft_node::driver::{Group, GroupConfig, bootstrap};
 use tracing::info;
 
 use super::checks::{self, Hasher, Reports};
-use super::quota::Quota;
+use super::quota::{Quota, SharedDirectory};
 use super::upkeep::{self, Upkeep};
 use super::{
     CATCH_UP_ENTRIES, GroupReplica, NodeConfig, NodeError, NodeView, PeerBook, core_config,
@@ -67,6 +67,7 @@ pub(super) struct Ground {
     /// The number of this run.
     pub(super) boot: u64,
     pub(super) engine: Arc<dyn Engine>,
+    pub(super) directory: SharedDirectory,
     pub(super) log: Log,
     pub(super) snapshots: SnapshotStore,
     pub(super) tasks: Arc<dyn Tasks>,
@@ -123,7 +124,8 @@ impl Ground {
             catch_up_entries: CATCH_UP_ENTRIES,
         };
         let reports = StateChecks::new(self.config.upkeep.check_interval, Duration::ZERO);
-        let quota = Quota::new(Arc::clone(&self.engine), self.config.upkeep.quota_bytes);
+        let limit = self.config.upkeep.quota_bytes;
+        let quota = Quota::new(Arc::clone(&store), self.directory.clone(), limit);
         Ok(Opened {
             group: Group::open(group, config, self.log.clone(), machine)?,
             keyspace: Keyspace {

@@ -74,6 +74,7 @@ use keeper::{Event, Keeper};
 use keyspace::{Beginning, Care, Ground, Opened};
 use keyspaces::{Hosted, Shepherd};
 use pacer::Pacer;
+use quota::SharedDirectory;
 use roster::Roster;
 
 pub use engine::survey;
@@ -240,6 +241,7 @@ impl Node {
             member: identity.member,
             boot,
             engine: Arc::clone(&engine),
+            directory: SharedDirectory::new(Arc::clone(&engine)),
             log: log.clone(),
             snapshots: snapshots.clone(),
             tasks: Arc::clone(&tasks),

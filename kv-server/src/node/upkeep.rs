@@ -45,7 +45,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 pub struct UpkeepConfig {
     /// Which history is kept. Default all.
     pub auto_compaction: AutoCompaction,
-    /// Bytes that the data of this member may take. Default 0: no bound but the disk's.
+    /// Bytes that each keyspace of this member may take. Default 0: no bound but the disk's.
     pub quota_bytes: u64,
     /// How often the members' states are compared. Default never.
     pub check_interval: Option<Duration>,
@@ -150,7 +150,8 @@ impl Rounds {
             alarm: AlarmType::Nospace.into(),
         };
         let look = QuotaLook {
-            used: self.parts.quota.used(),
+            used: self.parts.quota.size().bytes,
+            share: self.parts.quota.share(),
             limit: self.parts.quota.limit,
             refused: self.parts.quota.take_refused(),
             raised: self.parts.store.alarm(own),

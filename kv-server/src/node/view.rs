@@ -10,7 +10,7 @@ use super::PeerBook;
 use super::quota::Quota;
 use super::roster::Roster;
 use crate::ApiError;
-use crate::api::{Replica, View};
+use crate::api::{DataSize, Replica, View};
 use crate::auth::AuthState;
 use crate::engine::Engine;
 use crate::lease::{Lessor, Renewal};
@@ -229,8 +229,11 @@ impl View for NodeView {
         row.is_some_and(|row| row.joins_as_voter)
     }
 
-    fn data_bytes(&self) -> u64 {
-        self.engine.data_bytes()
+    fn data_size(&self) -> DataSize {
+        let in_use = self.store.bytes();
+        let bytes = in_use.max(self.engine.data_bytes());
+        let alone = DataSize { bytes, in_use };
+        self.quota.as_ref().map_or(alone, |quota| quota.size())
     }
 
     fn quota_bytes(&self) -> u64 {

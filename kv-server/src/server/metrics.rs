@@ -215,15 +215,15 @@ impl Metrics {
             ),
             db_total: gauge(
                 "etcd_mvcc_db_total_size_in_bytes",
-                "Bytes of the data, on disk and on its way there.",
+                "Bytes that count for the quota: what is in use, or an equal share of the directory where that is more.",
             ),
             db_in_use: gauge(
                 "etcd_mvcc_db_total_size_in_use_in_bytes",
-                "The same: space is given back online.",
+                "Bytes that keys with their history, and leases, take.",
             ),
             quota: gauge(
                 "etcd_server_quota_backend_bytes",
-                "Bytes that the data may take; 0 without a quota.",
+                "Bytes that the keyspace may take; 0 without a quota.",
             ),
             alarms,
             revision: gauge(
@@ -309,7 +309,7 @@ impl Metrics {
         self.is_learner.set(i64::from(now.is_learner));
         self.leader_changes
             .inc_by(now.leader_changes.saturating_sub(self.leader_changes.get()));
-        self.db_in_use.set(now.data_bytes.cast_signed());
+        self.db_in_use.set(now.data_size.in_use.cast_signed());
         self.quota.set(now.quota_bytes.cast_signed());
         for (kind, raised) in [
             (AlarmType::Nospace, now.no_space),
@@ -320,7 +320,7 @@ impl Metrics {
         }
         self.failed
             .inc_by(now.proposals_failed.saturating_sub(self.failed.get()));
-        self.db_total.set(now.data_bytes.cast_signed());
+        self.db_total.set(now.data_size.bytes.cast_signed());
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
         self.set_recent_fsync();

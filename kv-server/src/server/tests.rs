@@ -212,7 +212,7 @@ fn metrics_have_the_names_of_etcds_alerts_and_dashboard() {
         ("etcd_server_proposals_failed_total".to_owned(), 0.0),
         ("etcd_server_quota_backend_bytes".to_owned(), 8192.0),
         ("etcd_mvcc_db_total_size_in_bytes".to_owned(), 4096.0),
-        ("etcd_mvcc_db_total_size_in_use_in_bytes".to_owned(), 4096.0),
+        ("etcd_mvcc_db_total_size_in_use_in_bytes".to_owned(), 2048.0),
         ("etcd_disk_wal_fsync_duration_seconds_count".to_owned(), 0.0),
         (
             "etcd_disk_backend_commit_duration_seconds_count".to_owned(),

@@ -1,4 +1,4 @@
-//! When the alarm of a full quota is raised and cleared, and when space is to be given back meanwhile.
+//! When the alarm of a keyspace's full quota is raised and cleared, and when space is to be given back meanwhile.
 //!
 //! It is raised when the data has outgrown the quota, or is near it and a request did not fit; and cleared, unlike etcd's,
 //! once a tenth of the quota is free again: with less the next request would raise it anew.
@@ -11,8 +11,10 @@ const RECLAIM_INTERVAL: Duration = Duration::from_secs(10);
 /// What a look found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuotaLook {
-    /// Bytes of the data.
+    /// Bytes that count.
     pub used: u64,
+    /// Those of them that the directory takes, whoever's they are: fewer once space was given back.
+    pub share: u64,
     /// Bytes that they may not pass; 0 for no quota.
     pub limit: u64,
     /// A request was refused since the last look.
@@ -54,6 +56,10 @@ impl QuotaWatch {
         if look.used < free_from || look.limit == 0 {
             return automatic.then_some(QuotaAct::Clear);
         }
+        if look.share < free_from {
+            // What counts is what is there, and not what is to be given back.
+            return None;
+        }
         let due = self.reclaimed.is_none_or(|(at, removals)| {
             removals != look.removals && now.saturating_sub(at) >= RECLAIM_INTERVAL
         });
@@ -70,6 +76,7 @@ mod tests {
 
     const FULL: QuotaLook = QuotaLook {
         used: 1_000,
+        share: 1_000,
         limit: 1_000,
         refused: false,
         raised: None,
@@ -125,6 +132,14 @@ mod tests {
                 Some(QuotaAct::Reclaim),
             ),
             (QuotaLook { limit: 0, ..raised }, Some(QuotaAct::Clear)),
+            // Nothing would come of giving space back.
+            (
+                QuotaLook {
+                    share: 899,
+                    ..raised
+                },
+                None,
+            ),
             // One that somebody raised by hand is theirs.
             (
                 QuotaLook {

@@ -37,6 +37,8 @@ pub(super) fn state(store: &Store, oracle: &Shared<Oracle>, applied: Index) {
     }
     ranges(store, &model, applied);
     history(store, &model, applied);
+    let (counted, walked) = store.count_bytes().expect("the engine can be read");
+    assert_eq!(counted, walked, "bytes of the keyspace at {applied}");
     let hash = store.state_hash().expect("the engine can be read");
     assert_eq!(
         hash,

@@ -112,7 +112,7 @@ pub(crate) struct ServerConfig {
     pub(crate) json_gateway: bool,
     /// History to keep when nobody compacts. Default all.
     pub(crate) auto_compaction: AutoCompaction,
-    /// Bytes that the data of the member may take. Default 0: no quota.
+    /// Bytes that each keyspace may take on the member. Default 0: no quota.
     pub(crate) quota_bytes: u64,
     /// How often the states of the members are compared. Default ten minutes; none for never.
     pub(crate) check_interval: Option<Duration>,

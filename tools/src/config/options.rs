@@ -169,7 +169,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     text(
         "quota-backend-bytes",
         "0",
-        "Bytes that the data may take before what grows is refused; 0, or less, for no quota",
+        "Bytes that each keyspace may take before what grows is refused; 0, or less, for no quota",
     ),
     text(
         "corrupt-check-time",

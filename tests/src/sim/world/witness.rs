@@ -366,7 +366,16 @@ impl Witness {
     pub fn final_hash(&mut self, node: &Node) -> Verdict {
         let hash = node.up().store.state_hash();
         let hash = hash.map_err(|error| error.to_string())?;
-        self.hashes.at(node.id.0, node.applied().0, hash)
+        self.hashes.at(node.id.0, node.applied().0, hash)?;
+        let counted = node.up().store.count_bytes();
+        let (counted, walked) = counted.map_err(|error| error.to_string())?;
+        if counted != walked {
+            let member = node.id;
+            return Err(format!(
+                "member {member} counts {counted} bytes of its data, and has {walked}"
+            ));
+        }
+        Ok(())
     }
 }
 

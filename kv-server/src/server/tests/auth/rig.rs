@@ -8,7 +8,7 @@ use raft_log::NodeId;
 use tonic::{Request, Status};
 
 use crate::ApiError;
-use crate::api::{ApiOptions, EtcdApi, Replica, ScanPool, View};
+use crate::api::{ApiOptions, DataSize, EtcdApi, Replica, ScanPool, View};
 use crate::auth::{AuthState, Authenticator, COST_MIN, TokenTable, Tokens};
 use crate::lease::Renewal;
 use crate::mvcc::{self, Backup, CommandOutput, LeaseInfo, RangePart, Store};
@@ -132,8 +132,8 @@ impl View for Applied {
     fn joins_as_voter(&self, _id: u64) -> bool {
         false
     }
-    fn data_bytes(&self) -> u64 {
-        0
+    fn data_size(&self) -> DataSize {
+        DataSize::default()
     }
     fn quota_bytes(&self) -> u64 {
         0

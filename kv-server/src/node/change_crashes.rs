@@ -36,11 +36,11 @@ const BOTH: &str = "a=http://a:1,b=http://b:1";
 /// Turns of both members after which a scenario must have ended.
 const TURNS_MAX: u64 = 4_000;
 
-fn dir() -> &'static Path {
+pub(super) fn dir() -> &'static Path {
     Path::new("/data")
 }
 
-fn config(side: usize) -> NodeConfig {
+pub(super) fn config(side: usize) -> NodeConfig {
     let name = ["a", "b"][side].to_owned();
     let peer_urls = vec![URLS[side].to_owned()];
     let (initial, initial_state) = match side {
@@ -66,7 +66,7 @@ fn config(side: usize) -> NodeConfig {
 
 /// What a host sends, until the test delivers it.
 #[derive(Clone, Default)]
-struct Sent(Arc<Mutex<Vec<Message>>>);
+pub(super) struct Sent(Arc<Mutex<Vec<Message>>>);
 
 impl Outbox for Sent {
     fn send(&mut self, _: GroupId, _: NodeId, message: Message) {

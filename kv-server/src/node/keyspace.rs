@@ -141,6 +141,19 @@ impl Ground {
         })
     }
 
+    /// The same, of a keyspace beside the default one: with what its group begins is noted before its log begins.
+    pub(super) fn open_noted(
+        &self,
+        peers: &PeerBook,
+        group: GroupId,
+        beginning: Option<Beginning>,
+    ) -> Result<Opened, NodeError> {
+        if let Some(beginning) = &beginning {
+            peers.begin_group(group, beginning)?;
+        }
+        self.open(group, beginning)
+    }
+
     /// Starts what looks after a keyspace.
     pub(super) fn care(
         &self,

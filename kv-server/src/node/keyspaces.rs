@@ -266,9 +266,8 @@ impl Work {
             }
             let failed = |error: NodeError| format!("the keyspace {name}: {error}");
             let beginning = Beginning::of(known);
-            let noted = self.parts.peers.begin_group(group, &beginning);
-            noted.map_err(|error| failed(error.into()))?;
-            let opened = self.parts.ground.open(group, Some(beginning));
+            let (peers, ground) = (&self.parts.peers, &self.parts.ground);
+            let opened = ground.open_noted(peers, group, Some(beginning));
             let Opened {
                 keyspace,
                 group: opened,

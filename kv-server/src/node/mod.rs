@@ -25,6 +25,8 @@ mod initial_check;
 mod join;
 mod keeper;
 mod keyspace;
+#[cfg(test)]
+mod keyspace_crashes;
 mod keyspaces;
 mod pacer;
 mod peers;
@@ -266,10 +268,7 @@ impl Node {
         let mut groups = vec![group];
         let mut others = Vec::new();
         for (group, beginning) in other_groups(&log, &keyspace.store) {
-            if let Some(beginning) = &beginning {
-                peers.begin_group(group, beginning)?;
-            }
-            let opened = ground.open(group, beginning)?;
+            let opened = ground.open_noted(&peers, group, beginning)?;
             groups.push(opened.group);
             others.push((opened.keyspace, opened.to_hash));
         }

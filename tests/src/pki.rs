@@ -51,10 +51,26 @@ impl Authority {
     /// When it cannot be written.
     #[must_use]
     pub fn issue(&self, common_name: &str, number: u64, hosts: &[&str]) -> KeyPairFiles {
+        self.issue_until(common_name, number, hosts, (2100, 1, 1))
+    }
+
+    /// The same, of a certificate that is good until the beginning of a day: year, month and day.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn issue_until(
+        &self,
+        common_name: &str,
+        number: u64,
+        hosts: &[&str],
+        (year, month, day): (i32, u8, u8),
+    ) -> KeyPairFiles {
         let key = KeyPair::generate().expect("a key can be made");
         let hosts: Vec<_> = hosts.iter().map(|host| (*host).to_owned()).collect();
         let mut params = CertificateParams::new(hosts).expect("the hosts are some");
         params.serial_number = Some(SerialNumber::from(number));
+        params.not_after = date_time_ymd(year, month, day);
         params
             .distinguished_name
             .push(DnType::CommonName, common_name);

@@ -93,6 +93,11 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let protected = protected.map_err(unusable)?;
     let peer_listeners = listeners_of(peer_listeners, &config.listen_peer, &protected.peer);
     let listeners = listeners_of(listeners, &config.listen_client, &protected.client);
+    for (address, listeners) in [("client", &listeners), ("peer", &peer_listeners)] {
+        if let Some(tls) = listeners.iter().find_map(|listener| listener.tls.clone()) {
+            metrics.show_certificate(address, tls);
+        }
+    }
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
     let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);

@@ -13,9 +13,10 @@ use flotilla_tests::pki::Authority;
 use flotilla_tests::process::{PATIENCE, Server, Setup};
 use kv_server::pb::authpb;
 use kv_server::pb::etcdserverpb as pb;
-use multiraft::tls::{ClientTls, ClientTlsOptions, KeyPairFiles, connect};
+use multiraft::tls::{ClientTls, ClientTlsOptions, KeyPairFiles, connect, open};
 use pb::auth_client::AuthClient;
 use pb::kv_client::KvClient;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -259,6 +260,51 @@ fn start_without_what_tls_needs_is_refused_and_touches_nothing() {
     setup.flags.extend(pair("", &nowhere));
     ends(&mut setup.spawn(), 1, "nowhere.pem");
     assert!(!setup.data_dir.exists());
+}
+
+/// When the certificate of the client address ends, as the metrics at `url` say.
+fn told_end(url: &str, authority: &Authority) -> Option<i64> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let tls = ClientTls::open(ClientTlsOptions {
+        ca: Some(authority.file()),
+        ..ClientTlsOptions::default()
+    });
+    let page = runtime.block_on(async {
+        let uri = url.parse().unwrap();
+        let mut stream = open(&uri, Some(&tls.unwrap())).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut page = Vec::new();
+        stream.read_to_end(&mut page).await.unwrap();
+        String::from_utf8(page).unwrap()
+    });
+    let name = "flotilla_tls_certificate_expiry_timestamp_seconds{address=\"client\"} ";
+    let number = page.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(number.parse().unwrap())
+}
+
+#[test]
+fn metrics_tell_when_the_certificate_ends_also_of_a_new_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let server = authority.issue_until("server", 1, &[HOST], (2040, 1, 1));
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    setup.is_https = true;
+    setup.flags = pair("", &server);
+    setup.flags.push("--peer-auto-tls".to_owned());
+    let running = setup.start();
+    // 2040-01-01 and 2041-01-01.
+    assert_eq!(told_end(running.url(), &authority), Some(2_208_988_800));
+    let renewed = authority.issue_until("server", 2, &[HOST], (2041, 1, 1));
+    assert_eq!(renewed, server);
+    let until = Instant::now() + PATIENCE;
+    while told_end(running.url(), &authority) != Some(2_240_611_200) {
+        assert!(Instant::now() < until, "{running}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
 }
 
 /// Calls as whom a certificate names.

@@ -9,6 +9,7 @@ use std::fs;
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use multiraft::tls::ServerTls;
 use multiraft::transport::TransportWatcher;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -57,6 +58,8 @@ pub struct Metrics {
     cpu: Gauge,
     open_fds: IntGauge,
     max_fds: IntGauge,
+    certificates: Mutex<Vec<(&'static str, ServerTls)>>,
+    certificate_ends: IntGaugeVec,
     links: OnceLock<TransportWatcher>,
     link_metrics: LinkMetrics,
     /// One page at a time: gauges are set, then gathered.
@@ -166,6 +169,14 @@ impl Metrics {
         );
         let alarms = IntGaugeVec::new(alarms, &["alarm"]).expect(VALID);
         registry.register(Box::new(alarms.clone())).expect(VALID);
+        let certificate_ends = Opts::new(
+            "flotilla_tls_certificate_expiry_timestamp_seconds",
+            "When the certificate of an address ends, or the first that leads to its authority: seconds since 1970.",
+        );
+        let certificate_ends = IntGaugeVec::new(certificate_ends, &["address"]).expect(VALID);
+        registry
+            .register(Box::new(certificate_ends.clone()))
+            .expect(VALID);
         let version = Opts::new(
             "etcd_server_version",
             "1, with the version of etcd that this server behaves as.",
@@ -249,6 +260,8 @@ impl Metrics {
                     "Events sent to watchers.",
                 ),
             },
+            certificates: Mutex::default(),
+            certificate_ends,
             links: OnceLock::new(),
             link_metrics: LinkMetrics::new(&registry),
             handled,
@@ -295,6 +308,12 @@ impl Metrics {
         let _ = self.links.set(watcher);
     }
 
+    /// Shows when the certificate of an address ends, `client` or `peer`.
+    pub fn show_certificate(&self, address: &'static str, tls: ServerTls) {
+        let mut shown = (self.certificates.lock()).unwrap_or_else(PoisonError::into_inner);
+        shown.push((address, tls));
+    }
+
     /// The page, in Prometheus' text format.
     pub(super) fn render(&self, now: &Gauges) -> String {
         let _one = self
@@ -324,6 +343,7 @@ impl Metrics {
         self.revision.set(now.revision);
         self.compact_revision.set(now.compact_revision);
         self.set_recent_fsync();
+        self.set_certificates();
         self.guarded.set(i64::from(now.guarded));
         self.set_process();
         if let Some(watcher) = self.links.get() {
@@ -344,6 +364,15 @@ impl Metrics {
         for ((_, label), took) in QUANTILES.iter().zip(told) {
             let quantile = self.fsync_quantiles.with_label_values(&[label]);
             quantile.set(took.as_secs_f64());
+        }
+    }
+
+    fn set_certificates(&self) {
+        let shown = (self.certificates.lock()).unwrap_or_else(PoisonError::into_inner);
+        for (address, tls) in &*shown {
+            let ends = i64::try_from(tls.expires().as_secs()).unwrap_or(i64::MAX);
+            let gauge = self.certificate_ends.with_label_values(&[address]);
+            gauge.set(ends);
         }
     }
 

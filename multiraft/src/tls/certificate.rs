@@ -1,6 +1,7 @@
 //! What a certificate says of who shows it. The handshake has verified it; here it is only read.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -48,6 +49,14 @@ impl ShownCertificate {
         }
         Ok(shown)
     }
+}
+
+/// When a certificate ends: time since 1970.
+pub(super) fn end_of(der: &CertificateDer<'_>) -> Result<Duration, String> {
+    let certificate = Certificate::from_der(der)
+        .map_err(|error| format!("a certificate that cannot be read: {error}"))?;
+    let validity = certificate.tbs_certificate().validity();
+    Ok(validity.not_after.to_unix_duration())
 }
 
 fn ip_address(bytes: &[u8]) -> Option<IpAddr> {

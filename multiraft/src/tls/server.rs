@@ -15,7 +15,7 @@ use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::certificate::{NameRules, ShownCertificate};
+use super::certificate::{NameRules, ShownCertificate, end_of};
 use super::reload::Reloaded;
 use super::{KeyPairFiles, Protocol, authorities, certificates, private_key, read};
 
@@ -50,7 +50,13 @@ pub struct ServerTls(Arc<Inner>);
 struct Inner {
     names: NameRules,
     check_address: bool,
-    config: Reloaded<ServerConfig>,
+    shown: Reloaded<Shown>,
+}
+
+/// What is shown to who connects.
+struct Shown {
+    config: Arc<ServerConfig>,
+    expires: Duration,
 }
 
 impl std::fmt::Debug for ServerTls {
@@ -77,12 +83,25 @@ impl ServerTls {
             .cloned()
             .collect();
         let (names, check_address) = (options.names.clone(), options.check_address);
-        let config = Reloaded::new(files, Box::new(move || config(&options)))?;
+        let make = move || {
+            Ok(Shown {
+                config: Arc::new(config(&options)?),
+                expires: expires(&options.identity)?,
+            })
+        };
+        let shown = Reloaded::new(files, Box::new(make))?;
         Ok(Self(Arc::new(Inner {
             names,
             check_address,
-            config,
+            shown,
         })))
+    }
+
+    /// When the certificate that it shows ends, or one of those that lead to its authority, if that is sooner: time since
+    /// 1970. Of the newest files that could be used.
+    #[must_use]
+    pub fn expires(&self) -> Duration {
+        self.0.shown.get().expires
     }
 
     /// Shakes hands on a new connection from `from`. Ends by itself after some seconds.
@@ -97,7 +116,7 @@ impl ServerTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let acceptor = TlsAcceptor::from(self.0.config.get());
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.0.shown.get().config));
         let stream = timeout(HANDSHAKE, acceptor.accept(socket))
             .await
             .map_err(|_| "no TLS handshake in time".to_owned())?
@@ -157,6 +176,14 @@ fn config(options: &ServerTlsOptions) -> Result<ServerConfig, String> {
         })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+fn expires(identity: &KeyPairFiles) -> Result<Duration, String> {
+    let mut first = Duration::MAX;
+    for certificate in certificates(&identity.cert)? {
+        first = first.min(end_of(&certificate)?);
+    }
+    Ok(first)
 }
 
 fn revocations(

@@ -4,6 +4,8 @@
     reason = "a failed expectation of a test harness is a failed test"
 )]
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -146,6 +148,18 @@ fn clients_are_let_in_with_a_certificate_that_the_authority_signed() {
     let plain = url.replace("https://", "http://");
     assert_ne!(put(&plain, &[]).status.code(), Some(0));
     running.wait_for_line("it speaks plain text, and this address takes TLS: use https://");
+
+    // Who comes again and again does not fill the log.
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(url.strip_prefix("https://").unwrap()).unwrap();
+        socket.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+        let mut told = Vec::new();
+        // It is closed, in whatever way.
+        let _ = socket.read_to_end(&mut told);
+    }
+    well(&put(url, &known));
+    let log = running.log();
+    assert_eq!(log.matches("it speaks plain text").count(), 1, "{log}");
 
     // New certificates, without a restart.
     let replaced = other.issue("server", 3, &[HOST]);

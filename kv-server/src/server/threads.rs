@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use multiraft::tls::{Connection, Listener, ServerTls, ShownCertificate};
+use multiraft::tls::{Connection, Listener, Refusals, ServerTls, ShownCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::authority::AuthorityFilter;
 use super::grpc::ConnectionInfo;
@@ -63,6 +63,7 @@ struct Behind {
     dispatch: Dispatch,
     traffic: Traffic,
     client_cert_auth: bool,
+    refusals: Arc<Refusals>,
 }
 
 impl Doors {
@@ -79,6 +80,7 @@ impl Doors {
             traffic: parts.metrics.traffic.clone(),
             client_cert_auth: parts.options.client_cert_auth,
             dispatch: Dispatch::new(parts),
+            refusals: Arc::default(),
         };
         let mut addresses = Vec::new();
         for listener in &listeners {
@@ -283,6 +285,7 @@ async fn connection(
         dispatch,
         traffic,
         client_cert_auth,
+        refusals,
     } = behind;
     let socket = socket
         .set_nodelay(true)
@@ -307,7 +310,15 @@ async fn connection(
             });
             serve(stream, &builder, dispatch, stopped).await;
         }
-        Err(reason) => tracing::warn!(%from, reason, "refused a connection"),
+        Err(reason) => {
+            // The port is another one each time.
+            let reason = format!("{}: {reason}", from.ip());
+            if refusals.is_news(&reason, Instant::now()) {
+                tracing::warn!(reason, "refused a connection");
+            } else {
+                tracing::debug!(reason, "refused a connection");
+            }
+        }
     }
 }
 

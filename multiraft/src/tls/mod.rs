@@ -9,6 +9,7 @@
 
 mod certificate;
 mod client;
+mod refusals;
 mod reload;
 mod self_signed;
 mod server;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use certificate::{NameRules, ShownCertificate};
 pub use client::{ClientTls, ClientTlsOptions, connect, open};
+pub use refusals::Refusals;
 pub use self_signed::self_signed;
 pub use server::{ServerTls, ServerTlsOptions, TlsStream};
 

@@ -10,10 +10,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::Connected;
 
-use crate::tls::{Connection, ServerTls};
+use crate::tls::{Connection, Refusals, ServerTls};
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Handshakes of TLS at a time; who else calls waits.
@@ -75,16 +75,14 @@ pub(super) async fn accept(
     streams: mpsc::Sender<io::Result<Stream>>,
 ) {
     let mut handshakes = JoinSet::new();
-    // Who is refused calls again and again.
-    let mut told = String::new();
+    let refusals = Refusals::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept(), if handshakes.len() < HANDSHAKES_MAX => accepted,
             Some(shaken) = handshakes.join_next(), if !handshakes.is_empty() => {
                 let refused = shaken.unwrap_or_else(|error| Some(error.to_string()));
-                if let Some(reason) = refused.filter(|reason| *reason != told) {
+                if let Some(reason) = refused.filter(|reason| refusals.is_news(reason, Instant::now())) {
                     tracing::warn!(reason, "refused a connection to the peer address");
-                    told = reason;
                 }
                 continue;
             }

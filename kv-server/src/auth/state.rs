@@ -396,7 +396,8 @@ impl AuthState {
         news: &mut Vec<TokenNews>,
     ) -> Result<(), ApiError> {
         let user = self.user(&request.name).ok_or(ApiError::UserNotFound)?;
-        let password = match has_no_password(user) {
+        let has_none = has_no_password(user) || request.hashed_password.is_empty();
+        let password = match has_none {
             true => Bytes::new(),
             false => decoded(&request.hashed_password)?,
         };

@@ -125,9 +125,17 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
         &self,
         request: pb::AuthUserChangePasswordRequest,
     ) -> Result<Header, ApiError> {
-        let hashed = self.hashed(request.password, request.hashed_password);
+        // As etcd: who has got no password cannot log in, not even with none.
+        let has_none = request.password.is_empty() && request.hashed_password.is_empty();
+        let hashed_password = match has_none {
+            true => String::new(),
+            false => {
+                self.hashed(request.password, request.hashed_password)
+                    .await?
+            }
+        };
         let request = pb::AuthUserChangePasswordRequest {
-            hashed_password: hashed.await?,
+            hashed_password,
             name: request.name,
             password: String::new(),
         };

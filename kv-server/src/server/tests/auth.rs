@@ -79,6 +79,26 @@ async fn users_log_in_and_do_what_their_roles_allow() {
     refused(rig.log_in("root", "top").await, &E::AuthNotEnabled);
 }
 
+/// It was taken for a password that is empty, with which everybody could log in.
+#[tokio::test]
+async fn user_whose_password_is_changed_to_none_cannot_log_in() {
+    let (rig, root, _) = Rig::enabled().await;
+    let change = |password: &str| pb::AuthUserChangePasswordRequest {
+        name: "alice".to_owned(),
+        password: password.to_owned(),
+        ..Default::default()
+    };
+    let root = By::Token(&root);
+    let changed = rig.front.user_change_password(asked(&root, change("")));
+    changed.await.unwrap();
+    for password in ["", "secret"] {
+        refused(rig.log_in("alice", password).await, &ApiError::AuthFailed);
+    }
+    let changed = rig.front.user_change_password(asked(&root, change("new")));
+    changed.await.unwrap();
+    rig.log_in("alice", "new").await.unwrap();
+}
+
 #[tokio::test]
 async fn tokens_come_in_either_field_and_certificates_where_there_is_none() {
     let (rig, root, alice) = Rig::enabled().await;

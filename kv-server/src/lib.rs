@@ -8,6 +8,7 @@ pub mod lease;
 pub mod mvcc;
 pub mod node;
 pub mod pb;
+mod reply;
 pub mod server;
 #[cfg(feature = "seeded-bugs")]
 #[doc(hidden)]

@@ -24,7 +24,6 @@ use prost::Message;
 use raft_log::NodeId;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
@@ -36,6 +35,7 @@ use crate::mvcc::{self, BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::peer::member_call;
+use crate::reply;
 use pb::request_op::Request as OpKind;
 
 pub use range_stream::RangeCursor;
@@ -195,10 +195,10 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
 
         self.pending.fetch_add(1, Ordering::Relaxed);
         let _pending = Pending(&self.pending);
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = reply::channel();
         // A caller that went away needs no answer.
         self.replica
-            .propose(payload, Box::new(move |output| drop(sender.send(output))));
+            .propose(payload, Box::new(move |output| sender.send(output)));
         let error = match timeout(self.options.request_timeout(), receiver).await {
             Ok(Ok(Ok(output))) => return output,
             Ok(Ok(Err(error))) => host_error(&error),
@@ -220,9 +220,9 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
         if self.replica.read_now() {
             return Ok(());
         }
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = reply::channel();
         self.replica
-            .read_barrier(Box::new(move |done| drop(sender.send(done))));
+            .read_barrier(Box::new(move |done| sender.send(done)));
         match timeout(self.options.request_timeout(), receiver).await {
             Ok(Ok(done)) => done.map_err(|error| host_error(&error)),
             Ok(Err(_)) => Err(ApiError::Stopped),

@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
-use tokio::sync::oneshot;
 use tonic::Code;
 
 use crate::ApiError;
+use crate::reply;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -54,11 +54,11 @@ impl ScanPool {
         &self,
         read: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = reply::channel();
         let job: Job = Box::new(move || {
             // The caller may have gone away while this waited: then nobody needs the answer.
             if !sender.is_closed() {
-                drop(sender.send(read()));
+                sender.send(read());
             }
         });
         let queue = self

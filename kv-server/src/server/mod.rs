@@ -5,6 +5,7 @@
 
 mod auth;
 mod authority;
+mod corked;
 mod gateway;
 mod grpc;
 mod http;

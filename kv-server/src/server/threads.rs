@@ -20,11 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout};
 
 use super::authority::AuthorityFilter;
+use super::corked::Corked;
 use super::grpc::ConnectionInfo;
 use super::http::Dispatch;
 use super::traffic::{Counted, Traffic};
 use super::{ServerOptions, ServerParts};
 use crate::api::Api;
+use crate::reply::Lane;
 
 /// Sockets that wait for one RPC thread at most; past it the backlog of the listener holds them.
 const LANE_SOCKETS_MAX: usize = 128;
@@ -250,6 +252,7 @@ async fn lane_loop(
     mut stopped: watch::Receiver<bool>,
     options: ServerOptions,
 ) {
+    tokio::spawn(Lane::begin().wake_gathered());
     let builder = connection_builder();
     let mut connections = JoinSet::new();
     let mut ticker = interval(TIMER_STEP);
@@ -334,7 +337,7 @@ async fn serve(
     dispatch: Dispatch,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let socket = TokioIo::new(AuthorityFilter::new(socket));
+    let socket = TokioIo::new(Corked::new(AuthorityFilter::new(socket)));
     let mut serving = pin!(builder.serve_connection(socket, dispatch));
     let result = tokio::select! {
         result = serving.as_mut() => result,

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tonic::Code;
 
@@ -15,6 +14,7 @@ use crate::ApiError;
 use crate::lease::{Renewal, clear_checkpoint, decode_answer, encode_call};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::peer::lease_call;
+use crate::reply;
 
 /// How often a new leader's lessor is looked at until it counts; it is ticked ten times a second.
 const LEADING_POLL: Duration = Duration::from_millis(10);
@@ -81,11 +81,9 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
     }
 
     async fn ask_leader(&self, op: lease_call::Op) -> Result<i64, ApiError> {
-        let (sender, receiver) = oneshot::channel();
-        self.replica.call_leader(
-            encode_call(op),
-            Box::new(move |answer| drop(sender.send(answer))),
-        );
+        let (sender, receiver) = reply::channel();
+        self.replica
+            .call_leader(encode_call(op), Box::new(move |answer| sender.send(answer)));
         let answer: Bytes = match timeout(self.options.request_timeout(), receiver).await {
             Ok(Ok(answer)) => answer.map_err(|error| host_error(&error))?,
             Ok(Err(_)) => return Err(ApiError::Stopped),

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use prost::Message;
 use rand::TryRng;
 use rand::rngs::SysRng;
-use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tonic::Code;
 
@@ -17,6 +16,7 @@ use crate::api::member_id;
 use crate::pb::command::{UpdateMember, command};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::peer::{AddMember, MemberAnswer, MemberCall, member_call::Op};
+use crate::reply;
 
 impl<R: Replica, V: View> EtcdApi<R, V> {
     pub(super) async fn add_member(
@@ -73,10 +73,10 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
             request,
             op: Some(op),
         };
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = reply::channel();
         self.replica.call_leader(
             call.encode_to_vec().into(),
-            Box::new(move |answer| drop(sender.send(answer))),
+            Box::new(move |answer| sender.send(answer)),
         );
         let answer: Bytes = match timeout(self.options.request_timeout(), receiver).await {
             Ok(Ok(answer)) => answer.map_err(|error| host_error(&error))?,

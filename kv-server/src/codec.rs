@@ -68,6 +68,28 @@ impl<T: Message> Encoder for SizedEncoder<T> {
     }
 }
 
+/// A message as it is sent: one frame of gRPC.
+///
+/// # Errors
+/// `ResourceExhausted` when the message is longer than gRPC can say.
+pub fn frame<T: Message>(message: &T) -> Result<Bytes, Status> {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(HEAD_BYTES + length);
+    frame.put_u8(0);
+    frame.put_u32(length_in_head(length)?);
+    message.encode_raw(&mut frame);
+    Ok(frame.freeze())
+}
+
+/// The length of a message as its head has it.
+fn length_in_head(length: usize) -> Result<u32, Status> {
+    u32::try_from(length).map_err(|_| {
+        let text =
+            format!("flotilla: the answer has {length} bytes, and gRPC ends at 4 GiB; set a limit");
+        Status::resource_exhausted(text)
+    })
+}
+
 /// The keys of a list as they are sent: its field `kvs`, in parts.
 #[derive(Clone, Debug, Default)]
 pub struct WrittenKeys(Vec<Bytes>);
@@ -129,12 +151,7 @@ impl ListBody {
         let message = message.get(HEAD_BYTES..);
         let message = message.ok_or_else(|| Status::internal("flotilla: a list has no head"))?;
         let length = message.len() + keys.bytes();
-        let length = u32::try_from(length).map_err(|_| {
-            let text = format!(
-                "flotilla: the list has {length} bytes, and gRPC ends at 4 GiB; set a limit"
-            );
-            Status::resource_exhausted(text)
-        })?;
+        let length = length_in_head(length)?;
         let mut first = BytesMut::with_capacity(HEAD_BYTES + message.len());
         first.put_u8(0);
         first.put_u32(length);
@@ -182,6 +199,17 @@ mod tests {
             version: i64::try_from(n).unwrap(),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn frame_is_head_and_message() {
+        let message = kv(20);
+        let frame = frame(&message).unwrap();
+        let (head, rest) = frame.split_at(HEAD_BYTES);
+        let length = u32::try_from(rest.len()).unwrap().to_be_bytes();
+        assert_eq!(head, [&[0], &length[..]].concat());
+        assert_eq!(KeyValue::decode(rest).unwrap(), message);
+        assert!(length_in_head(1 << 32).is_err());
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ mod huffman;
 #[cfg(test)]
 mod tests;
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::mem::take;
 use std::pin::Pin;
@@ -56,6 +57,40 @@ impl<S> AuthorityFilter<S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> AuthorityFilter<S> {
+    /// Whether the client begins with the preface of HTTP/2; waits until that can be told. Nothing is lost for who reads then.
+    pub(super) async fn begins_http2(&mut self) -> io::Result<bool> {
+        poll_fn(|context| {
+            while let Some(scan) = &mut self.scan {
+                let is_complete = scan.preface == PREFACE.len();
+                if is_complete || scan.done {
+                    return Poll::Ready(Ok(is_complete));
+                }
+                ready!(read(&mut self.socket, scan, context))?;
+            }
+            Poll::Ready(Ok(false))
+        })
+        .await
+    }
+}
+
+/// Lets the scan see what the client sends next.
+fn read<S: AsyncRead + Unpin>(
+    socket: &mut S,
+    scan: &mut Scan,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    let mut bytes = [0; READ_BYTES];
+    let mut read = ReadBuf::new(&mut bytes);
+    ready!(Pin::new(socket).poll_read(context, &mut read))?;
+    if read.filled().is_empty() {
+        scan.release(); // the client has ended; after the held bytes the socket says so again
+    } else {
+        scan.feed(read.filled());
+    }
+    Poll::Ready(Ok(()))
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for AuthorityFilter<S> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -71,14 +106,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for AuthorityFilter<S> {
                 *slot = None;
                 break;
             }
-            let mut bytes = [0; READ_BYTES];
-            let mut read = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut *socket).poll_read(context, &mut read))?;
-            if read.filled().is_empty() {
-                scan.release(); // the client has ended; after the held bytes the socket says so again
-            } else {
-                scan.feed(read.filled());
-            }
+            ready!(read(socket, scan, context))?;
         }
         Pin::new(socket).poll_read(context, out)
     }
@@ -119,7 +147,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for AuthorityFilter<S> {
 /// Invariant: `frame` is at most the length of `held`, and 0 outside a block.
 #[derive(Default)]
 struct Scan {
-    /// How much of the preface has been seen; all of it is given on as it comes.
+    /// How much of the preface has come; what comes before all of it has is given on at once.
     preface: usize,
     /// What has come and is not decided: the frames of a header block, or less than one frame.
     held: Vec<u8>,
@@ -150,9 +178,11 @@ impl Scan {
         if !self.done && self.preface < PREFACE.len() {
             let expected = &PREFACE[self.preface..];
             let (head, rest) = bytes.split_at(bytes.len().min(expected.len()));
-            self.preface += head.len();
             self.ready.extend_from_slice(head);
             self.done = !expected.starts_with(head);
+            if !self.done {
+                self.preface += head.len();
+            }
             bytes = rest;
         }
         if self.done {

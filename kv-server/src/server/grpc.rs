@@ -4,6 +4,8 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
 use prometheus::{IntCounter, IntCounterVec};
 use prost::Message;
 use tokio::sync::SemaphorePermit;
@@ -215,21 +217,25 @@ pub struct ConnectionInfo {
     pub common_name: Option<Arc<str>>,
 }
 
+// Names that each call is asked for; a name that is made once is found for a fraction of what a text costs.
+static TOKEN: HeaderName = HeaderName::from_static("token");
+static GATEWAY_ACCEPT: HeaderName = HeaderName::from_static("grpcgateway-accept");
+static HAS_LEADER: HeaderName = HeaderName::from_static("hasleader");
+
 /// What a request says of who sent it: a token in the metadata, where etcd's clients and its gateway put theirs, and the
 /// certificate of the connection. A gateway's certificate is not that of who uses it.
 pub(super) fn caller_of<T>(request: &Request<T>) -> Caller {
-    let metadata = request.metadata();
-    let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-    let token = text("token").or_else(|| {
-        let token = text("authorization")?;
+    let headers: &HeaderMap = request.metadata().as_ref();
+    let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let token = text(&TOKEN).or_else(|| {
+        let token = text(&AUTHORIZATION)?;
         Some(token.strip_prefix("Bearer ").unwrap_or(token))
     });
-    let is_gateway = metadata.contains_key("grpcgateway-accept");
     let connection = request.extensions().get::<ConnectionInfo>();
     let name = connection.and_then(|connection| connection.common_name.clone());
     Caller {
         token: token.map(Arc::from),
-        common_name: name.filter(|_| !is_gateway),
+        common_name: name.filter(|_| !headers.contains_key(&GATEWAY_ACCEPT)),
     }
 }
 
@@ -241,9 +247,9 @@ pub(super) struct Front<A> {
 
 /// True when the caller asks for a leader.
 pub(super) fn wants_leader<T>(request: &Request<T>) -> bool {
-    request
-        .metadata()
-        .get("hasleader")
+    let headers: &HeaderMap = request.metadata().as_ref();
+    headers
+        .get(&HAS_LEADER)
         .is_some_and(|value| value == "true")
 }
 

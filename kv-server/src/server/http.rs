@@ -16,7 +16,8 @@ use axum::extract::Request as PageRequest;
 use axum::response::{IntoResponse, Response as PageResponse};
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};
-use http::{Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{Extensions, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
@@ -27,6 +28,7 @@ use super::grpc::{Calls, ConnectionInfo, Front, HealthService};
 use super::large;
 use super::meter::Timed;
 use super::recipes::Recipes;
+use super::unary::{self, Unary};
 use super::{MESSAGE_OVERHEAD_BYTES, Metrics, ServerParts};
 use crate::ApiError;
 use crate::api::{Api, STORAGE_VERSION, VERSION};
@@ -48,22 +50,30 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 
 /// Calls the KV service; the type of its api is erased so that threads need not know it.
 trait KvCall: Send + Sync {
-    fn call(&self, request: Request<Incoming>) -> Answer;
-    /// The same from within.
-    fn ask(&self, request: Request<Body>) -> Answer;
+    fn call(&self, request: Request<Body>) -> Answer;
+
+    /// The same for a message that came whole.
+    fn unary(&self, unary: Unary, head: Parts, message: Bytes) -> unary::Answer;
 }
 
-impl<A: Api> KvCall for KvServer<Front<A>> {
-    fn call(&self, request: Request<Incoming>) -> Answer {
-        Service::call(&mut self.clone(), request)
+/// The KV service, and what it asks.
+struct Kv<A> {
+    server: KvServer<Front<A>>,
+    front: Arc<Front<A>>,
+}
+
+impl<A: Api> KvCall for Kv<A> {
+    fn call(&self, request: Request<Body>) -> Answer {
+        Service::call(&mut self.server.clone(), request)
     }
 
-    fn ask(&self, request: Request<Body>) -> Answer {
-        Service::call(&mut self.clone(), request)
+    fn unary(&self, unary: Unary, head: Parts, message: Bytes) -> unary::Answer {
+        unary.call(&self.front, head, message)
     }
 }
 
-const KV: &str = "/etcdserverpb.KV/";
+/// What the paths of the KV service begin with.
+pub(super) const KV: &str = "/etcdserverpb.KV/";
 
 /// The service behind each connection.
 #[derive(Clone)]
@@ -73,6 +83,7 @@ pub(super) struct Dispatch {
     gateway: Option<Arc<Gateway>>,
     metrics: Arc<Metrics>,
     connection: ConnectionInfo,
+    message_bytes_max: usize,
 }
 
 impl Dispatch {
@@ -89,7 +100,11 @@ impl Dispatch {
         let gateway = parts.options.json_gateway.then(|| Gateway::new(limit));
         let calls = Arc::new(Calls::new(&parts.metrics));
         let front = || Front::new(Arc::clone(&parts.api), Arc::clone(&calls));
-        let kv = KvServer::new(front()).max_decoding_message_size(limit);
+        let kv_front = Arc::new(front());
+        let kv = Kv {
+            server: KvServer::from_arc(Arc::clone(&kv_front)).max_decoding_message_size(limit),
+            front: kv_front,
+        };
         let recipes = || Recipes::new(front(), Arc::clone(&parts.hub));
         let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
         let for_calls = Arc::clone(&metrics);
@@ -113,57 +128,79 @@ impl Dispatch {
             gateway: gateway.map(Arc::new),
             metrics: for_calls,
             connection: ConnectionInfo::default(),
+            message_bytes_max: limit,
         }
+    }
+
+    /// The longest message that is taken.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.message_bytes_max
+    }
+
+    /// A request for a path begins.
+    pub(super) fn begin(&self, path: &str) -> Option<Timed> {
+        self.metrics.meter.begin(path)
+    }
+
+    /// Answers a call of the KV service whose message came whole. To be given to [`finished`] where its extensions say more of it.
+    pub(super) fn unary(&self, unary: Unary, mut head: Parts, message: Bytes) -> unary::Answer {
+        self.introduce(&mut head.extensions);
+        self.kv.unary(unary, head, message)
     }
 
     /// Calls a service on behalf of the gateway.
     pub(super) fn ask(&self, request: Request<Body>) -> Answering {
-        let path = request.uri().path();
-        let timed = self.metrics.meter.begin(path);
-        let answer = match path.starts_with(KV) {
-            true => self.kv.ask(request),
-            false => self.rest(request),
+        let timed = self.begin(request.uri().path());
+        let answer = self.grpc(request);
+        Answering { answer, timed }
+    }
+
+    /// Answers any request.
+    pub(super) fn serve(&self, mut request: Request<Body>, timed: Option<Timed>) -> Answering {
+        self.introduce(request.extensions_mut());
+        let answer: Answer = match &self.gateway {
+            Some(gateway) if request.uri().path().starts_with(gateway::PREFIX) => {
+                let (gateway, grpc) = (Arc::clone(gateway), self.clone());
+                Box::pin(async move { Ok(gateway.serve(request, grpc).await) })
+            }
+            _ => self.grpc(request),
         };
         Answering { answer, timed }
     }
 
-    fn rest<B>(&self, request: Request<B>) -> Answer
-    where
-        B: hyper::body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<axum::BoxError>,
-    {
+    /// Says what is known of the connection.
+    fn introduce(&self, request: &mut Extensions) {
+        if self.connection.common_name.is_some() {
+            request.insert(self.connection.clone());
+        }
+    }
+
+    fn grpc(&self, request: Request<Body>) -> Answer {
+        match request.uri().path().starts_with(KV) {
+            true => self.kv.call(request),
+            false => self.rest(request),
+        }
+    }
+
+    fn rest(&self, request: Request<Body>) -> Answer {
         let mut rest = self.rest.clone();
         Box::pin(async move { Ok(rest.call(request).await?.map(Body::new)) })
     }
 }
 
+/// For connections of HTTP/1.
 impl hyper::service::Service<Request<Incoming>> for Dispatch {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Answering;
 
-    fn call(&self, mut request: Request<Incoming>) -> Answering {
-        if self.connection.common_name.is_some() {
-            request.extensions_mut().insert(self.connection.clone());
-        }
-        let path = request.uri().path();
-        let timed = self.metrics.meter.begin(path);
-        let answer = if path.starts_with(KV) {
-            self.kv.call(request)
-        } else if let Some(gateway) = &self.gateway
-            && path.starts_with(gateway::PREFIX)
-        {
-            let (gateway, grpc) = (Arc::clone(gateway), self.clone());
-            Box::pin(async move { Ok(gateway.serve(request, grpc).await) })
-        } else {
-            self.rest(request)
-        };
-        Answering { answer, timed }
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        let timed = self.begin(request.uri().path());
+        self.serve(request.map(Body::new), timed)
     }
 }
 
-/// An answer under way. Keys that were written out join it here. And tonic calls a message above the limit out of range;
-/// clients of etcd know it as an exhausted resource, so that status is replaced on its way out.
+/// An answer under way.
 pub(super) struct Answering {
     answer: Answer,
     timed: Option<Timed>,
@@ -179,9 +216,14 @@ impl Future for Answering {
         {
             timed.end();
         }
-        let answer = answer.map(|answer| answer.map(with_written_keys).map(with_etcd_size_status));
-        answer.map(|answer| answer.map(large::bound))
+        answer.map(|answer| answer.map(finished))
     }
+}
+
+/// An answer as it is sent: keys that were written out join it here. And tonic calls a message above the limit out of range;
+/// clients of etcd know it as an exhausted resource, so that status is replaced on its way out.
+pub(super) fn finished(answer: Response<Body>) -> Response<Body> {
+    large::bound(with_etcd_size_status(with_written_keys(answer)))
 }
 
 fn with_etcd_size_status(response: Response<Body>) -> Response<Body> {

@@ -9,6 +9,7 @@ mod corked;
 mod gateway;
 mod grpc;
 mod http;
+mod http2;
 mod large;
 mod lease;
 mod meter;
@@ -21,6 +22,7 @@ mod snapshot;
 mod tests;
 mod threads;
 mod traffic;
+mod unary;
 mod watch;
 #[cfg(test)]
 mod watch_tests;

@@ -2,6 +2,7 @@
 
 mod auth;
 mod authority;
+mod http2;
 mod lease;
 
 use std::io::{Read, Write};

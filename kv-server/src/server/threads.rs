@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::thread::{Builder as ThreadBuilder, JoinHandle};
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use multiraft::tls::{Connection, Listener, Refusals, ServerTls, ShownCertificate};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
@@ -23,6 +23,7 @@ use super::authority::AuthorityFilter;
 use super::corked::Corked;
 use super::grpc::ConnectionInfo;
 use super::http::Dispatch;
+use super::http2;
 use super::traffic::{Counted, Traffic};
 use super::{ServerOptions, ServerParts};
 use crate::api::Api;
@@ -32,20 +33,11 @@ use crate::reply::Lane;
 const LANE_SOCKETS_MAX: usize = 128;
 /// The pause after a failed accept: most often no file descriptor is left, and closing connections frees some.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Streams of one connection at most. A client puts all its watches on one connection: hyper's 200 would hang the next.
-const STREAMS_MAX: u32 = 1_000_000;
-/// Streams that a client may reset before we look at them; cancelled calls in bulk are normal.
-const RESETS_MAX: usize = 10_000;
 /// Each call has a deadline. A timer that ends before all others interrupts the thread's wait for IO, at the price of two
 /// system calls; one that always ends sooner spares every call that price.
 const TIMER_STEP: Duration = Duration::from_secs(1);
 /// Long answers that are translated to JSON at a time, for each RPC thread; more wait.
 const BESIDE_MAX: usize = 1;
-const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// As etcd's server: a ping after two idle hours, twenty seconds to answer it.
-const KEEPALIVE: Duration = Duration::from_secs(2 * 3_600);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A server that runs.
 pub struct ServerHandle {
@@ -253,7 +245,6 @@ async fn lane_loop(
     options: ServerOptions,
 ) {
     tokio::spawn(Lane::begin().wake_gathered());
-    let builder = connection_builder();
     let mut connections = JoinSet::new();
     let mut ticker = interval(TIMER_STEP);
     loop {
@@ -261,8 +252,7 @@ async fn lane_loop(
             _ = ticker.tick() => {}
             socket = sockets.recv() => {
                 let Some(socket) = socket else { break };
-                let (builder, stopped) = (builder.clone(), stopped.clone());
-                connections.spawn(connection(socket, builder, stopped));
+                connections.spawn(connection(socket, stopped.clone()));
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             _ = stopped.changed() => break,
@@ -281,7 +271,6 @@ async fn connection(
         tls,
         behind,
     }: Accepted,
-    builder: Builder<TokioExecutor>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let Behind {
@@ -300,7 +289,7 @@ async fn connection(
     let Some(tls) = tls else {
         // A connection in plain text says nothing of who is at its other end.
         let dispatch = dispatch.on(ConnectionInfo::default());
-        return serve(socket, &builder, dispatch, stopped).await;
+        return serve(socket, dispatch, stopped).await;
     };
     let shaken = tokio::select! {
         shaken = tls.accept(socket, from) => shaken,
@@ -311,7 +300,7 @@ async fn connection(
             let dispatch = dispatch.on(ConnectionInfo {
                 common_name: shown.and_then(|shown| user_of(shown, client_cert_auth)),
             });
-            serve(stream, &builder, dispatch, stopped).await;
+            serve(stream, dispatch, stopped).await;
         }
         Err(reason) => {
             // The port is another one each time.
@@ -333,36 +322,41 @@ fn user_of(shown: ShownCertificate, client_cert_auth: bool) -> Option<Arc<str>> 
 
 async fn serve(
     socket: impl Connection + 'static,
-    builder: &Builder<TokioExecutor>,
     dispatch: Dispatch,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let socket = TokioIo::new(Corked::new(AuthorityFilter::new(socket)));
-    let mut serving = pin!(builder.serve_connection(socket, dispatch));
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
+    let mut socket = AuthorityFilter::new(Corked::new(socket));
+    let begins_http2 = tokio::select! {
+        begins = socket.begins_http2() => begins,
+        _ = stopped.changed() => return,
+    };
+    let ended = match begins_http2 {
+        Ok(true) => {
+            let served = http2::serve(socket, dispatch, stopped).await;
+            served.map_err(|error| error.to_string())
+        }
+        Ok(false) => serve_http1(socket, dispatch, stopped).await,
+        Err(error) => Err(error.to_string()),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(error, "a connection ended");
+    }
+}
+
+async fn serve_http1(
+    socket: impl Connection + 'static,
+    dispatch: Dispatch,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<(), String> {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new());
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), dispatch));
+    let served = tokio::select! {
+        served = serving.as_mut() => served,
         _ = stopped.changed() => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(error, "a connection ended");
-    }
-}
-
-fn connection_builder() -> Builder<TokioExecutor> {
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESETS_MAX)
-        .max_local_error_reset_streams(RESETS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
-    builder
+    served.map_err(|error| error.to_string())
 }

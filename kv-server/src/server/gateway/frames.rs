@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::HeaderMap;
-use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::body::{Body as HttpBody, Frame};
 use prost_reflect::MessageDescriptor;
 use tonic::body::Body;
 use tonic::{Code, Status};
@@ -84,14 +84,14 @@ pub(super) fn too_long(bytes_max: usize) -> Status {
 
 /// The requests of a stream, read from the client as the service takes them.
 pub(super) struct Requests {
-    incoming: Incoming,
+    incoming: Body,
     objects: Objects,
     input: MessageDescriptor,
     ended: bool,
 }
 
 impl Requests {
-    pub(super) fn new(incoming: Incoming, input: MessageDescriptor, bytes_max: usize) -> Self {
+    pub(super) fn new(incoming: Body, input: MessageDescriptor, bytes_max: usize) -> Self {
         Self {
             incoming,
             objects: Objects::new(bytes_max),

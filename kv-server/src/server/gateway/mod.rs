@@ -20,7 +20,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Method as HttpMethod, Request, Response, StatusCode,
 };
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body as HttpBody, Frame, Incoming};
+use hyper::body::{Body as HttpBody, Frame};
 use prost_reflect::{DescriptorPool, MessageDescriptor};
 use tokio::task::spawn_blocking;
 use tonic::Status;
@@ -73,7 +73,7 @@ impl Gateway {
     }
 
     /// Answers a request by asking `grpc`.
-    pub(super) async fn serve(&self, request: Request<Incoming>, grpc: Dispatch) -> Response<Body> {
+    pub(super) async fn serve(&self, request: Request<Body>, grpc: Dispatch) -> Response<Body> {
         match self.call(request, grpc).await {
             Ok(response) => response,
             Err(status) => {
@@ -84,11 +84,7 @@ impl Gateway {
         }
     }
 
-    async fn call(
-        &self,
-        request: Request<Incoming>,
-        grpc: Dispatch,
-    ) -> Result<Response<Body>, Status> {
+    async fn call(&self, request: Request<Body>, grpc: Dispatch) -> Result<Response<Body>, Status> {
         let found = self.methods.get(request.uri().path());
         let (path, method) = found.ok_or_else(|| Status::not_found("Not Found"))?;
         if request.method() != HttpMethod::POST {
@@ -141,7 +137,7 @@ impl Gateway {
         Ok(respond(StatusCode::OK, Full::new(json?)))
     }
 
-    async fn gather(&self, incoming: Incoming) -> Result<Bytes, Status> {
+    async fn gather(&self, incoming: Body) -> Result<Bytes, Status> {
         let gathered = Limited::new(incoming, self.json_bytes_max).collect().await;
         let gathered = gathered.map_err(|error| match error.is::<LengthLimitError>() {
             true => too_long(self.json_bytes_max),

@@ -403,12 +403,12 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         &self,
         request: pb::LeaseGrantRequest,
     ) -> Result<pb::LeaseGrantResponse, ApiError> {
-        if request.ttl > LEASE_TTL_MAX {
-            return Err(ApiError::LeaseTtlTooLarge);
-        }
         self.view.check_sound()?;
         self.view.check_space(cost::LEASE)?;
         self.access().await?.known()?;
+        if request.ttl > LEASE_TTL_MAX {
+            return Err(ApiError::LeaseTtlTooLarge);
+        }
         let id = if request.id == 0 {
             random_lease_id()?
         } else {

@@ -4,10 +4,14 @@ use flotilla_tests::process::{PATIENCE, Server};
 use kv_server::pb::etcdserverpb as pb;
 use kv_server::pb::v3electionpb as election;
 use kv_server::pb::v3lockpb as lock;
+use multiraft::tls::{ClientTls, connect};
 use pb::response_op::Response;
+use pb::watch_request::RequestUnion;
 use tokio::time::timeout;
+use tokio_stream::StreamExt;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::ties;
 
@@ -26,6 +30,8 @@ macro_rules! calls {
             $($name($request),)*
             KeepAlive(pb::LeaseKeepAliveRequest),
             Observe(election::LeaderRequest),
+            /// A watcher on a stream of its own, and what it is told first.
+            Watch(pb::WatchCreateRequest),
         }
 
         /// What came of it.
@@ -34,6 +40,7 @@ macro_rules! calls {
             $($name($answer),)*
             KeepAlive(pb::LeaseKeepAliveResponse),
             Observe(election::LeaderResponse),
+            Watch(pb::WatchResponse),
             Refused(Code, String),
         }
 
@@ -43,6 +50,7 @@ macro_rules! calls {
                     $(Self::$name(answer) => answer.header.as_ref(),)*
                     Self::KeepAlive(answer) => answer.header.as_ref(),
                     Self::Observe(answer) => answer.header.as_ref(),
+                    Self::Watch(answer) => answer.header.as_ref(),
                     Self::Refused(..) => None,
                 }
             }
@@ -52,6 +60,7 @@ macro_rules! calls {
                     $(Self::$name(answer) => answer.header.as_mut(),)*
                     Self::KeepAlive(answer) => answer.header.as_mut(),
                     Self::Observe(answer) => answer.header.as_mut(),
+                    Self::Watch(answer) => answer.header.as_mut(),
                     Self::Refused(..) => None,
                 }
             }
@@ -61,16 +70,30 @@ macro_rules! calls {
             async fn ask(&mut self, call: Call) -> Result<Answer, Status> {
                 Ok(match call {
                     $(Call::$name(request) => {
+                        let request = self.signed(request);
                         Answer::$name(self.$client.$method(request).await?.into_inner())
                     })*
                     Call::KeepAlive(request) => {
-                        let requests = tokio_stream::once(request);
-                        let answers = self.lease.lease_keep_alive(requests).await?;
-                        Answer::KeepAlive(first(answers.into_inner().message().await?)?)
+                        let requests = self.signed(tokio_stream::once(request));
+                        let mut answers = self.lease.lease_keep_alive(requests).await?.into_inner();
+                        let answer = first(answers.message().await?)?;
+                        to_the_end(answers).await?;
+                        Answer::KeepAlive(answer)
                     }
                     Call::Observe(request) => {
+                        let request = self.signed(request);
                         let answers = self.election.observe(request).await?;
                         Answer::Observe(first(answers.into_inner().message().await?)?)
+                    }
+                    Call::Watch(request) => {
+                        // A connection of its own: such a stream has no end, and is reset.
+                        let channel = connect(&self.endpoint, self.tls.as_ref()).await;
+                        let mut watch = pb::watch_client::WatchClient::new(channel.unwrap());
+                        let request_union = Some(RequestUnion::CreateRequest(request));
+                        let create = tokio_stream::once(pb::WatchRequest { request_union });
+                        let requests = self.signed(create.chain(tokio_stream::pending()));
+                        let mut answers = watch.watch(requests).await?.into_inner();
+                        Answer::Watch(first(answers.message().await?)?)
                     }
                 })
             }
@@ -79,6 +102,23 @@ macro_rules! calls {
 }
 
 calls! {
+    AuthEnable: auth.auth_enable(pb::AuthEnableRequest) -> pb::AuthEnableResponse;
+    AuthDisable: auth.auth_disable(pb::AuthDisableRequest) -> pb::AuthDisableResponse;
+    AuthStatus: auth.auth_status(pb::AuthStatusRequest) -> pb::AuthStatusResponse;
+    Authenticate: auth.authenticate(pb::AuthenticateRequest) -> pb::AuthenticateResponse;
+    UserAdd: auth.user_add(pb::AuthUserAddRequest) -> pb::AuthUserAddResponse;
+    UserGet: auth.user_get(pb::AuthUserGetRequest) -> pb::AuthUserGetResponse;
+    UserList: auth.user_list(pb::AuthUserListRequest) -> pb::AuthUserListResponse;
+    UserDelete: auth.user_delete(pb::AuthUserDeleteRequest) -> pb::AuthUserDeleteResponse;
+    ChangePassword: auth.user_change_password(pb::AuthUserChangePasswordRequest) -> pb::AuthUserChangePasswordResponse;
+    GrantRole: auth.user_grant_role(pb::AuthUserGrantRoleRequest) -> pb::AuthUserGrantRoleResponse;
+    RevokeRole: auth.user_revoke_role(pb::AuthUserRevokeRoleRequest) -> pb::AuthUserRevokeRoleResponse;
+    RoleAdd: auth.role_add(pb::AuthRoleAddRequest) -> pb::AuthRoleAddResponse;
+    RoleGet: auth.role_get(pb::AuthRoleGetRequest) -> pb::AuthRoleGetResponse;
+    RoleList: auth.role_list(pb::AuthRoleListRequest) -> pb::AuthRoleListResponse;
+    RoleDelete: auth.role_delete(pb::AuthRoleDeleteRequest) -> pb::AuthRoleDeleteResponse;
+    GrantPermission: auth.role_grant_permission(pb::AuthRoleGrantPermissionRequest) -> pb::AuthRoleGrantPermissionResponse;
+    RevokePermission: auth.role_revoke_permission(pb::AuthRoleRevokePermissionRequest) -> pb::AuthRoleRevokePermissionResponse;
     Range: kv.range(pb::RangeRequest) -> pb::RangeResponse;
     Put: kv.put(pb::PutRequest) -> pb::PutResponse;
     DeleteRange: kv.delete_range(pb::DeleteRangeRequest) -> pb::DeleteRangeResponse;
@@ -107,6 +147,12 @@ calls! {
     Resign: election.resign(election::ResignRequest) -> election::ResignResponse;
 }
 
+/// A stream that is dropped before its end is reset, and a connection takes no more than a thousand of them.
+async fn to_the_end<T>(mut answers: Streaming<T>) -> Result<(), Status> {
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
 fn first<T>(answer: Option<T>) -> Result<T, Status> {
     answer.ok_or_else(|| Status::internal("the stream ended without an answer"))
 }
@@ -115,6 +161,11 @@ fn first<T>(answer: Option<T>) -> Result<T, Status> {
 #[derive(Clone)]
 pub(crate) struct Clients {
     pub(crate) channel: Channel,
+    /// With which its calls are made.
+    pub(crate) token: Option<MetadataValue<Ascii>>,
+    auth: pb::auth_client::AuthClient<Channel>,
+    endpoint: Endpoint,
+    tls: Option<ClientTls>,
     kv: pb::kv_client::KvClient<Channel>,
     lease: pb::lease_client::LeaseClient<Channel>,
     cluster: pb::cluster_client::ClusterClient<Channel>,
@@ -126,8 +177,16 @@ pub(crate) struct Clients {
 
 impl Clients {
     pub(crate) async fn connect(server: &Server, peer_port: u16) -> Self {
+        Self::connect_over(server, peer_port, None).await
+    }
+
+    pub(crate) async fn connect_over(
+        server: &Server,
+        peer_port: u16,
+        tls: Option<&ClientTls>,
+    ) -> Self {
         let endpoint = Endpoint::from_shared(server.url().to_owned()).unwrap();
-        let channel = endpoint.connect().await.unwrap();
+        let channel = connect(&endpoint, tls).await.unwrap();
         let kv = pb::kv_client::KvClient::new(channel.clone());
         Self {
             kv: kv.max_decoding_message_size(MESSAGE_BYTES_MAX),
@@ -136,8 +195,35 @@ impl Clients {
             maintenance: pb::maintenance_client::MaintenanceClient::new(channel.clone()),
             lock: lock::lock_client::LockClient::new(channel.clone()),
             election: election::election_client::ElectionClient::new(channel.clone()),
+            auth: pb::auth_client::AuthClient::new(channel.clone()),
+            endpoint,
+            tls: tls.cloned(),
+            token: None,
             peer_url: format!("http://127.0.0.1:{peer_port}"),
             channel,
+        }
+    }
+
+    fn signed<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(token) = &self.token {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        request
+    }
+
+    /// As [`Self::call`], with the token that came of it.
+    pub(crate) async fn log_in(
+        &mut self,
+        request: pb::AuthenticateRequest,
+    ) -> (Answer, Option<MetadataValue<Ascii>>) {
+        match self.auth.authenticate(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let token = answer.token.parse().unwrap();
+                (normal(Answer::Authenticate(answer)), Some(token))
+            }
+            Err(status) => (refused(&status), None),
         }
     }
 
@@ -154,9 +240,13 @@ impl Clients {
                 ties::settle(&call, &mut answer);
                 normal(answer)
             }
-            Err(status) => Answer::Refused(status.code(), status.message().to_owned()),
+            Err(status) => refused(&status),
         }
     }
+}
+
+fn refused(status: &Status) -> Answer {
+    Answer::Refused(status.code(), status.message().to_owned())
 }
 
 /// Ids of the cluster and its members, terms, versions and sizes are each server's own.
@@ -191,6 +281,11 @@ fn normal(mut answer: Answer) -> Answer {
         }
         Answer::HashKv(hash) => (hash.hash, hash.hash_revision) = (0, 0),
         Answer::Hash(hash) => hash.hash = 0,
+        // Sorted by their keys alone.
+        Answer::RoleGet(role) => role
+            .perm
+            .sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end))),
+        Answer::Authenticate(answer) => answer.token = "a token".to_owned(),
         _ => {}
     }
     answer

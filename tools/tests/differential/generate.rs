@@ -102,7 +102,7 @@ pub(crate) fn range_end(rng: &mut SmallRng, key: &[u8]) -> Bytes {
 }
 
 /// The first key behind all that begin with a prefix; a zero byte when there is none.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while end.last() == Some(&0xff) {
         end.pop();

@@ -42,6 +42,56 @@ pub(crate) fn reason(call: &Call, etcd: &Answer, ours: &Answer) -> Option<&'stat
                 "a new member's id follows from the second: added again within it, its id exists, later its URL does",
             )
         }
+        _ => by_users(call, etcd, ours),
+    }
+}
+
+/// Differences in what users hear.
+fn by_users(call: &Call, etcd: &Answer, ours: &Answer) -> Option<&'static str> {
+    match (call, etcd, ours) {
+        (Call::Watch(_), Answer::Watch(etcd), Answer::Watch(ours))
+            if etcd.canceled && ours.canceled && ours.watch_id == -1 =>
+        {
+            Some(
+                "3.5.1 gives a watcher that it refuses an id, and denies a permission to who is nobody, too",
+            )
+        }
+        (Call::Watch(request), Answer::Watch(etcd), Answer::Watch(ours))
+            if request.range_end == b"\0"[..] && !etcd.canceled && ours.canceled =>
+        {
+            Some("3.5.1 lets who may read one key watch all that follow it (GHSA-xg4h-6gfc-h4m8)")
+        }
+        (Call::RoleGet(request), Answer::RoleGet(_), Answer::RoleGet(_))
+            if request.role == "root" =>
+        {
+            Some("the role root has a permission for everything, which 3.5.1 does not tell")
+        }
+        (_, Answer::Refused(Code::Unknown, theirs), Answer::Refused(_, text))
+            if theirs.strip_prefix("auth: ") == text.strip_prefix("etcdserver: ") =>
+        {
+            Some("3.5.1's maintenance refuses users with an error that has no code")
+        }
+        (_, Answer::Refused(_, theirs), Answer::Refused(Code::PermissionDenied, _))
+            if ["etcdserver: user name not found", "auth: user not found"]
+                .contains(&theirs.as_str()) =>
+        {
+            Some("a certificate names no user: 3.5.1 says so, we say that the permission is denied")
+        }
+        (Call::MoveLeader(_), Answer::Refused(..), Answer::Refused(..)) => {
+            Some("3.5.1 lets everybody move the leader")
+        }
+        (
+            Call::Leases(_) | Call::TimeToLive(_) | Call::KeepAlive(_),
+            Answer::Leases(_) | Answer::TimeToLive(_) | Answer::KeepAlive(_),
+            Answer::Refused(..),
+        ) => Some(
+            "3.5.1 asks nobody who looks at leases, or renews them, for a token or a permission",
+        ),
+        (
+            Call::Status(_) | Call::Alarm(_) | Call::MemberList(_),
+            Answer::Status(_) | Answer::Alarm(_) | Answer::MemberList(_),
+            Answer::Refused(..),
+        ) => Some("3.5.1 answers who is nobody"),
         _ => None,
     }
 }

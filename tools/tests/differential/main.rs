@@ -8,6 +8,7 @@
     reason = "a test stops at the first thing that is not as it must be"
 )]
 
+mod auth;
 mod calls;
 mod generate;
 mod known;
@@ -16,12 +17,16 @@ mod ties;
 mod watching;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use flotilla_tests::pki::Authority;
 use flotilla_tests::process::Setup;
 use kv_server::pb::etcdserverpb as pb;
+use multiraft::tls::{ClientTls, ClientTlsOptions};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use tempfile::TempDir;
 use tonic::Code;
 
 use calls::{Answer, Call, Clients};
@@ -45,7 +50,8 @@ pub(crate) struct Run {
     pub(crate) servers: [Clients; 2],
     pub(crate) known: Known,
     asked: u64,
-    recorder: Recorder,
+    /// Without it no watches are compared.
+    recorder: Option<Recorder>,
     streams: Vec<Pair>,
     differences: Vec<String>,
     show: usize,
@@ -54,8 +60,16 @@ pub(crate) struct Run {
 
 impl Run {
     async fn new(servers: [Clients; 2], show: usize) -> Self {
-        let recorder = Recorder::open(&servers).await;
+        let recorder = Some(Recorder::open(&servers).await);
         let streams = (0..STREAMS).map(|_| Pair::open(&servers)).collect();
+        Self {
+            recorder,
+            streams,
+            ..Self::without_watches(servers, show)
+        }
+    }
+
+    fn without_watches(servers: [Clients; 2], show: usize) -> Self {
         Self {
             servers,
             known: Known {
@@ -64,8 +78,8 @@ impl Run {
                 leases: Vec::new(),
             },
             asked: 0,
-            recorder,
-            streams,
+            recorder: None,
+            streams: Vec::new(),
             differences: Vec::new(),
             show,
             reasons: BTreeMap::new(),
@@ -160,7 +174,9 @@ impl Run {
         match (call, &etcd) {
             (Call::Compact(request), Answer::Compact(_)) => {
                 self.known.floor = request.revision;
-                self.recorder.forget(request.revision);
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.forget(request.revision);
+                }
                 for pair in &mut self.streams {
                     pair.compacted(request.revision);
                 }
@@ -202,6 +218,15 @@ impl Run {
 
     /// A write behind which all watchers must have got everything before it.
     async fn sync(&mut self) -> Result<(), Stop> {
+        let Some(mut recorder) = self.recorder.take() else {
+            return Ok(());
+        };
+        let synced = self.sync_with(&mut recorder).await;
+        self.recorder = Some(recorder);
+        synced
+    }
+
+    async fn sync_with(&mut self, recorder: &mut Recorder) -> Result<(), Stop> {
         let barrier = pb::PutRequest {
             key: "zz barrier".into(),
             ..Default::default()
@@ -209,12 +234,10 @@ impl Run {
         self.ask_each([Call::Put(barrier.clone()), Call::Put(barrier)])
             .await?;
         let revision = self.known.revision;
-        let recorded = self.recorder.record(revision).await;
+        let recorded = recorder.record(revision).await;
         self.compared("events of everything", recorded)?;
         for at in 0..self.streams.len() {
-            let compared = self.streams[at]
-                .compare(&self.recorder.events, revision)
-                .await;
+            let compared = self.streams[at].compare(&recorder.events, revision).await;
             self.compared(&format!("events of stream {at} up to {revision}"), compared)?;
             match self.streams[at].let_go().await {
                 Ok(0) => {}
@@ -331,57 +354,166 @@ fn from_env(name: &str, otherwise: u64) -> u64 {
     value.map_or(otherwise, |value| value.parse().expect(name))
 }
 
+fn of_users(all: u64) -> u64 {
+    all / 8
+}
+
+fn of_certificates(all: u64) -> u64 {
+    all / 40
+}
+
+/// What a run is made of.
+struct Plan {
+    etcd: String,
+    seed: u64,
+    requests: u64,
+    show: usize,
+    dir: TempDir,
+}
+
+impl Plan {
+    /// With a share of all requests; none without an etcd.
+    fn of(share: impl Fn(u64) -> u64) -> Option<Self> {
+        let Ok(etcd) = std::env::var("FLOTILLA_ETCD") else {
+            eprintln!(
+                "skipped: FLOTILLA_ETCD names no etcd to compare with; .ci/differential downloads one"
+            );
+            return None;
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let show = from_env("FLOTILLA_DIFF_SHOW", 1).max(1);
+        Some(Self {
+            etcd,
+            seed: from_env("FLOTILLA_DIFF_SEED", now.as_millis() as u64),
+            requests: share(from_env("FLOTILLA_DIFF_REQUESTS", REQUESTS)),
+            show: show as usize,
+            dir: tempfile::tempdir().unwrap(),
+        })
+    }
+
+    /// Both servers, etcd first, with the same flags.
+    fn setups(&self, flags: &[String]) -> [Setup; 2] {
+        let dir = self.dir.path();
+        let mut ours = Setup::new(env!("CARGO_BIN_EXE_flotilla"), &dir.join("ours"));
+        let mut theirs = Setup::new(&self.etcd, &dir.join("etcd"));
+        theirs.program = vec![self.etcd.clone()];
+        // Nothing is compared that needs its disk.
+        theirs.flags = vec!["--unsafe-no-fsync".to_owned()];
+        for setup in [&mut theirs, &mut ours] {
+            setup.flags.extend_from_slice(flags);
+        }
+        [theirs, ours]
+    }
+
+    /// Runs, and judges.
+    fn run(&self, what: &str, asking: impl Future<Output = (Run, Result<(), Stop>)>) {
+        let Self { seed, requests, .. } = self;
+        eprintln!("{what}: seed {seed}, {requests} requests");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let (run, outcome) = runtime.block_on(asking);
+        for (reason, count) in &run.reasons {
+            eprintln!("{what}: {count} times: {reason}");
+        }
+        eprintln!(
+            "{what}: {} requests, {} differences",
+            run.asked,
+            run.differences.len()
+        );
+        assert!(
+            run.differences.is_empty() && outcome.is_ok(),
+            "{}\nreproduce: FLOTILLA_ETCD={} FLOTILLA_DIFF_SEED={seed} FLOTILLA_DIFF_REQUESTS={} \
+             cargo test --workspace --test differential -- --nocapture",
+            run.differences.join("\n"),
+            self.etcd,
+            from_env("FLOTILLA_DIFF_REQUESTS", REQUESTS),
+        );
+    }
+}
+
 #[test]
 fn random_requests_have_the_same_answers_as_etcd() {
-    let Ok(etcd) = std::env::var("FLOTILLA_ETCD") else {
-        println!(
-            "skipped: FLOTILLA_ETCD names no etcd to compare with; .ci/differential downloads one"
-        );
+    let Some(plan) = Plan::of(|all| all - of_users(all) - of_certificates(all)) else {
         return;
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let seed = from_env("FLOTILLA_DIFF_SEED", now.as_millis() as u64);
-    let requests = from_env("FLOTILLA_DIFF_REQUESTS", REQUESTS);
-    let show = from_env("FLOTILLA_DIFF_SHOW", 1) as usize;
-    println!("seed {seed}, {requests} requests");
-    let dir = tempfile::tempdir().unwrap();
-    let ours = Setup::new(env!("CARGO_BIN_EXE_flotilla"), &dir.path().join("ours"));
-    let mut theirs = Setup::new(&etcd, &dir.path().join("etcd"));
-    theirs.program = vec![etcd];
-    // Nothing is compared that needs its disk.
-    theirs.flags = vec!["--unsafe-no-fsync".to_owned()];
-    let processes = [theirs.start(), ours.start()];
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let (run, stopped) = runtime.block_on(async {
+    let setups = plan.setups(&[]);
+    let processes = setups.each_ref().map(Setup::start);
+    plan.run("everybody", async {
         let servers = [
-            Clients::connect(&processes[0], theirs.peer_port).await,
-            Clients::connect(&processes[1], ours.peer_port).await,
+            Clients::connect(&processes[0], setups[0].peer_port).await,
+            Clients::connect(&processes[1], setups[1].peer_port).await,
         ];
-        let mut run = Run::new(servers, show.max(1)).await;
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let mut stopped = false;
-        while run.asked < requests && !stopped {
-            stopped = run.step(&mut rng).await.is_err();
+        let mut run = Run::new(servers, plan.show).await;
+        let mut rng = SmallRng::seed_from_u64(plan.seed);
+        let mut outcome = Ok(());
+        while run.asked < plan.requests && outcome.is_ok() {
+            outcome = run.step(&mut rng).await;
         }
-        stopped = stopped || run.sync().await.is_err();
-        (run, stopped)
+        if outcome.is_ok() {
+            outcome = run.sync().await;
+        }
+        (run, outcome)
     });
-    for (reason, count) in &run.reasons {
-        println!("{count} times: {reason}");
+}
+
+#[test]
+fn random_requests_of_users_have_the_same_answers_as_etcd() {
+    let Some(plan) = Plan::of(of_users) else {
+        return;
+    };
+    let setups = plan.setups(&auth::FLAGS.map(str::to_owned));
+    let processes = setups.each_ref().map(Setup::start);
+    plan.run("users", async {
+        let servers = [
+            Clients::connect(&processes[0], setups[0].peer_port).await,
+            Clients::connect(&processes[1], setups[1].peer_port).await,
+        ];
+        auth::ask(&plan, servers, Vec::new()).await
+    });
+}
+
+/// Those that show no certificate are not let in, so everybody is somebody.
+#[test]
+fn random_requests_of_users_by_their_certificates_have_the_same_answers_as_etcd() {
+    let Some(plan) = Plan::of(of_certificates) else {
+        return;
+    };
+    let authority = Authority::new(plan.dir.path(), "authority");
+    let server = authority.issue("server", 1, &["127.0.0.1"]);
+    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let mut flags = auth::FLAGS.map(str::to_owned).to_vec();
+    flags.extend([
+        "--client-cert-auth".to_owned(),
+        "--cert-file".to_owned(),
+        path(&server.cert),
+        "--key-file".to_owned(),
+        path(&server.key),
+        "--trusted-ca-file".to_owned(),
+        path(&authority.file()),
+    ]);
+    let mut setups = plan.setups(&flags);
+    for setup in &mut setups {
+        setup.is_https = true;
     }
-    println!(
-        "{} requests, {} differences",
-        run.asked,
-        run.differences.len()
-    );
-    assert!(
-        run.differences.is_empty() && !stopped,
-        "{}\nreproduce: FLOTILLA_ETCD={} FLOTILLA_DIFF_SEED={seed} FLOTILLA_DIFF_REQUESTS={requests} \
-         cargo test --workspace --test differential -- --nocapture",
-        run.differences.join("\n"),
-        theirs.program[0],
-    );
+    let processes = setups.each_ref().map(Setup::start);
+    plan.run("certificates", async {
+        let mut by_name = Vec::new();
+        for (number, name) in (2..).zip(auth::USERS) {
+            let tls = ClientTls::open(ClientTlsOptions {
+                ca: Some(authority.file()),
+                identity: Some(authority.issue(name, number, &[])),
+                ..ClientTlsOptions::default()
+            });
+            let tls = Some(tls.unwrap());
+            let servers = [
+                Clients::connect_over(&processes[0], setups[0].peer_port, tls.as_ref()).await,
+                Clients::connect_over(&processes[1], setups[1].peer_port, tls.as_ref()).await,
+            ];
+            by_name.push((name, servers));
+        }
+        let first = by_name[0].1.clone();
+        auth::ask(&plan, first, by_name).await
+    });
 }

@@ -43,7 +43,7 @@ const BATCH: u64 = 64;
 /// Does something so many times, in a directory of its own.
 type Run = fn(&Path, u64);
 
-const PATHS: [(&str, Run); 8] = [
+const PATHS: [(&str, Run); 9] = [
     ("core-proposal-alone", |_, count| propose(1, count)),
     ("core-proposal-of-64", |_, count| propose(BATCH, count)),
     ("log-entry-alone", |dir, count| append(dir, 1, count)),
@@ -59,6 +59,11 @@ const PATHS: [(&str, Run); 8] = [
     }),
     ("read-100-keys", |dir, count| {
         Keyspace::filled(dir).read(100, count);
+    }),
+    ("read-100-hot-keys", |dir, count| {
+        let mut keyspace = Keyspace::filled(dir);
+        keyspace.apply(8 * KEYS, |n| Op::Put(put(n)));
+        keyspace.read(100, count);
     }),
 ];
 

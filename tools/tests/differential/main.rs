@@ -284,6 +284,9 @@ impl Run {
                 let create = self.create_request(rng, at);
                 // The recorder must have what the watcher may ask for.
                 self.sync().await?;
+                if self.streams[at].chooses_apart {
+                    self.streams[at] = Pair::open(&self.servers);
+                }
                 let (revision, floor) = (self.known.revision, self.known.floor);
                 let compared = self.streams[at].create(&create, revision, floor).await;
                 self.compared(&format!("{create:?}"), compared)

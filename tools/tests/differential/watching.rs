@@ -208,6 +208,8 @@ pub(crate) struct Pair {
     watchers: BTreeMap<i64, Watcher>,
     /// Ids whose watchers were cancelled by a compaction: etcd keeps those until the stream ends.
     pub(crate) gone: Vec<i64>,
+    /// One of those was asked for by its number, which the servers reach on their own some time: ours takes it, etcd the next.
+    pub(crate) chooses_apart: bool,
 }
 
 /// Both answers, where they differ.
@@ -227,6 +229,7 @@ impl Pair {
             sides: [Stream::open(&servers[0]), Stream::open(&servers[1])],
             watchers: BTreeMap::new(),
             gone: Vec::new(),
+            chooses_apart: false,
         }
     }
 
@@ -273,6 +276,7 @@ impl Pair {
             let (etcd, ours) = tokio::join!(etcd.compaction(id), ours.compaction(id));
             same(&etcd, &ours)?;
             self.gone.push(id);
+            self.chooses_apart |= create.watch_id != 0;
             return Ok(());
         }
         let watcher = Watcher {
@@ -325,8 +329,9 @@ impl Pair {
             .filter(|id| self.sides[0].was_compacted(*id))
             .collect();
         for watch_id in cancelled {
-            self.watchers.remove(&watch_id);
+            let watcher = self.watchers.remove(&watch_id);
             self.gone.push(watch_id);
+            self.chooses_apart |= watcher.is_some_and(|one| one.create.watch_id != 0);
             let request = pb::WatchCancelRequest { watch_id };
             self.sides[1].send(RequestUnion::CancelRequest(request));
             let answer = self.sides[1].answer().await;

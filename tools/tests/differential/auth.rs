@@ -51,6 +51,7 @@ pub(crate) async fn ask(
         tokens: BTreeMap::new(),
         there: BTreeSet::new(),
         enabled: false,
+        certified: None,
         caller: None,
     };
     let mut rng = SmallRng::seed_from_u64(plan.seed);
@@ -69,7 +70,8 @@ struct Users {
     /// The users that there are.
     there: BTreeSet<String>,
     enabled: bool,
-    /// Who asks now.
+    /// Whose certificate there is, and who asks now: by a token, or else by that.
+    certified: Option<&'static str>,
     caller: Option<&'static str>,
 }
 
@@ -77,11 +79,12 @@ impl Users {
     /// As who the next requests are asked: whose token, and whose certificate where there are some.
     fn be(&mut self, token: Option<&'static str>, certificate: &'static str) {
         let named = self.by_name.iter().find(|(name, _)| *name == certificate);
-        self.caller = None;
+        self.certified = None;
         if let Some((_, servers)) = named {
             self.run.servers = servers.clone();
-            self.caller = Some(certificate);
+            self.certified = Some(certificate);
         }
+        self.caller = self.certified;
         let token = token.filter(|_| self.enabled);
         let tokens = token.and_then(|name| self.tokens.get(name)).cloned();
         if tokens.is_some() {
@@ -138,6 +141,7 @@ impl Users {
             (_, Answer::AuthEnable(_)) => self.enabled = true,
             (_, Answer::AuthDisable(_)) => {
                 self.enabled = false;
+                self.caller = self.certified;
                 for side in &mut self.run.servers {
                     side.token = None;
                 }

@@ -1,5 +1,7 @@
 //! The calls that give one answer, on one server, and their answers with what must differ taken out.
 
+use std::collections::BTreeSet;
+
 use flotilla_tests::process::{PATIENCE, Server};
 use kv_server::pb::etcdserverpb as pb;
 use kv_server::pb::v3electionpb as election;
@@ -327,12 +329,14 @@ fn normal_member(member: &mut pb::Member) {
     }
 }
 
-/// What a lease has left depends on when it was asked.
-pub(crate) fn forgive_time(etcd: &Answer, ours: &mut Answer) {
-    if let (Answer::TimeToLive(etcd), Answer::TimeToLive(ours)) = (etcd, ours)
-        && etcd.ttl > 0
-        && (etcd.ttl - ours.ttl).abs() <= LEASE_SLACK
-    {
+/// What a lease has left depends on when it was asked, and on whether etcd alone renewed it.
+pub(crate) fn forgive_time(etcd: &Answer, ours: &mut Answer, renewed_by_etcd: &BTreeSet<i64>) {
+    let (Answer::TimeToLive(etcd), Answer::TimeToLive(ours)) = (etcd, ours) else {
+        return;
+    };
+    let is_near = (etcd.ttl - ours.ttl).abs() <= LEASE_SLACK;
+    let has_more = renewed_by_etcd.contains(&etcd.id) && etcd.ttl > ours.ttl && ours.ttl > 0;
+    if etcd.ttl > 0 && (is_near || has_more) {
         ours.ttl = etcd.ttl;
     }
 }

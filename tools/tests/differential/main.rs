@@ -16,7 +16,7 @@ mod scenes;
 mod ties;
 mod watching;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -53,6 +53,8 @@ pub(crate) struct Run {
     /// Without it no watches are compared.
     recorder: Option<Recorder>,
     streams: Vec<Pair>,
+    /// Leases that etcd renewed for who may not: it says that they have more left.
+    renewed_by_etcd_alone: BTreeSet<i64>,
     differences: Vec<String>,
     show: usize,
     reasons: BTreeMap<&'static str, u64>,
@@ -80,6 +82,7 @@ impl Run {
             asked: 0,
             recorder: None,
             streams: Vec::new(),
+            renewed_by_etcd_alone: BTreeSet::new(),
             differences: Vec::new(),
             show,
             reasons: BTreeMap::new(),
@@ -154,7 +157,7 @@ impl Run {
         mut ours: Answer,
     ) -> Result<(), Stop> {
         self.asked += 1;
-        calls::forgive_time(&etcd, &mut ours);
+        calls::forgive_time(&etcd, &mut ours, &self.renewed_by_etcd_alone);
         if etcd != ours {
             match known::reason(call, &etcd, &ours) {
                 Some(reason) => *self.reasons.entry(reason).or_default() += 1,
@@ -181,7 +184,16 @@ impl Run {
                     pair.compacted(request.revision);
                 }
             }
-            (Call::Grant(_), Answer::Grant(granted)) => self.known.leases.push(granted.id),
+            (Call::Grant(_), Answer::Grant(granted)) => {
+                self.renewed_by_etcd_alone.remove(&granted.id);
+                self.known.leases.push(granted.id);
+            }
+            (Call::KeepAlive(request), Answer::KeepAlive(_)) => {
+                match ours {
+                    Answer::Refused(..) => self.renewed_by_etcd_alone.insert(request.id),
+                    _ => self.renewed_by_etcd_alone.remove(&request.id),
+                };
+            }
             (Call::Revoke(request), Answer::Revoke(_)) => {
                 self.known.leases.retain(|id| *id != request.id);
             }

@@ -26,6 +26,8 @@ pub enum Bug {
     InstallKeepsDuplicates,
     /// A snapshot leaves the cache of keys as it was.
     InstallKeepsCache,
+    /// What ranges find in memory stays when it changes.
+    RangesKeepStale,
 }
 
 raft_log::bug_switch!(Bug);

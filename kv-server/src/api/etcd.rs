@@ -275,6 +275,8 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         access.check(|state, who| rules::check_range(state, who, &request))?;
         let mut response = if request.range_end.is_empty() {
             self.view.range(&request)?
+        } else if let Some(response) = self.view.range_at_once(&request) {
+            response
         } else {
             let view = Arc::clone(&self.view);
             self.scans.run(move || view.range(&request)).await?
@@ -297,14 +299,18 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         }
         let access = self.access().await?;
         access.check(|state, who| rules::check_range(state, who, &request))?;
-        let view = Arc::clone(&self.view);
-        let listed = self.scans.run(move || {
-            let mut keys = WrittenKeys::default();
-            let mut write = |kvs| keys.push(kvs);
-            let response = view.range_in_parts(&request, LIST_PART_BYTES, &mut write)?;
-            Ok((response, keys))
-        });
-        let (mut response, keys) = listed.await?;
+        let (mut response, keys) = if let Some(response) = self.view.range_at_once(&request) {
+            (response, WrittenKeys::default())
+        } else {
+            let view = Arc::clone(&self.view);
+            let listed = self.scans.run(move || {
+                let mut keys = WrittenKeys::default();
+                let mut write = |kvs| keys.push(kvs);
+                let response = view.range_in_parts(&request, LIST_PART_BYTES, &mut write)?;
+                Ok((response, keys))
+            });
+            listed.await?
+        };
         self.still(&access)?;
         self.complete(&mut response.header);
         Ok((response, keys))

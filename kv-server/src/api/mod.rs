@@ -85,6 +85,9 @@ pub trait View: Send + Sync + 'static {
     /// Reads a point or a range.
     fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError>;
 
+    /// As [`Self::range`], if the answer is short and in memory, so that no thread has to wait for it.
+    fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse>;
+
     /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part, and
     /// are not in the answer.
     fn range_in_parts(

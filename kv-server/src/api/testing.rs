@@ -295,6 +295,10 @@ impl View for FakeState {
         })
     }
 
+    fn range_at_once(&self, _: &pb::RangeRequest) -> Option<pb::RangeResponse> {
+        None
+    }
+
     fn range_in_parts(
         &self,
         request: &pb::RangeRequest,

@@ -16,11 +16,11 @@ use super::codec::{Keys, LATEST, PREFIX};
 use super::counts::{Builder, Counts, Large, SPLIT_KEYS};
 use super::read::Read;
 use super::store::{Opened, Store};
+use super::types::RevisionEvents;
 use crate::engine::{EngineError, Snapshot};
+use crate::testing::{Bug, bug};
 
-/// Keys that were counted one by one until it would have been worth it; twice as many for each walk of the same state
-/// before.
-const WORTH_KEYS: u64 = 20_000;
+/// How often what makes a walk worth it is doubled, once for each walk of the same state before.
 const DOUBLINGS_MAX: u64 = 10;
 /// Bytes of keys that came or went during a walk, with what a note costs; past them the walk is given up.
 const NOTED_BYTES_MAX: usize = 32 << 20;
@@ -65,6 +65,8 @@ pub(super) enum Found {
 /// The counts of one keyspace.
 pub(super) struct Counting {
     state: Mutex<State>,
+    /// Keys that were counted one by one until a walk would have been worth it.
+    worth_keys: u64,
     /// The number of the last walk.
     walks: AtomicU64,
     /// Walks over this state.
@@ -81,9 +83,10 @@ impl fmt::Debug for Counting {
 }
 
 impl Counting {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(worth_keys: u64) -> Self {
         Self {
             state: Mutex::new(State::Off),
+            worth_keys,
             walks: AtomicU64::new(0),
             tries: AtomicU64::new(0),
             one_by_one: AtomicU64::new(0),
@@ -99,6 +102,10 @@ impl Counting {
     /// Names who walks; nobody does unless this is called. Only the first call counts.
     pub(super) fn walk_by(&self, tasks: Arc<dyn Tasks>, store: Weak<Store>) {
         drop(self.tasks.set((tasks, store)));
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        matches!(&*self.lock(), State::On { .. })
     }
 
     pub(super) fn at(&self, index: Index) -> Found {
@@ -117,7 +124,7 @@ impl Counting {
         let keys = u64::try_from(keys).unwrap_or(0);
         let counted = self.one_by_one.fetch_add(keys, Ordering::Relaxed) + keys;
         let doublings = self.tries.load(Ordering::Relaxed).min(DOUBLINGS_MAX);
-        if counted < WORTH_KEYS << doublings {
+        if counted < self.worth_keys << doublings {
             return;
         }
         self.one_by_one.store(0, Ordering::Relaxed);
@@ -171,11 +178,12 @@ impl Counting {
         }
     }
 
-    /// Called by the writer, once a batch that brought the state to `index` is visible, with all keys that came or went in
-    /// it; `snapshot` is of that batch.
+    /// Called by the writer, once a batch that brought the state to `index` is visible, with its revisions, and all keys
+    /// that came or went in it; `snapshot` is of that batch.
     pub(super) fn applied(
         &self,
         index: Index,
+        revisions: &[Arc<RevisionEvents>],
         batch: Vec<Note>,
         keys: Keys,
         snapshot: impl FnOnce() -> Arc<dyn Snapshot>,
@@ -206,6 +214,10 @@ impl Counting {
                     return;
                 }
                 *at = index;
+                let events = revisions.iter().flat_map(|revision| &revision.events);
+                for event in events.filter(|_| !bug(Bug::RangesKeepStale)) {
+                    counts.touch(&event.kv.key, index);
+                }
                 if batch.is_empty() {
                     return;
                 }

@@ -11,6 +11,9 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use raft_log::Index;
+
+use super::range_cache::Slot;
 
 /// Keys of a block when it is made.
 const BLOCK_KEYS: u64 = 128;
@@ -26,10 +29,19 @@ const PAGE_BLOCKS: usize = 128;
 const PAGE_BLOCKS_MAX: usize = 2 * PAGE_BLOCKS;
 
 /// A stretch of keys, up to where the next one begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Block {
     first: Bytes,
     keys: u64,
+    /// One for each stretch: whoever moves a bound makes a new one.
+    slot: Arc<Slot>,
+}
+
+impl Block {
+    fn new(first: Bytes, keys: u64) -> Self {
+        let slot = Slot::new();
+        Self { first, keys, slot }
+    }
 }
 
 /// Neighbouring blocks; never empty.
@@ -67,6 +79,14 @@ pub(super) struct Inner {
     pub(super) to: Option<Bytes>,
 }
 
+/// A block, for who reads it as a whole.
+pub(super) struct Covering<'a> {
+    pub(super) first: &'a Bytes,
+    /// Where the next one begins, if there is one.
+    pub(super) next: Option<&'a Bytes>,
+    pub(super) slot: &'a Arc<Slot>,
+}
+
 /// Where a block begins that has too many keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Large {
@@ -94,10 +114,7 @@ impl Builder {
         Self {
             pages: Vec::new(),
             blocks: Vec::new(),
-            open: Block {
-                first: Bytes::new(),
-                keys: 0,
-            },
+            open: Block::new(Bytes::new(), 0),
             last: Bytes::new(),
         }
     }
@@ -105,10 +122,7 @@ impl Builder {
     /// The next key.
     pub(super) fn add(&mut self, key: Bytes) {
         if self.open.keys >= BLOCK_KEYS {
-            let next = Block {
-                first: between(&self.last, &key),
-                keys: 0,
-            };
+            let next = Block::new(between(&self.last, &key), 0);
             self.blocks.push(std::mem::replace(&mut self.open, next));
             if self.blocks.len() == PAGE_BLOCKS {
                 self.pages.push(Page::of(std::mem::take(&mut self.blocks)));
@@ -160,6 +174,22 @@ impl Counts {
 
     fn block(&self, at: At) -> &Block {
         &self.pages[at.page].blocks[at.block]
+    }
+
+    /// The block that a key is in.
+    pub(super) fn covering(&self, key: &[u8]) -> Covering<'_> {
+        let at = self.place(key);
+        let block = self.block(at);
+        Covering {
+            first: &block.first,
+            next: self.next(at).map(|next| &self.block(next).first),
+            slot: &block.slot,
+        }
+    }
+
+    /// A batch changed a key.
+    pub(super) fn touch(&self, key: &[u8], index: Index) {
+        self.block(self.place(key)).slot.touch(index);
     }
 
     /// What of the keys from `from` on, and before `to` if there is one, is in whole blocks; none when no block is.
@@ -240,6 +270,7 @@ impl Counts {
             let before = &mut page.blocks[at.block - 1];
             if before.keys + keys <= BLOCK_KEYS_MIN {
                 before.keys += keys;
+                before.slot = Slot::new();
                 page.blocks.remove(at.block);
             }
         } else if keys == 0 && at.page > 0 {
@@ -248,6 +279,13 @@ impl Counts {
             if page.blocks.is_empty() {
                 self.pages.remove(at.page);
             }
+            let before = Arc::make_mut(&mut self.pages[at.page - 1]);
+            before
+                .blocks
+                .iter_mut()
+                .next_back()
+                .expect("a page has a block")
+                .slot = Slot::new();
         }
     }
 
@@ -260,11 +298,8 @@ impl Counts {
             *block.first == *from && keys_below <= block.keys,
             "a block is split that there is"
         );
-        let above = Block {
-            first: between(last_below, next),
-            keys: block.keys - keys_below,
-        };
-        block.keys = keys_below;
+        let above = Block::new(between(last_below, next), block.keys - keys_below);
+        *block = Block::new(block.first.clone(), keys_below);
         page.blocks.insert(at.block + 1, above);
         if page.blocks.len() > PAGE_BLOCKS_MAX {
             let blocks = page.blocks.split_off(PAGE_BLOCKS);

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tonic::Code;
 
+use super::cached::Blocks;
 use super::codec::{self, Keys, LATEST, Latest, VERSION, Version, damaged};
-use super::counts::{Counts, Inner};
+use super::counts::Inner;
 use crate::engine::{EngineError, Pair, Snapshot};
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -20,6 +21,9 @@ use crate::pb::mvccpb::KeyValue;
 const STEPS_MAX: usize = 8;
 /// The same where the newest state is read, which has another way to the rest: a get for each key costs as much as these.
 const NEWEST_STEPS_MAX: usize = 4;
+
+/// Bytes of keys and values of a list that is answered at once.
+const AT_ONCE_BYTES_MAX: usize = 128 << 10;
 
 /// Why a read or a command failed: the caller's fault, or the engine's.
 #[derive(Debug)]
@@ -105,7 +109,7 @@ pub(super) struct View<'a> {
     pub(super) read: &'a dyn Read,
     pub(super) keys: Keys,
     /// Of the state that is read, if there are some.
-    pub(super) counts: Option<&'a Counts>,
+    pub(super) blocks: Option<Blocks<'a>>,
 }
 
 impl View<'_> {
@@ -172,39 +176,43 @@ impl View<'_> {
     }
 
     /// How many live keys a range has, newest state.
-    fn count(&self, key: &[u8], end: &[u8]) -> Result<i64, EngineError> {
-        let (from, to) = self.bounds(LATEST, key, end);
+    fn count(&self, key: &Bytes, end: &[u8]) -> Result<i64, EngineError> {
         let end = (end != [0]).then_some(end);
-        let inner = self.counts.and_then(|counts| counts.inner(key, end));
-        let Some(Inner {
-            keys,
-            from: begins,
-            to: ends,
-        }) = inner
-        else {
-            return self.count_each(&from, &to);
+        let Some(blocks) = &self.blocks else {
+            return self.count_each(key, end);
+        };
+        // What has to be looked at may be in memory.
+        let look = |from: &Bytes, to: Option<&[u8]>| match blocks.count(from.clone(), to) {
+            (count, None) => Ok(count),
+            (count, Some(rest)) => Ok(count + self.count_each(&rest, to)?),
+        };
+        let Some(Inner { keys, from, to }) = blocks.counts.inner(key, end) else {
+            return look(key, end);
         };
         let mut count = i64::try_from(keys).unwrap_or(i64::MAX);
-        count += self.count_each(&from, &self.keys.latest(&begins))?;
-        if let Some(ends) = ends {
-            count += self.count_each(&self.keys.latest(&ends), &to)?;
+        if *key < from {
+            count += look(key, Some(&from))?;
+        }
+        if let Some(to) = to {
+            count += look(&to, end)?;
         }
         Ok(count)
     }
 
     /// Each live key has one record, which need not be understood.
-    fn count_each(&self, from: &[u8], to: &[u8]) -> Result<i64, EngineError> {
+    fn count_each(&self, from: &[u8], to: Option<&[u8]>) -> Result<i64, EngineError> {
+        let (from, to) = self.bounds(LATEST, from, to.unwrap_or(&[0]));
         let mut count = 0;
-        for pair in self.read.scan(from, to) {
+        for pair in self.read.scan(&from, &to) {
             pair?;
             count += 1;
         }
         Ok(count)
     }
 
-    /// The live keys of a range in full, newest state. The versions are walked over, which is the shortest way while keys have
-    /// few of them; from the first key on that has many, each is looked up.
-    fn newest(
+    /// The live keys of a range in full, newest state, out of the engine. The versions are walked over, which is the shortest way
+    /// while keys have few of them; from the first key on that has many, each is looked up.
+    pub(super) fn walk_newest(
         &self,
         key: &Bytes,
         end: &[u8],
@@ -235,8 +243,7 @@ impl View<'_> {
             }
         }
         drop(pairs);
-        let next = [done.as_ref(), &[0]].concat().into();
-        self.live(&next, end, |key, latest| {
+        self.live(&behind(&done), end, |key, latest| {
             Ok(visit(self.current(&key, latest)?))
         })
     }
@@ -351,7 +358,7 @@ impl View<'_> {
                 Ok(ControlFlow::Continue(()))
             });
         }
-        self.newest(&request.key, &request.range_end, |kv| {
+        self.newest(&request.key, &request.range_end, keep, |kv| {
             response.kvs.push(kv);
             match response.kvs.len() < keep {
                 true => ControlFlow::Continue(()),
@@ -366,8 +373,7 @@ impl View<'_> {
         let Some(last) = response.kvs.last() else {
             return Ok(());
         };
-        let next: Bytes = [last.key.as_ref(), &[0]].concat().into();
-        response.count += self.count(&next, &request.range_end)?;
+        response.count += self.count(&behind(&last.key), &request.range_end)?;
         Ok(())
     }
 
@@ -426,7 +432,7 @@ impl View<'_> {
         if request.keys_only && at >= newest {
             self.live(key, end, |key, latest| Ok(add(without_value(key, latest))))?;
         } else if at >= newest {
-            self.newest(key, end, &mut add)?;
+            self.newest(key, end, keys_max, &mut add)?;
         } else {
             self.versions(key, end, at, |key, modified, record| {
                 let mut version = Version::decode(record)?;
@@ -437,6 +443,46 @@ impl View<'_> {
             })?;
         }
         Ok((kvs, more))
+    }
+
+    /// As [`Self::range`], if all that the answer needs is in memory and it is short: whoever asks need not wait for the
+    /// engine.
+    pub(super) fn range_at_once(
+        &self,
+        request: &RangeRequest,
+        newest: i64,
+    ) -> Option<RangeResponse> {
+        let blocks = self.blocks.as_ref()?;
+        let is_list = !request.range_end.is_empty() && !request.count_only && !request.keys_only;
+        if !is_list || request.revision > 0 || !Plan::of(request).plain() {
+            return None;
+        }
+        let limit = usize::try_from(request.limit).ok();
+        let limit = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let end = (request.range_end != [0][..]).then_some(&request.range_end[..]);
+        let mut response = RangeResponse {
+            header: header(newest),
+            ..RangeResponse::default()
+        };
+        let mut bytes = 0;
+        let rest = blocks.visit(request.key.clone(), end, &mut |kv| {
+            bytes += kv.key.len() + kv.value.len();
+            response.kvs.push(kv);
+            match response.kvs.len() < limit && bytes <= AT_ONCE_BYTES_MAX {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        });
+        if rest.is_some() || bytes > AT_ONCE_BYTES_MAX {
+            return None;
+        }
+        response.count = i64::try_from(response.kvs.len()).unwrap_or(i64::MAX);
+        if response.kvs.len() >= limit {
+            let next = behind(&response.kvs.last()?.key);
+            let behind = blocks.count_at_once(&next, end)?;
+            (response.count, response.more) = (response.count + behind, behind > 0);
+        }
+        Some(response)
     }
 
     /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part. A
@@ -463,7 +509,7 @@ impl View<'_> {
             left -= kvs.len();
             response.count += i64::try_from(kvs.len()).unwrap_or(i64::MAX);
             let next = kvs.last().filter(|_| more);
-            let next = next.map(|last| [last.key.as_ref(), &[0]].concat());
+            let next = next.map(|last| behind(&last.key));
             is_long |= next.is_some() && left > 0;
             if is_long {
                 write(kvs);
@@ -473,7 +519,7 @@ impl View<'_> {
             let Some(next) = next else {
                 return Ok(response);
             };
-            rest.key = next.into();
+            rest.key = next;
             if left == 0 {
                 rest.count_only = true;
                 response.count += self.range(&rest, newest)?.count;
@@ -506,6 +552,11 @@ impl View<'_> {
             false => !by_value && matches(compare, &KeyValue::default()),
         })
     }
+}
+
+/// The least key above another one.
+fn behind(key: &[u8]) -> Bytes {
+    [key, &[0]].concat().into()
 }
 
 fn matches(compare: &Compare, kv: &KeyValue) -> bool {

@@ -22,6 +22,7 @@ use super::duplicates::{self, Duplicates};
 use super::install::{Install, Sweep};
 use super::keyspaces::Keyspaces;
 use super::members::Members;
+use super::range_cache::RangeCache;
 use super::read::{Fail, Read};
 use super::size;
 use super::snapshot::{Generation, KvCut};
@@ -47,6 +48,11 @@ pub struct KvOptions {
     pub cache_entries: usize,
     /// Changes that one tick's step of history compaction looks at; at least 1. Default 256: well under a millisecond.
     pub compaction_step: usize,
+    /// Keys that ranges found one by one until all are counted, so that from then on ranges are counted in blocks, and those that
+    /// are read often are kept in memory. Default 20,000.
+    pub count_worth_keys: u64,
+    /// Where the latter are kept: one for all keyspaces of a node. Default one of its own.
+    pub ranges: Arc<RangeCache>,
 }
 
 impl Default for KvOptions {
@@ -55,6 +61,8 @@ impl Default for KvOptions {
             group: GroupId(1),
             cache_entries: 65_536,
             compaction_step: 256,
+            count_worth_keys: 20_000,
+            ranges: Arc::default(),
         }
     }
 }
@@ -142,7 +150,8 @@ impl KvStateMachine {
         let alarms = Alarms::load(&snapshot, keys)?;
         let auth = Auth::load(&snapshot, keys)?;
         let sweep = Sweep::if_needed(&engine, keys)?;
-        let store = Arc::new(Store::new(Arc::clone(&engine), keys, &meta, leases.clone()));
+        let store = Store::new(Arc::clone(&engine), &options, keys, &meta, leases.clone());
+        let store = Arc::new(store);
         store.publish_members(members.table());
         store.publish_keyspaces(keyspaces.table());
         store.publish_alarms(alarms.list());
@@ -383,7 +392,9 @@ impl KvStateMachine {
         self.write(changes)
             .map_err(|error| ApplyError(Box::new(error)))?;
         let (counting, engine) = (self.store.counting(), &self.engine);
-        counting.applied(self.meta.index, notes, self.keys, || engine.snapshot());
+        counting.applied(self.meta.index, &revisions, notes, self.keys, || {
+            engine.snapshot()
+        });
         if let Some(outcomes) = &self.outcomes {
             for (origin, output) in forwarded {
                 outcomes.applied(self.options.group, &origin, &outputs[output]);

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use raft_log::{GroupId, NodeId};
 
 use super::backup::Backup;
+use super::cached::Blocks;
 use super::codec::{self, Change, Keys, Meta, PREFIX, REVISION, VERSION, Version, damaged};
 use super::counting::{Counting, Found};
 use super::counts::Counts;
 use super::keyspaces::KeyspaceTable;
 use super::members::MemberTable;
+use super::range_cache::RangeCache;
 use super::read::{Fail, Read, View, check_revision, check_txn_revision, header, key_value};
 use super::size;
 use super::snapshot::{Generation, KvCut};
+use super::state::KvOptions;
 use super::state_check::StateCut;
 use super::types::{Event, EventKind, LeaseInfo, RangePart, RevisionEvents};
 use super::write::{LeaseNews, branch, lease_keys, plan_txn};
@@ -48,14 +51,20 @@ pub(super) struct Opened {
     pub(super) _generation: Generation,
     /// Of the same applied index, if somebody asked for them and there are some.
     counts: Option<Arc<Counts>>,
+    ranges: Arc<RangeCache>,
 }
 
 impl Opened {
     fn view(&self) -> View<'_> {
+        let blocks = self.counts.as_deref().map(|counts| Blocks {
+            counts,
+            index: self.meta.index,
+            cache: &self.ranges,
+        });
         View {
             read: &self.snapshot,
             keys: self.keys,
-            counts: self.counts.as_deref(),
+            blocks,
         }
     }
 }
@@ -70,6 +79,7 @@ pub struct Store {
     /// Held while the state is replaced, so that whoever opens a snapshot holds the generation that it reads.
     generation: RwLock<Generation>,
     counting: Counting,
+    ranges: Arc<RangeCache>,
     revision: AtomicI64,
     compact: AtomicI64,
     compact_finished: AtomicI64,
@@ -101,15 +111,17 @@ impl fmt::Debug for Store {
 impl Store {
     pub(super) fn new(
         engine: Arc<dyn Engine>,
+        options: &KvOptions,
         keys: Keys,
         meta: &Meta,
         leases: BTreeMap<i64, LeaseInfo>,
     ) -> Self {
         Self {
             engine,
+            ranges: Arc::clone(&options.ranges),
             group: keys.group,
             generation: RwLock::new(Arc::new(keys.generation)),
-            counting: Counting::new(),
+            counting: Counting::new(options.count_worth_keys),
             revision: AtomicI64::new(meta.revision),
             compact: AtomicI64::new(meta.compact),
             compact_finished: AtomicI64::new(meta.compact_finished),
@@ -346,6 +358,7 @@ impl Store {
             meta,
             _generation: generation,
             counts: None,
+            ranges: Arc::clone(&self.ranges),
         })
     }
 
@@ -353,7 +366,7 @@ impl Store {
     fn open_for(&self, request: &RangeRequest) -> Result<Opened, EngineError> {
         let mut opened = self.open()?;
         for _ in 0..COUNTS_TRIES {
-            if !counts(request) {
+            if !is_newest_range(request) {
                 break;
             }
             match self.counting.at(opened.meta.index) {
@@ -371,7 +384,7 @@ impl Store {
 
     /// Says what was counted without them.
     fn counted(&self, opened: &Opened, request: &RangeRequest, count: i64) {
-        if opened.counts.is_none() && counts(request) {
+        if opened.counts.is_none() && is_newest_range(request) {
             self.counting.counted(count);
         }
     }
@@ -379,6 +392,12 @@ impl Store {
     /// How many keys there are, for who writes.
     pub(super) fn counting(&self) -> &Counting {
         &self.counting
+    }
+
+    /// What is held in memory of ranges.
+    #[cfg(test)]
+    pub(super) fn ranges(&self) -> &RangeCache {
+        &self.ranges
     }
 
     /// Makes the counts, as a task.
@@ -408,6 +427,16 @@ impl Store {
             Ok(response)
         };
         Ok(answer()?)
+    }
+
+    /// As [`Store::range`], if the answer is short and all that it needs is in memory.
+    #[must_use]
+    pub fn range_at_once(&self, request: &RangeRequest) -> Option<RangeResponse> {
+        if !self.counting.is_on() {
+            return None;
+        }
+        let opened = self.open_for(request).ok()?;
+        opened.view().range_at_once(request, opened.meta.revision)
     }
 
     /// As [`Store::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part, and
@@ -648,10 +677,9 @@ impl Store {
     }
 }
 
-/// Whether an answer has a count of keys that are not in it.
-fn counts(request: &RangeRequest) -> bool {
-    let is_range = !request.range_end.is_empty() && request.revision <= 0;
-    is_range && (request.count_only || request.limit > 0)
+/// Whether it helps to know how many keys there are, and which of them are in memory.
+fn is_newest_range(request: &RangeRequest) -> bool {
+    !request.range_end.is_empty() && request.revision <= 0
 }
 
 fn events(

@@ -6,6 +6,7 @@ mod auth;
 mod counts;
 mod lists;
 mod maintenance;
+mod ranges;
 mod size;
 
 use std::collections::BTreeMap;
@@ -138,6 +139,10 @@ impl Rig {
     }
 
     fn on(engine: Arc<MapEngine>) -> Self {
+        Self::with(engine, KvOptions::default())
+    }
+
+    fn with(engine: Arc<MapEngine>, options: KvOptions) -> Self {
         let heard = Arc::<Heard>::default();
         let sinks = Sinks {
             events: heard.clone(),
@@ -146,7 +151,7 @@ impl Rig {
         let options = KvOptions {
             cache_entries: 4,
             compaction_step: 2,
-            ..KvOptions::default()
+            ..options
         };
         let (machine, store) = KvStateMachine::open(engine.clone(), options, sinks).unwrap();
         Self {

@@ -111,7 +111,7 @@ impl Writer<'_> {
         View {
             read: self,
             keys: self.keys,
-            counts: None,
+            blocks: None,
         }
     }
 

@@ -21,7 +21,7 @@ use super::{
 use crate::auth::TokenTable;
 use crate::engine::Engine;
 use crate::lease::{LeaseCalls, Lessor, StateReports};
-use crate::mvcc::{CommandOutput, KvOptions, KvStateMachine, Sinks, StateCut, Store};
+use crate::mvcc::{CommandOutput, KvOptions, KvStateMachine, RangeCache, Sinks, StateCut, Store};
 use crate::pb::command as pb;
 use crate::upkeep::StateChecks;
 use crate::watch::WatchHub;
@@ -72,6 +72,8 @@ pub(super) struct Ground {
     pub(super) snapshots: SnapshotStore,
     pub(super) tasks: Arc<dyn Tasks>,
     pub(super) outcomes: Arc<Outcomes<CommandOutput>>,
+    /// What ranges of all keyspaces find in memory.
+    pub(super) ranges: Arc<RangeCache>,
 }
 
 /// A keyspace whose group does not run yet.
@@ -102,6 +104,7 @@ impl Ground {
         };
         let options = KvOptions {
             group,
+            ranges: Arc::clone(&self.ranges),
             ..KvOptions::default()
         };
         let (mut machine, store) = KvStateMachine::open(Arc::clone(&self.engine), options, sinks)?;

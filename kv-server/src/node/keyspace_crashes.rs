@@ -77,6 +77,7 @@ impl Running {
             snapshots,
             tasks: Arc::new(InlineTasks),
             outcomes: Arc::new(Outcomes::new(identity.member, boot)),
+            ranges: Arc::default(),
         };
         let beginning = Beginning {
             creation: identity.cluster,

@@ -248,6 +248,7 @@ impl Node {
             snapshots: snapshots.clone(),
             tasks: Arc::clone(&tasks),
             outcomes: Arc::clone(&outcomes),
+            ranges: Arc::default(),
         });
         let beginning = Beginning {
             // The same on every member that began with the cluster, down to the id of its creation.

@@ -130,6 +130,10 @@ impl View for NodeView {
         self.store.range(request)
     }
 
+    fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse> {
+        self.store.range_at_once(request)
+    }
+
     fn range_in_parts(
         &self,
         request: &pb::RangeRequest,

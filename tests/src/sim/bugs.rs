@@ -64,6 +64,7 @@ mod table {
         (Bug::Kv(kv::Bug::SkipCompacted), 40),
         (Bug::Kv(kv::Bug::InstallKeepsDuplicates), 40),
         (Bug::Kv(kv::Bug::InstallKeepsCache), 40),
+        (Bug::Kv(kv::Bug::RangesKeepStale), 40),
     ];
 
     fn name(bug: Bug) -> String {

@@ -23,6 +23,8 @@ pub struct Settings {
     pub watch_revisions: usize,
     /// Keys whose metadata the state machine keeps in memory.
     pub key_cache_entries: usize,
+    /// Keys that ranges find until all are counted.
+    pub count_worth_keys: u64,
     /// Changes that one step of history compaction looks at.
     pub compaction_step: usize,
     /// Ticks without a leader until a member campaigns, at least.

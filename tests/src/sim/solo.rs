@@ -457,6 +457,7 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>) -> Settings {
         window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
         key_cache_entries: pick(&[1, 8, 65_536]) as usize,
         compaction_step: pick(&[1, 4, 256]) as usize,
+        count_worth_keys: 20_000,
         election_ticks: 10,
         heartbeat_ticks: 2,
         read_lease_ticks: 0,

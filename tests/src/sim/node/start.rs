@@ -58,6 +58,8 @@ impl Node {
             group: GROUP,
             cache_entries: self.settings.key_cache_entries,
             compaction_step: self.settings.compaction_step,
+            count_worth_keys: self.settings.count_worth_keys,
+            ..KvOptions::default()
         };
         let engine: Arc<dyn Engine> = Arc::new(self.engine.clone());
         let (mut machine, store) = KvStateMachine::open(engine, kv, sinks)?;

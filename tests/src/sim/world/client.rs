@@ -149,11 +149,17 @@ pub fn command(key: u64, action: Action) -> Option<Op> {
     }
 }
 
-/// A read of one key.
+/// A read of one key: of every other one as a range with nothing else in it, which is read in another way.
 #[must_use]
 pub fn get(key: Bytes) -> RangeRequest {
+    let is_range = key.last().is_some_and(|byte| byte % 2 == 1);
+    let range_end = match is_range {
+        true => [&key, &[0][..]].concat().into(),
+        false => Bytes::new(),
+    };
     RangeRequest {
         key,
+        range_end,
         ..RangeRequest::default()
     }
 }

@@ -85,6 +85,7 @@ impl Plan {
 pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Settings {
     // Of a number of its own, so that all else is drawn as without.
     let leases = Rng::new(seed ^ 0x1ea5_e000).chance(1, 4);
+    let count_worth_keys = [1, 100, 20_000][Rng::new(seed ^ 0xc0_0417).below(3) as usize];
     let mut pick = |from: &[u64]| from[rng.below(from.len() as u64) as usize];
     let heartbeat_ticks = pick(&[5, 10, 10]);
     let election_ticks = 10 * heartbeat_ticks;
@@ -97,6 +98,7 @@ pub(super) fn settings(rng: &mut Rng, voters: Vec<NodeId>, seed: u64) -> Setting
         window_bytes: pick(&[0, 4_096, 8 << 20]) as usize,
         key_cache_entries: pick(&[1, 8, 65_536]) as usize,
         compaction_step: pick(&[1, 16, 256]) as usize,
+        count_worth_keys,
         election_ticks,
         heartbeat_ticks,
         read_lease_ticks: if leases {

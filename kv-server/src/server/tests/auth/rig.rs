@@ -68,6 +68,10 @@ impl View for Applied {
     fn range(&self, request: &pb::RangeRequest) -> Result<pb::RangeResponse, ApiError> {
         self.0.range(request)
     }
+    fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse> {
+        self.0.range_at_once(request)
+    }
+
     fn range_in_parts(
         &self,
         request: &pb::RangeRequest,

@@ -1,0 +1,194 @@
+//! Ranges that find their keys in memory: they have the answers of a walk over the engine, whatever is written meanwhile.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use multiraft::InlineTasks;
+
+use super::*;
+use crate::pb::mvccpb::KeyValue;
+
+const KEYS: u32 = 1_500;
+
+fn key(number: u32) -> String {
+    format!("/{:02}/{number:05}", number % 7)
+}
+
+/// Where all keys are counted at once, and so are in blocks.
+fn filled(bytes_max: usize) -> Rig {
+    let options = KvOptions {
+        count_worth_keys: 1,
+        ranges: Arc::new(RangeCache::new(bytes_max)),
+        ..KvOptions::default()
+    };
+    let mut rig = Rig::with(Arc::default(), options);
+    rig.machine.run_tasks_on(Arc::new(InlineTasks));
+    let ops: Vec<_> = (0..KEYS).map(|number| put(&key(number), "v")).collect();
+    for some in ops.chunks(500) {
+        rig.apply(some);
+    }
+    let blocks = RangeRequest {
+        count_only: true,
+        ..all()
+    };
+    assert_eq!(rig.store.range(&blocks).unwrap().count, i64::from(KEYS));
+    rig
+}
+
+fn list(from: &str, to: &[u8], limit: i64) -> RangeRequest {
+    RangeRequest {
+        range_end: Bytes::copy_from_slice(to),
+        limit,
+        ..point(from)
+    }
+}
+
+/// What a walk over the engine finds.
+fn walked(rig: &Rig, request: &RangeRequest) -> (Vec<KeyValue>, i64) {
+    let unlimited = RangeRequest {
+        limit: 0,
+        ..request.clone()
+    };
+    let part = rig.store.range_part(&unlimited, usize::MAX, usize::MAX);
+    let mut kvs = part.unwrap().kvs;
+    let count = i64::try_from(kvs.len()).unwrap();
+    if request.limit > 0 {
+        kvs.truncate(usize::try_from(request.limit).unwrap());
+    }
+    (kvs, count)
+}
+
+/// Says how many were answered at once.
+fn check(rig: &Rig, rng: &mut StdRng) -> usize {
+    let mut at_once = 0;
+    for _ in 0..60 {
+        let [from, to] = [(); 2].map(|()| key(rng.random_range(0..2 * KEYS)));
+        let to = match rng.random_range(0..3) {
+            0 => &[0],
+            _ => to.as_bytes(),
+        };
+        let request = list(&from, to, [0, 1, 20, 100, 700][rng.random_range(0..5)]);
+        let (kvs, count) = walked(rig, &request);
+        let more = count > i64::try_from(kvs.len()).unwrap();
+        let found = rig.store.range(&request).unwrap();
+        assert_eq!(found.kvs, kvs, "{request:?}");
+        assert_eq!((found.count, found.more), (count, more), "{request:?}");
+        if let Some(found) = rig.store.range_at_once(&request) {
+            at_once += 1;
+            assert_eq!(found.kvs, kvs, "{request:?}");
+            assert_eq!((found.count, found.more), (count, more), "{request:?}");
+            assert_eq!(found.header.unwrap().revision, rig.store.revision());
+        }
+    }
+    at_once
+}
+
+fn change(rig: &mut Rig, rng: &mut StdRng, changes: u32) {
+    let ops: Vec<_> = (0..changes)
+        .map(|n| match rng.random_range(0..40) {
+            0 => delete(
+                &key(rng.random_range(0..KEYS)),
+                &key(rng.random_range(0..KEYS)),
+            ),
+            1..8 => delete(&key(rng.random_range(0..2 * KEYS)), ""),
+            _ => put(&key(rng.random_range(0..2 * KEYS)), &format!("w{n}")),
+        })
+        .collect();
+    rig.apply(&ops);
+}
+
+#[test]
+fn ranges_of_blocks_in_memory_are_what_a_walk_finds() {
+    // The second one holds a few blocks only.
+    for (bytes_max, at_once_min) in [(16 << 20, 300), (20_000, 1)] {
+        let mut rng = StdRng::seed_from_u64(11);
+        let mut rig = filled(bytes_max);
+        let mut at_once = 0;
+        for round in 0..60 {
+            at_once += check(&rig, &mut rng);
+            assert!(rig.store.ranges().bytes() <= bytes_max);
+            let changes = [1, 20, 300][round % 3];
+            change(&mut rig, &mut rng, changes);
+        }
+        assert!(
+            at_once >= at_once_min,
+            "{at_once} of 3,600 were answered at once"
+        );
+    }
+}
+
+#[test]
+fn replaced_state_is_not_answered_from_memory() {
+    let rig = filled(16 << 20);
+    let request = list("\0", &[0], 100);
+    for _ in 0..3 {
+        rig.store.range(&request).unwrap();
+    }
+    assert!(rig.store.range_at_once(&request).is_some());
+    rig.store.counting().forget();
+    assert!(rig.store.range_at_once(&request).is_none());
+}
+
+#[test]
+fn block_of_large_values_is_not_held() {
+    let mut rig = filled(16 << 20);
+    let large = "x".repeat(8 << 10);
+    let ops: Vec<_> = (0..KEYS).map(|number| put(&key(number), &large)).collect();
+    rig.apply(&ops);
+    let request = list("\0", &[0], 50);
+    for _ in 0..5 {
+        assert_eq!(rig.store.range(&request).unwrap().kvs.len(), 50);
+    }
+    assert!(rig.store.range_at_once(&request).is_none());
+    assert_eq!(rig.store.ranges().bytes(), 0);
+}
+
+/// Each batch writes all keys, so a range that does not have one value in all of them has read two states.
+#[test]
+fn readers_beside_the_writer_see_one_state_and_never_an_older_one() {
+    let mut rig = filled(16 << 20);
+    let store = Arc::clone(&rig.store);
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut newest, mut at_once) = (0, 0);
+                    while !over.load(Ordering::Acquire) {
+                        let visible = store.revision();
+                        let request = list("\0", &[0], 300);
+                        let found = store.range_at_once(&request);
+                        at_once += usize::from(found.is_some());
+                        let found = found.map_or_else(|| store.range(&request), Ok).unwrap();
+                        let revision = found.header.unwrap().revision;
+                        assert!(revision >= newest.max(visible));
+                        newest = revision;
+                        let value = &found.kvs[0].value;
+                        assert!(found.kvs.iter().all(|kv| kv.value == value));
+                        assert!(found.kvs.iter().all(|kv| kv.mod_revision <= revision));
+                        assert!(found.kvs[0].mod_revision + i64::from(KEYS) > revision);
+                        assert_eq!(found.count, i64::from(KEYS));
+                    }
+                    at_once
+                })
+            })
+            .collect();
+        for round in 0..300 {
+            let value = format!("round {round}");
+            let ops: Vec<_> = (0..KEYS).map(|number| put(&key(number), &value)).collect();
+            rig.apply(&ops);
+            if round % 30 == 0 {
+                // So that there is something to be found in memory.
+                for _ in 0..20 {
+                    drop(store.range(&list("\0", &[0], 300)));
+                }
+            }
+        }
+        over.store(true, Ordering::Release);
+        let at_once: usize = readers
+            .into_iter()
+            .map(|reader| reader.join().unwrap())
+            .sum();
+        assert!(at_once > 0, "nothing was read from memory");
+    });
+}

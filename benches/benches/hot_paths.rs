@@ -43,13 +43,16 @@ const BATCH: u64 = 64;
 /// Does something so many times, in a directory of its own.
 type Run = fn(&Path, u64);
 
-const PATHS: [(&str, Run); 9] = [
+const PATHS: [(&str, Run); 10] = [
     ("core-proposal-alone", |_, count| propose(1, count)),
     ("core-proposal-of-64", |_, count| propose(BATCH, count)),
     ("log-entry-alone", |dir, count| append(dir, 1, count)),
     ("log-entry-of-64", |dir, count| append(dir, BATCH, count)),
     ("apply-put", |dir, count| {
         Keyspace::filled(dir).apply(count, |n| Op::Put(put(n)));
+    }),
+    ("apply-put-alone", |dir, count| {
+        Keyspace::filled(dir).apply_together(1, count, |n| Op::Put(put(n)));
     }),
     ("apply-txn", |dir, count| {
         Keyspace::filled(dir).apply(count, |n| Op::Txn(txn(n)));
@@ -183,11 +186,15 @@ impl Keyspace {
     }
 
     fn apply(&mut self, count: u64, op: impl Fn(u64) -> Op) {
+        self.apply_together(BATCH, count, op);
+    }
+
+    fn apply_together(&mut self, together: u64, count: u64, op: impl Fn(u64) -> Op) {
         let mut outputs = Vec::new();
-        for batch in 0..count.div_ceil(BATCH) {
+        for batch in 0..count.div_ceil(together) {
             let first = self.machine.applied().index.0 + 1;
-            let entries = (0..BATCH).map(|n| {
-                let op = Some(op(batch * BATCH + n));
+            let entries = (0..together).map(|n| {
+                let op = Some(op(batch * together + n));
                 entry(first + n, Command { op }.encode_to_vec().into())
             });
             let entries: Vec<Entry> = entries.collect();

@@ -18,7 +18,7 @@ mod watching;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use flotilla_tests::pki::Authority;
 use flotilla_tests::process::Setup;
@@ -55,6 +55,7 @@ pub(crate) struct Run {
     streams: Vec<Pair>,
     /// Leases that etcd renewed for who may not: it says that they have more left.
     renewed_by_etcd_alone: BTreeSet<i64>,
+    pub(crate) learner_left: Option<Instant>,
     differences: Vec<String>,
     show: usize,
     reasons: BTreeMap<&'static str, u64>,
@@ -83,6 +84,7 @@ impl Run {
             recorder: None,
             streams: Vec::new(),
             renewed_by_etcd_alone: BTreeSet::new(),
+            learner_left: None,
             differences: Vec::new(),
             show,
             reasons: BTreeMap::new(),

@@ -20,7 +20,7 @@
 //! | 13 roles | name | the role, as an encoded `authpb.Role` |
 //! | 14 keyspaces | name | the keyspace, as an encoded `flotilla.Keyspace`; of the default one alone |
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raft_log::{GroupId, Index, NodeId, Term};
 use raft_node::core::Membership;
 
@@ -235,15 +235,14 @@ impl Fields {
         if data.first() != Some(&FORMAT) {
             return Err(damaged("a record has an unknown version"));
         }
-        Ok(Self {
-            data: data.split_off(1),
-        })
+        data.advance(1);
+        Ok(Self { data })
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], EngineError> {
         let found = self.data.first_chunk::<N>().copied();
         let found = found.ok_or_else(|| damaged("a record is too short"))?;
-        self.data = self.data.slice(N..);
+        self.data.advance(N);
         Ok(found)
     }
 
@@ -273,8 +272,7 @@ impl Fields {
         if length > self.data.len() {
             return Err(damaged("a record is too short"));
         }
-        let rest = self.data.split_off(length);
-        Ok(std::mem::replace(&mut self.data, rest))
+        Ok(self.data.split_to(length))
     }
 }
 

@@ -6,35 +6,31 @@
 use std::cmp::Ordering;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU64, Ordering as Order};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use crossbeam_skiplist::SkipMap;
 use lsm_tree::{InternalValue, ValueType};
 
+use super::digest::{Digest, Lesson, Spaces};
 use super::merge::Version;
 
 /// What an entry costs beside its key and value: a node with its tower, two handles, and what the allocator adds.
-const ENTRY_BYTES: u64 = 128;
+const ENTRY_BYTES: u64 = 144;
 
 /// One version of a key. Sorts by key, then the newest version first, as the tree's tables do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct VersionKey {
+struct VersionKey {
+    digest: Digest,
     user: Bytes,
     sequence: u64,
 }
 
-impl VersionKey {
-    /// Sorts before the versions that a reader at `at` sees, and behind those that it does not.
-    pub(super) fn newest_below(user: &[u8], at: u64) -> Self {
-        Self {
-            user: Bytes::copy_from_slice(user),
-            sequence: at.saturating_sub(1),
-        }
-    }
-}
-
 impl Ord for VersionKey {
     fn cmp(&self, other: &Self) -> Ordering {
+        if self.digest.tells(other.digest) {
+            return self.digest.cmp(&other.digest);
+        }
         self.user
             .cmp(&other.user)
             .then_with(|| other.sequence.cmp(&self.sequence))
@@ -51,13 +47,36 @@ impl PartialOrd for VersionKey {
 pub(super) struct Memtable {
     entries: SkipMap<VersionKey, Option<Bytes>>,
     bytes: AtomicU64,
+    /// What the keys of the memtable before had in common, and what those of this one have.
+    spaces: Spaces,
+    lesson: Mutex<Lesson>,
 }
 
 impl Memtable {
     pub(super) fn new() -> Self {
+        Self::with(Spaces::default())
+    }
+
+    fn with(spaces: Spaces) -> Self {
         Self {
             entries: SkipMap::new(),
             bytes: AtomicU64::new(0),
+            spaces,
+            lesson: Mutex::default(),
+        }
+    }
+
+    /// An empty one for what comes after this.
+    pub(super) fn next(&self) -> Self {
+        let lesson = self.lesson.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::with(lesson.spaces())
+    }
+
+    fn key(&self, user: Bytes, sequence: u64) -> VersionKey {
+        VersionKey {
+            digest: self.spaces.digest(&user),
+            user,
+            sequence,
         }
     }
 
@@ -66,18 +85,28 @@ impl Memtable {
         self.bytes.load(Order::Relaxed)
     }
 
-    /// Adds a version. Sequence numbers start at one.
-    pub(super) fn insert(&self, user: Bytes, sequence: u64, value: Option<Bytes>) {
-        let held = user.len() + value.as_ref().map_or(0, Bytes::len);
-        let held = u64::try_from(held).expect("a length fits into 64 bits");
-        self.bytes.fetch_add(held + ENTRY_BYTES, Order::Relaxed);
-        self.entries.insert(VersionKey { user, sequence }, value);
+    /// Adds versions of keys. Sequence numbers start at one.
+    pub(super) fn insert(
+        &self,
+        sequence: u64,
+        versions: impl Iterator<Item = (Bytes, Option<Bytes>)>,
+    ) {
+        let mut lesson = self.lesson.lock().unwrap_or_else(PoisonError::into_inner);
+        for (user, value) in versions {
+            let held = user.len() + value.as_ref().map_or(0, Bytes::len);
+            let held = u64::try_from(held).expect("a length fits into 64 bits");
+            self.bytes.fetch_add(held + ENTRY_BYTES, Order::Relaxed);
+            lesson.add(&user);
+            self.entries.insert(self.key(user, sequence), value);
+        }
     }
 
-    /// The newest version that `probe` admits; the inner value is missing when that version is a removal.
-    pub(super) fn get(&self, probe: &VersionKey) -> Option<Option<Bytes>> {
-        let entry = self.entries.lower_bound(Bound::Included(probe))?;
-        (entry.key().user == probe.user).then(|| entry.value().clone())
+    /// The newest version below `at`; the inner value is missing when that version is a removal.
+    pub(super) fn get(&self, user: &Bytes, at: u64) -> Option<Option<Bytes>> {
+        // Sorts before the versions that are seen, and behind those that are not.
+        let probe = self.key(user.clone(), at.saturating_sub(1));
+        let entry = self.entries.lower_bound(Bound::Included(&probe))?;
+        (entry.key().user == *user).then(|| entry.value().clone())
     }
 
     /// The newest version below `at` of each key between two bounds, which are not inverted.
@@ -87,10 +116,7 @@ impl Memtable {
         to: Bound<&[u8]>,
         at: u64,
     ) -> impl Iterator<Item = Version> + Send + '_ {
-        let key = |user: &[u8], sequence| VersionKey {
-            user: Bytes::copy_from_slice(user),
-            sequence,
-        };
+        let key = |user: &[u8], sequence| self.key(Bytes::copy_from_slice(user), sequence);
         // The newest version of a key sorts first, so a bound lies before all versions or behind all.
         let from = match from {
             Bound::Included(user) => Bound::Included(key(user, u64::MAX)),
@@ -104,7 +130,7 @@ impl Memtable {
         };
         let mut last: Option<Bytes> = None;
         self.entries.range((from, to)).filter_map(move |entry| {
-            let VersionKey { user, sequence } = entry.key();
+            let VersionKey { user, sequence, .. } = entry.key();
             if *sequence >= at || last.as_ref() == Some(user) {
                 return None;
             }
@@ -146,11 +172,11 @@ mod tests {
 
     fn put(memtable: &Memtable, key: &str, sequence: u64, value: Option<&str>) {
         let bytes = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        memtable.insert(bytes(key), sequence, value.map(bytes));
+        memtable.insert(sequence, [(bytes(key), value.map(bytes))].into_iter());
     }
 
     fn get(memtable: &Memtable, key: &str, at: u64) -> Option<Option<Bytes>> {
-        memtable.get(&VersionKey::newest_below(key.as_bytes(), at))
+        memtable.get(&Bytes::copy_from_slice(key.as_bytes()), at)
     }
 
     #[test]
@@ -178,6 +204,48 @@ mod tests {
             .map(|item| (item.key.seqno, item.is_tombstone()))
             .collect();
         assert_eq!(kept, [(9, false), (9, true)]);
-        assert_eq!(memtable.bytes(), 9 * (2 + 128) + 8 * (2 + 128) + 129);
+        assert_eq!(memtable.bytes(), 9 * (2 + 144) + 8 * (2 + 144) + 145);
+    }
+
+    #[test]
+    fn next_memtable_has_the_same_order_with_keys_like_the_ones_before_and_others() {
+        let name = |number: u64| match number % 5 {
+            0 => format!("1_group_1_gen/pods/{:05}", number * 7919 % 1_000),
+            1 => format!("1_group_1_gen/p{:05}", number * 7919 % 1_000),
+            2 => format!("1_group_2_gen/pods/{:05}", number * 7919 % 1_000),
+            3 => format!("2_group_1_gen/pods/{:05}", number * 7919 % 1_000),
+            _ => format!("2_{}", number * 7919 % 1_000),
+        };
+        let mut memtable = Memtable::new();
+        for round in 0..3 {
+            // Others than before in the last round.
+            let keys: std::collections::BTreeSet<String> = match round {
+                2 => (0..500).map(name).collect(),
+                _ => (0..500).filter(|n| n % 5 != 1).map(name).collect(),
+            };
+            for key in &keys {
+                put(&memtable, key, 1, Some("1"));
+                put(&memtable, key, 2, Some("2"));
+            }
+            let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+            let found: Vec<Bytes> = memtable
+                .newest()
+                .map(|item| item.key.user_key.into())
+                .collect();
+            assert!(found.iter().eq(&keys.iter().map(bytes).collect::<Vec<_>>()));
+            for key in &keys {
+                assert_eq!(get(&memtable, key, 2), Some(Some("1".into())));
+                assert_eq!(get(&memtable, key, 3), Some(Some("2".into())));
+            }
+            let (from, to) = (&b"1_group_1_gen/pods/00500"[..], &b"2_group"[..]);
+            let walked = memtable.range(Bound::Excluded(from), Bound::Included(to), 3);
+            let inside = |key: &&String| key.as_bytes() > from && key.as_bytes() <= to;
+            assert!(
+                walked
+                    .map(|version| version.user)
+                    .eq(keys.iter().filter(inside).map(bytes))
+            );
+            memtable = memtable.next();
+        }
     }
 }

@@ -52,6 +52,7 @@
 //! engine that had it are gone, since the file of a dropped table is removed with its last reader.
 
 mod background;
+mod digest;
 mod files;
 mod memtable;
 mod merge;

@@ -252,7 +252,8 @@ impl Shared {
 
     /// Hands the active memtable over to be flushed. Called between batches only, as it holds the lock.
     fn seal(&self, state: &mut State) {
-        let memtable = std::mem::replace(&mut state.active, Arc::new(Memtable::new()));
+        let next = Arc::new(state.active.next());
+        let memtable = std::mem::replace(&mut state.active, next);
         state.sealed.push_back(Arc::new(Sealed {
             memtable,
             applied: std::mem::take(&mut state.applied),
@@ -320,13 +321,11 @@ impl Shared {
         }
         let mut state = self.admit(self.lock())?;
         let sequence = self.sequence.next();
-        for (key, change) in batch.changes {
-            let value = match change {
-                Change::Put(value) => Some(value),
-                Change::Delete => None,
-            };
-            state.active.insert(key, sequence, value);
-        }
+        let versions = batch.changes.into_iter().map(|(key, change)| match change {
+            Change::Put(value) => (key, Some(value)),
+            Change::Delete => (key, None),
+        });
+        state.active.insert(sequence, versions);
         self.published.store(sequence + 1, Ordering::Release);
         if let Some((group, index)) = batch.applied {
             state.applied.insert(group, index);

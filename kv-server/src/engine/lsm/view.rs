@@ -11,7 +11,7 @@ use bytes::Bytes;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{AbstractTree, InternalValue, Slice, Table, Tree};
 
-use super::memtable::{Memtable, VersionKey};
+use super::memtable::Memtable;
 use super::merge::{Merge, Source, Version};
 use crate::engine::{EngineError, PairIter, Snapshot, is_empty_range};
 
@@ -130,9 +130,9 @@ impl View {
         if key < FIRST_USER_KEY {
             return Ok(None);
         }
-        let probe = VersionKey::newest_below(key, at);
+        let user = Bytes::copy_from_slice(key);
         for memtable in &self.memtables {
-            if let Some(value) = memtable.get(&probe) {
+            if let Some(value) = memtable.get(&user, at) {
                 return Ok(value);
             }
         }

@@ -110,6 +110,11 @@ impl WrittenKeys {
         self.0.push(part.freeze());
     }
 
+    /// Puts others behind those that are there.
+    pub fn append(&mut self, mut others: Self) {
+        self.0.append(&mut others.0);
+    }
+
     /// True when nothing was written out.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -34,6 +34,7 @@ use crate::codec::WrittenKeys;
 use crate::mvcc::{self, BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
+use crate::pb::mvccpb::KeyValue;
 use crate::pb::peer::member_call;
 use crate::reply;
 use pb::request_op::Request as OpKind;
@@ -252,6 +253,18 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
     }
 }
 
+/// Takes keys of a list.
+type Write<'a> = &'a mut dyn FnMut(Vec<KeyValue>);
+
+/// Reads a list, and what it writes out.
+fn written(
+    read: impl FnOnce(Write<'_>) -> Result<pb::RangeResponse, ApiError>,
+) -> Result<(pb::RangeResponse, WrittenKeys), ApiError> {
+    let mut keys = WrittenKeys::default();
+    let response = read(&mut |kvs| keys.push(kvs))?;
+    Ok((response, keys))
+}
+
 /// Takes the answer of one kind out of an output.
 macro_rules! expect_output {
     ($self:ident, $output:expr, $kind:ident) => {
@@ -301,15 +314,20 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
         access.check(|state, who| rules::check_range(state, who, &request))?;
         let (mut response, keys) = if let Some(response) = self.view.range_at_once(&request) {
             (response, WrittenKeys::default())
+        } else if let Some(shares) = self.view.list_in_shares(&request) {
+            let [first, second] = shares.map(|share| {
+                let read = |write: Write<'_>| share.read(LIST_PART_BYTES, write);
+                self.scans.run(move || written(read))
+            });
+            let ((mut response, mut keys), (rest, others)) = tokio::try_join!(first, second)?;
+            response.count += rest.count;
+            keys.append(others);
+            (response, keys)
         } else {
             let view = Arc::clone(&self.view);
-            let listed = self.scans.run(move || {
-                let mut keys = WrittenKeys::default();
-                let mut write = |kvs| keys.push(kvs);
-                let response = view.range_in_parts(&request, LIST_PART_BYTES, &mut write)?;
-                Ok((response, keys))
-            });
-            listed.await?
+            let read =
+                move |write: Write<'_>| view.range_in_parts(&request, LIST_PART_BYTES, write);
+            self.scans.run(move || written(read)).await?
         };
         self.still(&access)?;
         self.complete(&mut response.header);

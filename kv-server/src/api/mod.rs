@@ -22,7 +22,7 @@ use crate::ApiError;
 use crate::auth::{AuthState, Caller};
 use crate::codec::WrittenKeys;
 use crate::lease::Renewal;
-use crate::mvcc::{Backup, CommandOutput, LeaseInfo, RangePart};
+use crate::mvcc::{Backup, CommandOutput, LeaseInfo, ListShare, RangePart};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 
@@ -87,6 +87,9 @@ pub trait View: Send + Sync + 'static {
 
     /// As [`Self::range`], if the answer is short and in memory, so that no thread has to wait for it.
     fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse>;
+
+    /// The halves of a list that is so long that two threads had better read it.
+    fn list_in_shares(&self, request: &pb::RangeRequest) -> Option<[ListShare; 2]>;
 
     /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part, and
     /// are not in the answer.

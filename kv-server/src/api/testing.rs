@@ -14,7 +14,9 @@ use raft_node::TickContext;
 use super::{ApiOptions, DataSize, EtcdApi, Replica, ScanPool, View};
 use crate::ApiError;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink, RangePart};
+use crate::mvcc::{
+    Backup, CommandOutput, CommandResult, LeaseInfo, LeaseSink, ListShare, RangePart,
+};
 use crate::pb::command::{Command, command::Op};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -296,6 +298,10 @@ impl View for FakeState {
     }
 
     fn range_at_once(&self, _: &pb::RangeRequest) -> Option<pb::RangeResponse> {
+        None
+    }
+
+    fn list_in_shares(&self, _: &pb::RangeRequest) -> Option<[ListShare; 2]> {
         None
     }
 

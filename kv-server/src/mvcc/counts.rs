@@ -234,6 +234,31 @@ impl Counts {
         })
     }
 
+    /// Where a block begins that has about as many of a range's keys before it as behind it, if whole blocks have at least so
+    /// many.
+    pub(super) fn middle(&self, from: &[u8], to: Option<&[u8]>, keys_min: u64) -> Option<Bytes> {
+        let inner = self.inner(from, to)?;
+        if inner.keys < keys_min {
+            return None;
+        }
+        let begin = self.place(&inner.from);
+        let mut before = 0;
+        for (number, page) in self.pages.iter().enumerate().skip(begin.page) {
+            let first = if number == begin.page { begin.block } else { 0 };
+            if first == 0 && before + page.keys < inner.keys / 2 {
+                before += page.keys;
+                continue;
+            }
+            for block in &page.blocks[first..] {
+                if before >= inner.keys / 2 {
+                    return Some(block.first.clone());
+                }
+                before += block.keys;
+            }
+        }
+        None
+    }
+
     /// A key came into being, or went. Names its block when that has become too large.
     pub(super) fn change(&mut self, key: &[u8], lives: bool) -> Option<Large> {
         let at = self.place(key);
@@ -422,6 +447,12 @@ mod tests {
                 let mut bound = || key(rng.random_range(0..600_000));
                 let (from, to) = (bound(), bound());
                 let wanted = between_bounds(&keys, &from, Some(&to)).count() as u64;
+                if let Some(middle) = counts.middle(&from, Some(&to), 4 * BLOCK_KEYS_MAX) {
+                    let before = between_bounds(&keys, &from, Some(&middle)).count() as u64;
+                    assert!(before.abs_diff(wanted / 2) <= 2 * BLOCK_KEYS_MAX);
+                } else {
+                    assert!(wanted < 6 * BLOCK_KEYS_MAX, "{wanted} keys have no middle");
+                }
                 let (found, looked) = count(&counts, &keys, &from, Some(&to));
                 assert_eq!(found, wanted, "{from:?} {to:?}");
                 assert!(looked <= 2 * BLOCK_KEYS_MAX, "{looked} keys were looked at");

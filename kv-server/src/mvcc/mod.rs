@@ -39,7 +39,7 @@ pub use members::MemberTable;
 pub use range_cache::RangeCache;
 pub use state::{KvOptions, KvStateMachine, Sinks};
 pub use state_check::{CheckSink, StateCut};
-pub use store::{History, Store};
+pub use store::{History, ListShare, Store};
 pub use survey::Survey;
 pub use types::{
     CommandOutput, CommandResult, Event, EventKind, EventSink, LeaseInfo, LeaseSink, RangePart,

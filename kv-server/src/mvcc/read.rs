@@ -453,8 +453,7 @@ impl View<'_> {
         newest: i64,
     ) -> Option<RangeResponse> {
         let blocks = self.blocks.as_ref()?;
-        let is_list = !request.range_end.is_empty() && !request.count_only && !request.keys_only;
-        if !is_list || request.revision > 0 || !Plan::of(request).plain() {
+        if !is_newest_list(request) {
             return None;
         }
         let limit = usize::try_from(request.limit).ok();
@@ -483,6 +482,16 @@ impl View<'_> {
             (response.count, response.more) = (response.count + behind, behind > 0);
         }
         Some(response)
+    }
+
+    /// A key in the middle of a list of at least so many keys.
+    pub(super) fn middle_of_list(&self, request: &RangeRequest, keys_min: u64) -> Option<Bytes> {
+        if !is_newest_list(request) || request.limit > 0 {
+            return None;
+        }
+        let end = (request.range_end != [0][..]).then_some(&request.range_end[..]);
+        let blocks = self.blocks.as_ref()?;
+        blocks.counts.middle(&request.key, end, keys_min)
     }
 
     /// As [`Self::range`], but the keys of a list that is longer than `bytes_max` are given to `write`, part by part. A
@@ -552,6 +561,12 @@ impl View<'_> {
             false => !by_value && matches(compare, &KeyValue::default()),
         })
     }
+}
+
+/// Whether a request asks for keys with their values, as they lie in the newest state.
+fn is_newest_list(request: &RangeRequest) -> bool {
+    let is_list = !request.range_end.is_empty() && !request.count_only && !request.keys_only;
+    is_list && request.revision <= 0 && Plan::of(request).plain()
 }
 
 /// The least key above another one.

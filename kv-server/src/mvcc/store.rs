@@ -69,6 +69,44 @@ impl Opened {
     }
 }
 
+/// Keys of a list from which on two threads read it.
+const SHARED_KEYS_MIN: u64 = 8_192;
+
+/// One half of a long list, for a thread to read. Both are of the same state.
+pub struct ListShare {
+    opened: Arc<Opened>,
+    request: RangeRequest,
+}
+
+impl fmt::Debug for ListShare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ListShare")
+            .field("request", &self.request)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ListShare {
+    /// Gives all keys to `write`, part by part; the answer has none.
+    ///
+    /// # Errors
+    /// An internal error when the engine fails.
+    pub fn read(
+        self,
+        bytes_max: usize,
+        write: &mut dyn FnMut(Vec<KeyValue>),
+    ) -> Result<RangeResponse, ApiError> {
+        let view = self.opened.view();
+        let revision = self.opened.meta.revision;
+        let answer = view.range_in_parts(&self.request, revision, bytes_max, write);
+        let mut answer = answer.map_err(Fail::Engine)?;
+        if !answer.kvs.is_empty() {
+            write(std::mem::take(&mut answer.kvs));
+        }
+        Ok(answer)
+    }
+}
+
 /// How often a reader that counts looks again whether there are counts of what it reads.
 const COUNTS_TRIES: usize = 8;
 
@@ -460,6 +498,24 @@ impl Store {
             Ok(response)
         };
         Ok(answer()?)
+    }
+
+    /// The halves of a list that is so long that two threads had better read it.
+    #[must_use]
+    pub fn list_in_shares(&self, request: &RangeRequest) -> Option<[ListShare; 2]> {
+        if !self.counting.is_on() {
+            return None;
+        }
+        let opened = self.open_for(request).ok()?;
+        let middle = opened.view().middle_of_list(request, SHARED_KEYS_MIN)?;
+        let opened = Arc::new(opened);
+        let mut shares = [(); 2].map(|()| ListShare {
+            opened: Arc::clone(&opened),
+            request: request.clone(),
+        });
+        shares[0].request.range_end = middle.clone();
+        shares[1].request.key = middle;
+        Some(shares)
     }
 
     /// The first keys of a range, at most so many, and no more once there are so many bytes of them. Limit, order and

@@ -14,7 +14,9 @@ use crate::api::{DataSize, Replica, View};
 use crate::auth::AuthState;
 use crate::engine::Engine;
 use crate::lease::{Lessor, Renewal};
-use crate::mvcc::{self, Backup, CommandOutput, KvStateMachine, LeaseInfo, RangePart, Store};
+use crate::mvcc::{
+    self, Backup, CommandOutput, KvStateMachine, LeaseInfo, ListShare, RangePart, Store,
+};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
 
@@ -132,6 +134,10 @@ impl View for NodeView {
 
     fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse> {
         self.store.range_at_once(request)
+    }
+
+    fn list_in_shares(&self, request: &pb::RangeRequest) -> Option<[ListShare; 2]> {
+        self.store.list_in_shares(request)
     }
 
     fn range_in_parts(

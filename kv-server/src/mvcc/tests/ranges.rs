@@ -118,6 +118,40 @@ fn ranges_of_blocks_in_memory_are_what_a_walk_finds() {
 }
 
 #[test]
+fn halves_of_a_long_list_are_the_list() {
+    let mut rig = filled(16 << 20);
+    assert!(rig.store.list_in_shares(&list("\0", &[0], 0)).is_none());
+    let ops: Vec<_> = (0..20_000).map(|n| put(&key(n), &format!("{n}"))).collect();
+    for some in ops.chunks(1_000) {
+        rig.apply(some);
+    }
+    for limited in [list("\0", &[0], 15_000), list("/02/", b"/03/", 0)] {
+        assert!(rig.store.list_in_shares(&limited).is_none());
+    }
+    for request in [list("\0", &[0], 0), list("/01/", b"/06/", 0)] {
+        let shares = rig.store.list_in_shares(&request).unwrap();
+        // What is written now is in neither.
+        rig.apply(&[put(&key(1), "later"), delete(&key(5), "")]);
+        let mut kvs = Vec::new();
+        let count: i64 = (shares.into_iter())
+            .map(|share| {
+                let before = kvs.len();
+                let answer = share.read(1_000, &mut |some| kvs.extend(some)).unwrap();
+                assert!(kvs.len() > before + 6_000 && answer.kvs.is_empty());
+                answer.count
+            })
+            .sum();
+        assert_eq!(usize::try_from(count).unwrap(), kvs.len());
+        rig.apply(&[put(&key(1), "1"), put(&key(5), "5")]);
+        let names = |kvs: &[KeyValue]| -> Vec<(Bytes, Bytes)> {
+            let pairs = kvs.iter().map(|kv| (kv.key.clone(), kv.value.clone()));
+            pairs.collect()
+        };
+        assert_eq!(names(&kvs), names(&walked(&rig, &request).0));
+    }
+}
+
+#[test]
 fn replaced_state_is_not_answered_from_memory() {
     let rig = filled(16 << 20);
     let request = list("\0", &[0], 100);

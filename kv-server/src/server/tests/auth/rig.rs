@@ -11,7 +11,7 @@ use crate::ApiError;
 use crate::api::{ApiOptions, DataSize, EtcdApi, Replica, ScanPool, View};
 use crate::auth::{AuthState, Authenticator, COST_MIN, TokenTable, Tokens};
 use crate::lease::Renewal;
-use crate::mvcc::{self, Backup, CommandOutput, LeaseInfo, RangePart, Store};
+use crate::mvcc::{self, Backup, CommandOutput, LeaseInfo, ListShare, RangePart, Store};
 use crate::pb::authpb::{Permission, permission::Type};
 use crate::pb::etcdserverpb as pb;
 use crate::pb::mvccpb::KeyValue;
@@ -70,6 +70,10 @@ impl View for Applied {
     }
     fn range_at_once(&self, request: &pb::RangeRequest) -> Option<pb::RangeResponse> {
         self.0.range_at_once(request)
+    }
+
+    fn list_in_shares(&self, request: &pb::RangeRequest) -> Option<[ListShare; 2]> {
+        self.0.list_in_shares(request)
     }
 
     fn range_in_parts(

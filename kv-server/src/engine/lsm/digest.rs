@@ -21,7 +21,7 @@ type Space = [u8; SPACE_BYTES];
 pub(super) struct Digest(u128);
 
 impl Digest {
-    const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
     /// True when the two tell which key is the greater one.
     pub(super) fn tells(self, other: Self) -> bool {

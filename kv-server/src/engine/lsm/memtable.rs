@@ -43,6 +43,20 @@ impl PartialOrd for VersionKey {
     }
 }
 
+/// Sorts before the versions that a reader sees, and behind those that it does not, in any memtable.
+pub(super) struct Probe(VersionKey);
+
+impl Probe {
+    /// For the versions of a key below `at`.
+    pub(super) fn newest_below(user: &[u8], at: u64) -> Self {
+        Self(VersionKey {
+            digest: Digest::NONE,
+            user: Bytes::copy_from_slice(user),
+            sequence: at.saturating_sub(1),
+        })
+    }
+}
+
 /// The map. A missing value is a removal.
 pub(super) struct Memtable {
     entries: SkipMap<VersionKey, Option<Bytes>>,
@@ -101,12 +115,11 @@ impl Memtable {
         }
     }
 
-    /// The newest version below `at`; the inner value is missing when that version is a removal.
-    pub(super) fn get(&self, user: &Bytes, at: u64) -> Option<Option<Bytes>> {
-        // Sorts before the versions that are seen, and behind those that are not.
-        let probe = self.key(user.clone(), at.saturating_sub(1));
-        let entry = self.entries.lower_bound(Bound::Included(&probe))?;
-        (entry.key().user == *user).then(|| entry.value().clone())
+    /// The newest version that `probe` admits; the inner value is missing when that version is a removal.
+    pub(super) fn get(&self, Probe(probe): &mut Probe) -> Option<Option<Bytes>> {
+        probe.digest = self.spaces.digest(&probe.user);
+        let entry = self.entries.lower_bound(Bound::Included(probe))?;
+        (entry.key().user == probe.user).then(|| entry.value().clone())
     }
 
     /// The newest version below `at` of each key between two bounds, which are not inverted.
@@ -176,7 +189,7 @@ mod tests {
     }
 
     fn get(memtable: &Memtable, key: &str, at: u64) -> Option<Option<Bytes>> {
-        memtable.get(&Bytes::copy_from_slice(key.as_bytes()), at)
+        memtable.get(&mut Probe::newest_below(key.as_bytes(), at))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{AbstractTree, InternalValue, Slice, Table, Tree};
 
-use super::memtable::Memtable;
+use super::memtable::{Memtable, Probe};
 use super::merge::{Merge, Source, Version};
 use crate::engine::{EngineError, PairIter, Snapshot, is_empty_range};
 
@@ -130,9 +130,9 @@ impl View {
         if key < FIRST_USER_KEY {
             return Ok(None);
         }
-        let user = Bytes::copy_from_slice(key);
+        let mut probe = Probe::newest_below(key, at);
         for memtable in &self.memtables {
-            if let Some(value) = memtable.get(&user, at) {
+            if let Some(value) = memtable.get(&mut probe) {
                 return Ok(value);
             }
         }

@@ -1,11 +1,13 @@
 //! Reads by the blocks that are in memory: what a range finds there, and how a block comes to be there.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use raft_log::Index;
 
-use super::counts::Counts;
+use super::counting::Note;
+use super::counts::{Counts, Covering, Inner};
 use super::range_cache::{CONTENT_BYTES_MAX, Content, RangeCache};
 use super::read::View;
 use crate::engine::EngineError;
@@ -24,6 +26,8 @@ pub(super) struct Blocks<'a> {
     pub(super) counts: &'a Counts,
     pub(super) index: Index,
     pub(super) cache: &'a RangeCache,
+    /// Keys that came or went since, for who reads a batch in progress: what is in memory is not of it.
+    pub(super) pending: Option<&'a [Note]>,
 }
 
 fn is_behind(key: &[u8], end: Option<&[u8]>) -> bool {
@@ -31,6 +35,27 @@ fn is_behind(key: &[u8], end: Option<&[u8]>) -> bool {
 }
 
 impl Blocks<'_> {
+    fn content(&self, block: &Covering<'_>) -> Option<Arc<Content>> {
+        let is_batch = self.pending.is_some();
+        block.slot.get(self.index).filter(|_| !is_batch)
+    }
+
+    /// The whole blocks of a range, with how many keys they have.
+    pub(super) fn inner(&self, from: &[u8], end: Option<&[u8]>) -> Option<Inner> {
+        let mut inner = self.counts.inner(from, end)?;
+        let to = inner.to.as_deref();
+        for note in self.pending.unwrap_or_default() {
+            if note.key < inner.from || is_behind(&note.key, to) {
+                continue;
+            }
+            match note.lives {
+                true => inner.keys += 1,
+                false => inner.keys -= 1,
+            }
+        }
+        Some(inner)
+    }
+
     /// Gives the keys from `from` on to `visit`, as long as they are in memory. Returns the first key from which on they are
     /// not; none when there are no others, or `visit` has enough.
     pub(super) fn visit(
@@ -41,7 +66,7 @@ impl Blocks<'_> {
     ) -> Option<Bytes> {
         loop {
             let block = self.counts.covering(&from);
-            let Some(content) = block.slot.get(self.index) else {
+            let Some(content) = self.content(&block) else {
                 return Some(from);
             };
             for kv in content.from(&from) {
@@ -58,7 +83,7 @@ impl Blocks<'_> {
         let mut count = 0;
         loop {
             let block = self.counts.covering(&from);
-            let Some(content) = block.slot.get(self.index) else {
+            let Some(content) = self.content(&block) else {
                 return (count, Some(from));
             };
             let rest = content.from(&from);
@@ -77,7 +102,7 @@ impl Blocks<'_> {
             (count, None) => Some(count),
             (_, Some(_)) => None,
         };
-        let Some(inner) = self.counts.inner(from, end) else {
+        let Some(inner) = self.inner(from, end) else {
             return look(from, end);
         };
         let before = match *from < inner.from {
@@ -90,8 +115,8 @@ impl Blocks<'_> {
 
     /// Whether a range that wants so many keys at most is one for whom blocks are read as a whole.
     fn are_for(&self, from: &[u8], end: Option<&[u8]>, wanted: usize) -> bool {
-        if wanted <= WANTED_MAX {
-            return wanted >= WANTED_MIN;
+        if wanted <= WANTED_MAX || self.pending.is_some() {
+            return wanted >= WANTED_MIN && self.pending.is_none();
         }
         let inner = self.counts.inner(from, end);
         inner.is_none_or(|inner| inner.keys <= WANTED_MAX as u64)

@@ -31,6 +31,7 @@ const NOTES_AT_ONCE: usize = 1_024;
 const LOOK_EVERY: usize = 4_096;
 
 /// A key that came into being or went.
+#[derive(Debug)]
 pub(super) struct Note {
     pub(super) key: Bytes,
     pub(super) lives: bool,
@@ -242,11 +243,14 @@ impl Counting {
         match self.build(number, opened) {
             Ok(Some(counts)) => self.catch_up(number, opened.meta.index, counts),
             Ok(None) => {}
-            Err(error) => {
-                tracing::warn!(%error, "keys are counted one by one");
-                self.end(number);
-            }
+            Err(error) => self.give_up(number, &error),
         }
+    }
+
+    /// The engine failed: what is next to read it says so too.
+    pub(super) fn give_up(&self, number: u64, error: &EngineError) {
+        tracing::warn!(%error, "keys are counted one by one");
+        self.end(number);
     }
 
     fn build(&self, number: u64, opened: &Opened) -> Result<Option<Counts>, EngineError> {

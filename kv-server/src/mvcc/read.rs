@@ -1,6 +1,7 @@
 //! Reading keys at a revision, from a snapshot or from a batch in progress. Used by the store and by the writer.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
@@ -8,8 +9,9 @@ use bytes::Bytes;
 use tonic::Code;
 
 use super::cached::Blocks;
-use super::codec::{self, Keys, LATEST, Latest, VERSION, Version, damaged};
+use super::codec::{self, Keys, LATEST, Latest, REVISION, VERSION, Version, damaged};
 use super::counts::Inner;
+use super::types::EventKind;
 use crate::engine::{EngineError, Pair, Snapshot};
 use crate::error::ApiError;
 use crate::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -22,6 +24,8 @@ const STEPS_MAX: usize = 8;
 /// The same where the newest state is read, which has another way to the rest: a get for each key costs as much as these.
 const NEWEST_STEPS_MAX: usize = 4;
 
+/// Changes since an older revision that are looked at, instead of all keys, to count what there was.
+const CHANGES_MAX: usize = 10_000;
 /// Bytes of keys and values of a list that is answered at once.
 const AT_ONCE_BYTES_MAX: usize = 128 << 10;
 
@@ -186,7 +190,7 @@ impl View<'_> {
             (count, None) => Ok(count),
             (count, Some(rest)) => Ok(count + self.count_each(&rest, to)?),
         };
-        let Some(Inner { keys, from, to }) = blocks.counts.inner(key, end) else {
+        let Some(Inner { keys, from, to }) = blocks.inner(key, end) else {
             return look(key, end);
         };
         let mut count = i64::try_from(keys).unwrap_or(i64::MAX);
@@ -313,7 +317,7 @@ impl View<'_> {
         if at >= newest {
             self.collect_current(request, keep, &mut response)?;
         } else {
-            self.collect_old(request, at, keep, &mut response)?;
+            self.collect_old(request, at, newest, keep, &mut response)?;
         }
         plan.filter(&mut response.kvs);
         plan.sort(&mut response.kvs);
@@ -381,28 +385,99 @@ impl View<'_> {
         &self,
         request: &RangeRequest,
         at: i64,
+        newest: i64,
         keep: usize,
         response: &mut RangeResponse,
     ) -> Result<(), EngineError> {
-        let mut add = |kv: Option<KeyValue>| {
-            response.count += i64::from(kv.is_some());
-            if !request.count_only && response.kvs.len() < keep {
-                response.kvs.extend(kv);
-            }
-        };
         if request.range_end.is_empty() {
-            add(self.at(&request.key, at)?);
+            let found = self.at(&request.key, at)?;
+            response.count = i64::from(found.is_some());
+            response.kvs.extend(found.filter(|_| !request.count_only));
             return Ok(());
         }
-        self.versions(
-            &request.key,
-            &request.range_end,
-            at,
-            |key, modified, record| {
-                add(key_value(key, modified, Version::decode(record)?));
-                Ok(ControlFlow::Continue(()))
-            },
-        )
+        let (mut rest, end) = (request.key.clone(), &request.range_end);
+        if !request.count_only && keep > 0 {
+            let mut add = |kv: Option<KeyValue>| {
+                response.kvs.extend(kv);
+                match response.kvs.len() < keep {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            };
+            self.versions(&rest, end, at, |key, modified, record| {
+                Ok(add(key_value(key, modified, Version::decode(record)?)))
+            })?;
+            response.count = i64::try_from(response.kvs.len()).unwrap_or(i64::MAX);
+            match response.kvs.last().filter(|_| response.kvs.len() >= keep) {
+                Some(last) => rest = behind(&last.key),
+                None => return Ok(()),
+            }
+        }
+        response.count += self.count_at(&rest, end, at, newest)?;
+        Ok(())
+    }
+
+    /// How many live keys a range had at a revision.
+    fn count_at(&self, key: &Bytes, end: &[u8], at: i64, newest: i64) -> Result<i64, EngineError> {
+        if newest - at <= CHANGES_MAX as i64
+            && let Some(came) = self.came_since(key, end, at)?
+        {
+            return Ok(self.count(key, end)? - came);
+        }
+        let mut count = 0;
+        self.versions(key, end, at, |_, _, _| {
+            count += 1;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(count)
+    }
+
+    /// How many more live keys a range has than at a revision; none if that is no shorter way than to count, or if there are
+    /// changes that no record tells of yet.
+    fn came_since(&self, key: &Bytes, end: &[u8], at: i64) -> Result<Option<i64>, EngineError> {
+        if self.blocks.is_none_or(|blocks| blocks.pending.is_some()) {
+            return Ok(None);
+        }
+        let within = |changed: &Bytes| changed >= key && (end == [0] || **changed < *end);
+        // The first change of each key, and whether it lives after the last one.
+        let mut changed: BTreeMap<Bytes, (i64, EventKind, bool)> = BTreeMap::new();
+        let (from, to) = (self.keys.revision(at + 1), self.keys.end(REVISION));
+        let mut seen = 0;
+        for pair in self.read.scan(&from, &to) {
+            for (revision, changes) in codec::decode_revisions(pair?.1)? {
+                seen += changes.len();
+                if seen > CHANGES_MAX {
+                    return Ok(None);
+                }
+                if revision <= at {
+                    continue;
+                }
+                for (kind, key) in changes.into_iter().filter(|(_, key)| within(key)) {
+                    let lives = kind == EventKind::Put;
+                    changed.entry(key).or_insert((revision, kind, lives)).2 = lives;
+                }
+            }
+        }
+        let mut came = 0;
+        for (key, (revision, kind, lives)) in changed {
+            came += i64::from(lives) - i64::from(self.lived_before(&key, revision, kind)?);
+        }
+        Ok(Some(came))
+    }
+
+    /// Whether a key was there before a change of it.
+    fn lived_before(
+        &self,
+        key: &[u8],
+        revision: i64,
+        kind: EventKind,
+    ) -> Result<bool, EngineError> {
+        if kind == EventKind::Delete {
+            return Ok(true);
+        }
+        let record = self.read.get(&self.keys.version(key, revision))?;
+        let record = record.ok_or_else(|| damaged("a revision has no version"))?;
+        Ok(Version::decode(record)?.created != revision)
     }
 
     /// The first live keys of a range as of a revision, at most so many, and no more once there are so many bytes of
@@ -453,7 +528,7 @@ impl View<'_> {
         newest: i64,
     ) -> Option<RangeResponse> {
         let blocks = self.blocks.as_ref()?;
-        if !is_newest_list(request) {
+        if !is_newest_list(request, newest) {
             return None;
         }
         let limit = usize::try_from(request.limit).ok();
@@ -485,8 +560,13 @@ impl View<'_> {
     }
 
     /// A key in the middle of a list of at least so many keys.
-    pub(super) fn middle_of_list(&self, request: &RangeRequest, keys_min: u64) -> Option<Bytes> {
-        if !is_newest_list(request) || request.limit > 0 {
+    pub(super) fn middle_of_list(
+        &self,
+        request: &RangeRequest,
+        newest: i64,
+        keys_min: u64,
+    ) -> Option<Bytes> {
+        if !is_newest_list(request, newest) || request.limit > 0 {
             return None;
         }
         let end = (request.range_end != [0][..]).then_some(&request.range_end[..]);
@@ -564,9 +644,10 @@ impl View<'_> {
 }
 
 /// Whether a request asks for keys with their values, as they lie in the newest state.
-fn is_newest_list(request: &RangeRequest) -> bool {
+fn is_newest_list(request: &RangeRequest, newest: i64) -> bool {
     let is_list = !request.range_end.is_empty() && !request.count_only && !request.keys_only;
-    is_list && request.revision <= 0 && Plan::of(request).plain()
+    let is_newest = request.revision <= 0 || request.revision == newest;
+    is_list && is_newest && Plan::of(request).plain()
 }
 
 /// The least key above another one.

@@ -353,6 +353,9 @@ impl KvStateMachine {
             compacted: None,
             check: false,
             snapshot: OnceCell::new(),
+            store: &self.store,
+            applied: self.meta.index,
+            counts: OnceCell::new(),
         };
         let mut forwarded = Vec::new();
         for entry in entries {
@@ -378,8 +381,11 @@ impl KvStateMachine {
             lease_news,
             compacted,
             check,
+            counts,
             ..
         } = writer;
+        // Whoever brings them on copies what somebody holds.
+        drop(counts);
         if !revisions.is_empty() {
             let record = codec::encode_revisions(revisions.iter().map(Arc::as_ref));
             let record = record.map_err(|error| ApplyError(Box::new(error)))?;

@@ -60,6 +60,7 @@ impl Opened {
             counts,
             index: self.meta.index,
             cache: &self.ranges,
+            pending: None,
         });
         View {
             read: &self.snapshot,
@@ -400,13 +401,10 @@ impl Store {
         })
     }
 
-    /// The same, for who may have to count what `request` is about.
-    fn open_for(&self, request: &RangeRequest) -> Result<Opened, EngineError> {
+    /// The same, with the counts of the same index if there are some.
+    fn open_counted(&self) -> Result<Opened, EngineError> {
         let mut opened = self.open()?;
         for _ in 0..COUNTS_TRIES {
-            if !is_newest_range(request) {
-                break;
-            }
             match self.counting.at(opened.meta.index) {
                 Found::Nothing => break,
                 Found::These(counts) => {
@@ -420,9 +418,17 @@ impl Store {
         Ok(opened)
     }
 
+    /// The same, for who asks for a range or a point.
+    fn open_for(&self, request: &RangeRequest) -> Result<Opened, EngineError> {
+        match request.range_end.is_empty() {
+            true => self.open(),
+            false => self.open_counted(),
+        }
+    }
+
     /// Says what was counted without them.
     fn counted(&self, opened: &Opened, request: &RangeRequest, count: i64) {
-        if opened.counts.is_none() && is_newest_range(request) {
+        if opened.counts.is_none() && !request.range_end.is_empty() {
             self.counting.counted(count);
         }
     }
@@ -433,7 +439,6 @@ impl Store {
     }
 
     /// What is held in memory of ranges.
-    #[cfg(test)]
     pub(super) fn ranges(&self) -> &RangeCache {
         &self.ranges
     }
@@ -442,7 +447,7 @@ impl Store {
     pub(super) fn walk(&self, number: u64) {
         match self.open() {
             Ok(opened) => self.counting.walk(number, &opened),
-            Err(error) => tracing::warn!(%error, "keys are counted one by one"),
+            Err(error) => self.counting.give_up(number, &error),
         }
     }
 
@@ -507,7 +512,8 @@ impl Store {
             return None;
         }
         let opened = self.open_for(request).ok()?;
-        let middle = opened.view().middle_of_list(request, SHARED_KEYS_MIN)?;
+        let (view, revision) = (opened.view(), opened.meta.revision);
+        let middle = view.middle_of_list(request, revision, SHARED_KEYS_MIN)?;
         let opened = Arc::new(opened);
         let mut shares = [(); 2].map(|()| ListShare {
             opened: Arc::clone(&opened),
@@ -551,7 +557,10 @@ impl Store {
     /// As for [`Store::range`]; `Other` for a transaction that writes or nests.
     pub fn read_txn(&self, request: &TxnRequest) -> Result<TxnResponse, ApiError> {
         let answer = || -> Result<TxnResponse, Fail> {
-            let opened = self.open()?;
+            let opened = match has_range(request) {
+                true => self.open_counted()?,
+                false => self.open()?,
+            };
             let meta = &opened.meta;
             let view = opened.view();
             let mut path = Vec::new();
@@ -568,9 +577,10 @@ impl Store {
             }
             let mut responses = Vec::with_capacity(ranges.len());
             for range in ranges {
-                let response = Response::ResponseRange(view.range(range, meta.revision)?);
+                let response = view.range(range, meta.revision)?;
+                self.counted(&opened, range, response.count);
                 responses.push(ResponseOp {
-                    response: Some(response),
+                    response: Some(Response::ResponseRange(response)),
                 });
             }
             Ok(TxnResponse {
@@ -733,9 +743,13 @@ impl Store {
     }
 }
 
-/// Whether it helps to know how many keys there are, and which of them are in memory.
-fn is_newest_range(request: &RangeRequest) -> bool {
-    !request.range_end.is_empty() && request.revision <= 0
+/// Whether a transaction reads a range, in either branch.
+fn has_range(txn: &TxnRequest) -> bool {
+    let mut ops = txn.success.iter().chain(&txn.failure);
+    ops.any(|op| match &op.request {
+        Some(Request::RequestRange(range)) => !range.range_end.is_empty(),
+        _ => false,
+    })
 }
 
 fn events(

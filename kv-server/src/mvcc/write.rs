@@ -14,13 +14,16 @@ use raft_log::Index;
 use super::alarms::Alarms;
 use super::auth::Auth;
 use super::cache::Cache;
+use super::cached::Blocks;
 use super::check::check_txn;
 use super::codec::{self, Keys, LEASE_BYTES, LEASE_KEY, Latest, Meta};
-use super::counting::Note;
+use super::counting::{Found, Note};
+use super::counts::Counts;
 use super::duplicates::Duplicates;
 use super::keyspaces::Keyspaces;
 use super::members::Members;
 use super::read::{Fail, Pairs, Read, View, check_txn_revision, header};
+use super::store::Store;
 use super::types::{CommandResult, Event, EventKind, LeaseInfo, RevisionEvents};
 use crate::auth::check_op;
 use crate::engine::{Change, Engine, EngineError, Snapshot};
@@ -64,6 +67,11 @@ pub(super) struct Writer<'a> {
     /// The last command asked for a cut of the state: nothing may follow it in this batch.
     pub(super) check: bool,
     pub(super) snapshot: OnceCell<Arc<dyn Snapshot>>,
+    pub(super) store: &'a Store,
+    /// The index before the batch.
+    pub(super) applied: Index,
+    /// How many keys there were before the batch, if somebody asked and it is known.
+    pub(super) counts: OnceCell<Option<Arc<Counts>>>,
 }
 
 impl Read for Writer<'_> {
@@ -112,6 +120,27 @@ impl Writer<'_> {
             read: self,
             keys: self.keys,
             blocks: None,
+        }
+    }
+
+    /// The same for a range, whose keys may have to be counted.
+    fn counted_view(&self) -> View<'_> {
+        let counts = self.counts.get_or_init(|| {
+            let before = self.applied;
+            match self.store.counting().at(before) {
+                Found::These(counts) => Some(counts),
+                Found::Nothing | Found::Other => None,
+            }
+        });
+        let blocks = counts.as_deref().map(|counts| Blocks {
+            counts,
+            index: self.applied,
+            cache: self.store.ranges(),
+            pending: Some(&self.notes),
+        });
+        View {
+            blocks,
+            ..self.view()
         }
     }
 
@@ -426,7 +455,7 @@ impl Writer<'_> {
             let request = op.request.as_ref().expect("checked with the transaction");
             let response = match request {
                 Request::RequestRange(range) => {
-                    Response::ResponseRange(self.view().range(range, self.newest())?)
+                    Response::ResponseRange(self.counted_view().range(range, self.newest())?)
                 }
                 Request::RequestPut(put) => Response::ResponsePut(self.put(put.clone())?),
                 Request::RequestDeleteRange(delete) => {

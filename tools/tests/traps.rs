@@ -1,7 +1,9 @@
 //! What others get wrong about etcd's API, one test per trap, against a real server over a real socket.
 //!
-//! The numbers are those of the list of traps in the design's reference; 26 and 30, which need a cluster without a
-//! leader, are tested in the simulated cluster and in the api's own tests. `FLOTILLA_TEST_SERVER=etcd` runs all of them
+//! The numbers are those of the list of traps in the design's reference. Elsewhere are 22 and 28 (users: `auth`, `kv-server`'s
+//! `server/tests/auth.rs`), 24 and 29 (backups and quotas: `maintenance`), 25 (etcdctl: `.ci/clients`), 27 (`kv-server`'s
+//! `server/watch_tests.rs`), and 26 and 30, which need a cluster without a leader: the simulated cluster and the api's own
+//! tests. `FLOTILLA_TEST_SERVER=etcd` runs all of them
 //! against etcd, which passes them: see docs/TESTING.md.
 #![expect(
     clippy::unwrap_used,

@@ -172,6 +172,28 @@ fn clients_are_let_in_with_a_certificate_that_the_authority_signed() {
 }
 
 #[test]
+fn certificates_are_let_in_by_the_host_names_that_they_are_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let server = authority.issue("server", 1, &[HOST]);
+    let mut setup = Setup::new(FLOTILLA, &dir.path().join("data"));
+    setup.is_https = true;
+    let names = ["--client-cert-allowed-hostname", "app.example"].map(str::to_owned);
+    let ca = flag("--trusted-ca-file", &authority.file());
+    setup.flags = [pair("", &server), ca.to_vec(), names.to_vec()].concat();
+    let running = setup.start();
+    let show = |number, hosts: &[&str]| {
+        let client = authority.issue("client", number, hosts);
+        put(running.url(), &trusting(&authority, Some(&client)))
+    };
+    well(&show(2, &["app.example"]));
+    well(&show(3, &["other.example", "app.example"]));
+    assert!(!show(4, &["other.example"]).status.success());
+    assert!(!show(5, &[]).status.success());
+    running.wait_for_line("for none of the allowed hosts app.example");
+}
+
+#[test]
 fn members_know_each_other_by_their_certificates() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "authority");

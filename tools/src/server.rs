@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use kv_server::api::{ApiOptions, EtcdApi, ScanPool};
+use kv_server::api::{ApiOptions, EtcdApi, ScanPool, VERSION};
 use kv_server::auth::{Authenticator, Jwt, JwtOptions, Tokens};
 use kv_server::node::{
     ChangeRules, Front, GroupReplica, Node, NodeConfig, NodeError, NodeView, Observers, Serve,
@@ -30,7 +30,7 @@ use tonic::service::Routes;
 use tracing::{info, warn};
 
 use crate::config::{self, AuthToken, ListenAddress, ServerConfig, TlsConfig};
-use crate::failure::Failure;
+use crate::failure::{Failure, print};
 use crate::logging;
 
 /// Threads for reads of ranges.
@@ -49,8 +49,26 @@ fn refuse_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
+/// The version in the words of `etcd --version`, with our own below.
+fn version() -> String {
+    // As Go names them.
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!(
+        "etcd Version: {VERSION}\nGit SHA: Not provided\nGo Version: none\nGo OS/Arch: {}/{arch}\nFlotilla Version: {}\n",
+        std::env::consts::OS,
+        crate::VERSION
+    )
+}
+
 /// Reads the configuration and serves until told to stop.
 pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
+    if flags.get_flag("version") {
+        return print(&version());
+    }
     let settings = config::load(flags).map_err(Failure::Usage)?;
     let config = ServerConfig::new(&settings).map_err(Failure::Usage)?;
     logging::init(&config);
@@ -59,6 +77,9 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
             name,
             "a variable of the environment looks like an option, but is none"
         );
+    }
+    for (option, value, why) in config::without_effect(&settings) {
+        warn!(option, value, why, "an option has no effect");
     }
     raise_file_limit();
     refuse_huge_pages();

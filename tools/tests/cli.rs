@@ -40,6 +40,30 @@ fn server_flag_of_missing_feature_exits_2_and_says_which() {
 }
 
 #[test]
+fn server_version_is_printed_as_etcd_prints_it() {
+    for flag in ["--version", "-version"] {
+        let output = flotilla(&["server", flag]);
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let names: Vec<_> = text
+            .lines()
+            .map(|line| line.split_once(": ").unwrap().0)
+            .collect();
+        assert!(text.starts_with("etcd Version: 3.6."), "{text}");
+        assert_eq!(
+            names,
+            [
+                "etcd Version",
+                "Git SHA",
+                "Go Version",
+                "Go OS/Arch",
+                "Flotilla Version"
+            ]
+        );
+    }
+}
+
+#[test]
 fn server_unknown_key_in_file_exits_2_with_file_and_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("flotilla.toml");

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use toml::{Spanned, Value};
 
-use super::options::{Kind, OPTIONS, Opt, aliases, find};
+use super::forms::as_bool;
+use super::options::{Kind, OPTIONS, Opt, Support, aliases, find};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
         Arg::new("config-file")
             .long("config-file")
             .value_name("FILE")
+            .overrides_with("config-file")
             .help("TOML file whose keys are the names of the flags [env: FLOTILLA_CONFIG_FILE]"),
     );
     for opt in OPTIONS {
@@ -72,11 +74,16 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
             .value_name("VALUE")
             .aliases(aliases(opt.name))
             .help(help);
+        let arg = match opt.support {
+            Support::Idle(..) => arg.help_heading("Accepted as etcd has them, without effect"),
+            Support::Full | Support::Only(..) => arg,
+        };
         command = command.arg(match opt.kind {
-            // A value below zero is refused for what it says, not taken for a flag.
-            Kind::Text => arg.allow_negative_numbers(true),
+            // A value below zero is refused for what it says, not taken for a flag. The last one counts, as in Go.
+            Kind::Text => arg.allow_negative_numbers(true).overrides_with(opt.name),
             Kind::List => arg.action(ArgAction::Append),
             Kind::Bool => arg
+                .overrides_with(opt.name)
                 .num_args(0..=1)
                 .require_equals(true)
                 .default_missing_value("true"),
@@ -88,11 +95,14 @@ pub(crate) fn add_flags(mut command: Command) -> Command {
 /// etcd's variable for a configuration file, which is written in another language than ours.
 const ETCD_CONFIG_FILE: &str = "ETCD_CONFIG_FILE";
 
-/// Reads all layers. `env` is the environment, given so that a test can choose it.
+/// Reads all layers. `env` is the environment, given so that a test can choose it. Variables of etcd that are empty do not
+/// count, as in etcd.
 pub(crate) fn gather(
     flags: &ArgMatches,
     env: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Settings, String> {
+    let env =
+        |name: &str| env(name).filter(|value| !name.starts_with("ETCD_") || !value.is_empty());
     let env_text = |name: &str| match env(name).map(OsString::into_string) {
         None => Ok(None),
         Some(Ok(text)) => Ok(Some(text)),
@@ -136,6 +146,10 @@ pub(crate) fn gather(
                     None => (opt.default.to_owned(), Origin::Default),
                 },
             },
+        };
+        let value = match opt.kind {
+            Kind::Bool => as_bool(value),
+            Kind::Text | Kind::List => value,
         };
         settings.insert(opt.name, Setting { value, origin });
     }
@@ -266,6 +280,38 @@ mod tests {
         assert_eq!(get("name"), "environment, ETCD_NAME");
         assert_eq!(settings.get("max-txn-ops").value, "9");
         assert_eq!(get("max-txn-ops"), "environment, FLOTILLA_MAX_TXN_OPS");
+    }
+
+    #[test]
+    fn gather_empty_variable_of_etcd_does_not_count() {
+        let env = |name: &str| match name {
+            "ETCD_NAME" | "ETCD_CONFIG_FILE" | "FLOTILLA_DATA_DIR" => Some(OsString::new()),
+            _ => None,
+        };
+        let settings = gather(&flags(&["server"]), env).unwrap();
+        assert_eq!(settings.get("name").value, "default");
+        assert_eq!(settings.get("data-dir").value, "");
+    }
+
+    #[test]
+    fn gather_flag_given_twice_the_last_one_counts_but_keyspaces_stay() {
+        let args = [
+            "server",
+            "--name=a",
+            "--auto-tls",
+            "--keyspace=a=http://a:1",
+            "--name=b",
+            "--auto-tls=F",
+            "--keyspace=b=http://b:1",
+            "--experimental-max-learners=2",
+            "--max-learners=3",
+        ];
+        let settings = gather(&flags(&args), |_| None).unwrap();
+        let get = |name: &str| settings.get(name).value.as_str();
+        assert_eq!(get("name"), "b");
+        assert_eq!(get("auto-tls"), "false");
+        assert_eq!(get("max-learners"), "3");
+        assert_eq!(get("keyspace"), "a=http://a:1,b=http://b:1");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod auth;
 mod dashes;
 mod duration;
+mod forms;
 mod layers;
 mod options;
 mod tls;
@@ -44,8 +45,10 @@ const GATES: &[(&str, Option<bool>)] = &[
     (INITIAL_CHECK, None),
     // The states are compared as --corrupt-check-time says.
     ("CompactHashCheck", None),
-    ("LeaseCheckpoint", Some(true)),
-    ("LeaseCheckpointPersist", Some(true)),
+    // What is left of a lease is always recorded; who asks for less gets more.
+    ("LeaseCheckpoint", None),
+    ("LeaseCheckpointPersist", None),
+    ("SetMemberLocalAddr", Some(false)),
     // How etcd reads within a transaction, and what it does while it gives space back: neither shows here.
     ("TxnModeWriteWithSharedBuffer", None),
     ("StopGRPCServiceOnDefrag", None),
@@ -58,6 +61,15 @@ pub(crate) enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+}
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
 }
 
 /// Where to listen.
@@ -134,6 +146,8 @@ pub(crate) struct ServerConfig {
     pub(crate) log_level: Level,
     /// Default text.
     pub(crate) log_format: LogFormat,
+    /// Default standard error.
+    pub(crate) log_output: LogOutput,
 }
 
 /// A keyspace beside the default one.
@@ -153,6 +167,7 @@ impl ServerConfig {
             refuse_missing_feature(opt.name, opt.support, settings.get(opt.name))?;
         }
         let read = Reader { settings };
+        read.idle_options()?;
         let name = read.nonempty("name")?;
         let listen_client = read.addresses("listen-client-urls")?;
         let keyspaces = read.keyspaces()?;
@@ -215,6 +230,7 @@ impl ServerConfig {
             progress_interval: read.progress_interval()?,
             log_level: read.level("log-level")?,
             log_format: read.log_format("log-format")?,
+            log_output: read.log_output()?,
             name,
         })
     }
@@ -268,16 +284,45 @@ impl Reader<'_> {
         flag.map_err(|_| self.wrong(name, "true or false"))
     }
 
+    /// Options that change nothing have values all the same that they may not have.
+    fn idle_options(&self) -> Result<(), String> {
+        for opt in OPTIONS {
+            if let Support::Idle(form, _) = opt.support
+                && !form.allows(&self.settings.get(opt.name).value)
+            {
+                return Err(self.wrong(opt.name, &form.expected()));
+            }
+        }
+        Ok(())
+    }
+
+    /// etcd's levels above error are one here.
     fn level(&self, name: &str) -> Result<Level, String> {
-        let level = self.settings.get(name).value.parse();
-        level.map_err(|_| self.wrong(name, "trace, debug, info, warn or error"))
+        match self.settings.get(name).value.as_str() {
+            "dpanic" | "panic" | "fatal" => Ok(Level::ERROR),
+            level => level
+                .parse()
+                .map_err(|_| self.wrong(name, "trace, debug, info, warn, error, panic or fatal")),
+        }
+    }
+
+    fn log_output(&self) -> Result<LogOutput, String> {
+        let option = "log-outputs";
+        match self.settings.get(option).value.as_str() {
+            "default" | "stderr" => Ok(LogOutput::Stderr),
+            "stdout" => Ok(LogOutput::Stdout),
+            _ => Err(self.wrong(
+                option,
+                "one of default, stderr and stdout, which the shell or a supervisor can send to a file",
+            )),
+        }
     }
 
     fn log_format(&self, name: &str) -> Result<LogFormat, String> {
         match self.settings.get(name).value.as_str() {
-            "text" => Ok(LogFormat::Text),
+            "text" | "console" => Ok(LogFormat::Text),
             "json" => Ok(LogFormat::Json),
-            _ => Err(self.wrong(name, "text or json")),
+            _ => Err(self.wrong(name, "text, console or json")),
         }
     }
 
@@ -484,6 +529,20 @@ pub(crate) fn load(flags: &ArgMatches) -> Result<Settings, String> {
     gather(flags, |name| std::env::var_os(name))
 }
 
+/// Options that were given and change nothing: name, value, and why.
+pub(crate) fn without_effect(settings: &Settings) -> Vec<(&'static str, &str, &'static str)> {
+    let mut found = Vec::new();
+    for opt in OPTIONS {
+        let value = settings.get(opt.name).value.as_str();
+        if let Support::Idle(_, why) = opt.support
+            && value != opt.default
+        {
+            found.push((opt.name, value, why));
+        }
+    }
+    found
+}
+
 /// Variables that look like options but are none. They are told, not refused: an orchestrator may set variables such
 /// as `FLOTILLA_SERVICE_HOST` on its own.
 pub(crate) fn unknown_variables(names: impl Iterator<Item = OsString>) -> Vec<String> {
@@ -523,7 +582,11 @@ pub(crate) fn show(settings: &Settings, origin: bool, changed: bool) -> String {
 
 /// The `server` subcommand's flags.
 pub(crate) fn server_command() -> Command {
-    add_flags(Command::new("server").about("Serve clients"))
+    let version = clap::Arg::new("version")
+        .long("version")
+        .action(clap::ArgAction::SetTrue)
+        .help("Print the version as etcd does, and which etcd this behaves as");
+    add_flags(Command::new("server").about("Serve clients")).arg(version)
 }
 
 /// The `config` subcommand's flags.
@@ -603,11 +666,109 @@ mod tests {
                 vec!["--initial-cluster-state", "joining"],
                 "new or existing",
             ),
-            (vec!["--unsafe-no-fsync"], "not on disk"),
         ] {
             let error = config(&args).unwrap_err();
             assert!(error.contains(what), "{args:?}: {error}");
         }
+    }
+
+    #[test]
+    fn new_flag_of_etcd_that_would_be_missed_is_refused_by_name() {
+        for flag in [
+            "--wal-dir=/wal",
+            "--discovery-srv=example.org",
+            "--discovery-srv-name=etcd",
+            "--discovery-proxy=http://127.0.0.1:1",
+            "--proxy=on",
+            "--experimental-enable-v2v3=/v2",
+            "--enable-v2",
+            "--enable-pprof=1",
+            "--force-new-cluster=T",
+            "--cors=https://example.org",
+            "--host-whitelist=example.org",
+            "--socket-reuse-port",
+            "--enable-log-rotation=true",
+            "--experimental-enable-distributed-tracing=true",
+            "--experimental-memory-mlock",
+            "--log-outputs=/var/log/etcd.log",
+            "--log-outputs=stderr,etcd.log",
+            "--listen-client-http-urls=http://127.0.0.1:1",
+        ] {
+            let error = config(&[flag]).unwrap_err();
+            let (name, _) = flag.split_once('=').unwrap_or((flag, ""));
+            let name = options::find(name.trim_start_matches('-')).unwrap().name;
+            assert!(error.starts_with(&format!("--{name} ")), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn new_flag_of_etcd_without_meaning_is_accepted_and_told() {
+        let told = |args: &[&str]| {
+            let args = std::iter::once("server").chain(args.iter().copied());
+            let flags = server_command().try_get_matches_from(args).unwrap();
+            let settings = gather(&flags, |_| None)?;
+            ServerConfig::new(&settings)?;
+            let told = without_effect(&settings);
+            Ok::<_, String>(told.iter().map(|(name, ..)| *name).collect::<Vec<_>>())
+        };
+        assert_eq!(told(&[]), Ok(vec![]));
+        assert_eq!(told(&["--max-wals=5", "--metrics=basic"]), Ok(vec![]));
+        for (flag, name) in [
+            ("--max-wals=0", "max-wals"),
+            ("--backend-batch-interval=10ms", "backend-batch-interval"),
+            (
+                "--backend-bbolt-freelist-type=array",
+                "backend-bbolt-freelist-type",
+            ),
+            (
+                "--experimental-compaction-batch-limit=7",
+                "compaction-batch-limit",
+            ),
+            ("--v2-deprecation=gone", "v2-deprecation"),
+            ("--unsafe-no-fsync", "unsafe-no-fsync"),
+            ("--metrics=extensive", "metrics"),
+            (
+                "--experimental-enable-lease-checkpoint=false",
+                "experimental-enable-lease-checkpoint",
+            ),
+        ] {
+            assert_eq!(told(&[flag]), Ok(vec![name]), "{flag}");
+        }
+        for (flag, expected) in [
+            ("--max-wals=many", "a number from 0 on"),
+            ("--max-snapshots=-1", "a number from 0 on"),
+            ("--warning-apply-duration=100", "a duration such as 100ms"),
+            ("--v2-deprecation=soon", "not-yet or write-only"),
+            ("--unsafe-no-fsync=maybe", "true or false"),
+        ] {
+            let error = told(&[flag]).unwrap_err();
+            assert!(error.contains(expected), "{flag}: {error}");
+        }
+    }
+
+    #[test]
+    fn new_log_goes_where_etcd_says_with_its_levels_and_formats() {
+        let read = |args: &[&str]| {
+            config(args).map(|config| (config.log_output, config.log_level, config.log_format))
+        };
+        let stderr = LogOutput::Stderr;
+        assert_eq!(read(&[]), Ok((stderr, Level::INFO, LogFormat::Text)));
+        assert_eq!(
+            read(&[
+                "--log-outputs=stdout",
+                "--log-level=fatal",
+                "--log-format=json"
+            ]),
+            Ok((LogOutput::Stdout, Level::ERROR, LogFormat::Json))
+        );
+        assert_eq!(
+            read(&[
+                "--log-outputs=stderr",
+                "--log-level=panic",
+                "--log-format=console"
+            ]),
+            Ok((stderr, Level::ERROR, LogFormat::Text))
+        );
     }
 
     #[test]
@@ -703,14 +864,15 @@ mod tests {
             Ok(true)
         );
         assert_eq!(read("InitialCorruptCheck=false"), Ok(false));
+        assert_eq!(read("LeaseCheckpoint=false"), Ok(false));
         assert_eq!(
             config(&["--experimental-initial-corrupt-check"]).map(|c| c.initial_check),
             Ok(true)
         );
         for (value, expected) in [
             (
-                "LeaseCheckpoint=false",
-                "LeaseCheckpoint=true, which cannot be changed",
+                "SetMemberLocalAddr=true",
+                "SetMemberLocalAddr=false, which cannot be changed",
             ),
             (
                 "InitialCorruptCheck",

@@ -1,6 +1,8 @@
 //! Every option of `flotilla server`, once: from this table come the flags, the names in the environment, the keys of
 //! the configuration file, and the help. Names and meanings are etcd's, where etcd has the option.
 
+use super::forms::Form;
+
 /// What a value looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -19,6 +21,8 @@ pub(crate) enum Support {
     Full,
     /// It does not: only these values, which ask for nothing, are accepted. The text names what is missing.
     Only(&'static [&'static str], &'static str),
+    /// It has no meaning here, or is always there: any value of the form is accepted, and changes nothing. The text says why.
+    Idle(Form, &'static str),
 }
 
 /// One option.
@@ -83,7 +87,30 @@ const fn missing(
     }
 }
 
+const fn idle(name: &'static str, default: &'static str, form: Form, why: &'static str) -> Opt {
+    Opt {
+        name,
+        default,
+        kind: if matches!(form, Form::Flag) {
+            Kind::Bool
+        } else {
+            Kind::Text
+        },
+        support: Support::Idle(form, why),
+        help: why,
+    }
+}
+
 const CLUSTER: &str = "finding members by discovery, or forcing a new cluster";
+
+const LEASES: &str = "what is left of a lease is always recorded";
+const STORAGE: &str = "a knob of etcd's storage, which is not ours";
+const PINGS: &str = "a silent client is asked after two hours, and has 20 seconds to answer";
+const SLOW: &str = "slow requests are not logged; /metrics has how long calls take";
+const CHECKS: &str = "members are compared as --corrupt-check-time says";
+const GATEWAY: &str = "the JSON gateway calls nobody";
+const TRACING: &str = "there is no distributed tracing";
+const PROXY: &str = "there is no proxy";
 
 /// All of them, in the order of the help.
 pub(crate) const OPTIONS: &[Opt] = &[
@@ -190,8 +217,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "10m",
         "How often watchers that ask for it are told of progress, at least 100ms",
     ),
-    text("log-level", "info", "trace, debug, info, warn or error"),
-    text("log-format", "text", "text or json"),
+    text(
+        "log-level",
+        "info",
+        "trace, debug, info, warn or error; panic and fatal are error",
+    ),
+    text("log-format", "text", "text (or console), or json"),
     missing(
         "logger",
         &["zap"],
@@ -199,12 +230,10 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "another logger",
         "`zap`; see --log-format",
     ),
-    missing(
+    text(
         "log-outputs",
-        &["default", "stderr"],
-        Kind::Text,
-        "logging to a file",
-        "Standard error",
+        "default",
+        "stderr or stdout; `default` is standard error",
     ),
     missing(
         "pre-vote",
@@ -229,20 +258,6 @@ pub(crate) const OPTIONS: &[Opt] = &[
     },
     text("max-learners", "1", "Learners that there may be at a time"),
     missing(
-        "experimental-enable-lease-checkpoint",
-        &["true"],
-        Kind::Bool,
-        "leases whose time begins anew with each leader",
-        "`true`: what is left of a lease is recorded",
-    ),
-    missing(
-        "experimental-enable-lease-checkpoint-persist",
-        &["true"],
-        Kind::Bool,
-        "leases whose time begins anew with each start",
-        "`true`",
-    ),
-    missing(
         "enable-pprof",
         &["false"],
         Kind::Bool,
@@ -255,13 +270,6 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Kind::Bool,
         "etcd's version 2 API",
         "`false`",
-    ),
-    missing(
-        "metrics",
-        &["basic"],
-        Kind::Text,
-        "extensive metrics",
-        "`basic`",
     ),
     text(
         "auth-token",
@@ -285,14 +293,89 @@ pub(crate) const OPTIONS: &[Opt] = &[
         CLUSTER,
         "`false`",
     ),
+    missing("discovery", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing("discovery-proxy", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing("discovery-srv", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing("discovery-srv-name", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing("discovery-endpoints", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing("discovery-token", &[""], Kind::Text, CLUSTER, "Empty"),
     missing(
-        "unsafe-no-fsync",
+        "wal-dir",
+        &[""],
+        Kind::Text,
+        "a log outside of --data-dir",
+        "Empty",
+    ),
+    missing(
+        "proxy",
+        &["off"],
+        Kind::Text,
+        "to be a proxy of version 2",
+        "`off`",
+    ),
+    missing(
+        "experimental-enable-v2v3",
+        &[""],
+        Kind::Text,
+        "etcd's version 2 API",
+        "Empty",
+    ),
+    missing(
+        "cors",
+        &["*", ""],
+        Kind::Text,
+        "a list of origins, as no CORS header is sent,",
+        "Empty, or `*`",
+    ),
+    missing(
+        "host-whitelist",
+        &["*", ""],
+        Kind::Text,
+        "refusing requests for other hosts",
+        "Empty, or `*`",
+    ),
+    missing(
+        "listen-client-http-urls",
+        &[""],
+        Kind::Text,
+        "HTTP on a port apart from gRPC, which --listen-client-urls serves both,",
+        "Empty",
+    ),
+    missing(
+        "socket-reuse-port",
         &["false"],
         Kind::Bool,
-        "acknowledging what is not on disk",
+        "sharing a port with another process",
         "`false`",
     ),
-    missing("discovery", &[""], Kind::Text, CLUSTER, "Empty"),
+    missing(
+        "enable-log-rotation",
+        &["false"],
+        Kind::Bool,
+        "a log in files of its own",
+        "`false`",
+    ),
+    missing(
+        "enable-distributed-tracing",
+        &["false"],
+        Kind::Bool,
+        "distributed tracing",
+        "`false`",
+    ),
+    missing(
+        "memory-mlock",
+        &["false"],
+        Kind::Bool,
+        "keeping all memory from being swapped out",
+        "`false`",
+    ),
+    missing(
+        "experimental-set-member-localaddr",
+        &["false"],
+        Kind::Bool,
+        "to call members from an address of one's choice",
+        "`false`",
+    ),
     text(
         "cert-file",
         "",
@@ -382,6 +465,162 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "",
         "TLS1.2 or TLS1.3 [default: the newest]",
     ),
+    idle(
+        "experimental-enable-lease-checkpoint",
+        "true",
+        Form::Flag,
+        LEASES,
+    ),
+    idle(
+        "experimental-enable-lease-checkpoint-persist",
+        "true",
+        Form::Flag,
+        LEASES,
+    ),
+    idle(
+        "unsafe-no-fsync",
+        "false",
+        Form::Flag,
+        "what is acknowledged is on disk first, always",
+    ),
+    idle(
+        "metrics",
+        "basic",
+        Form::OneOf(&["basic", "extensive"]),
+        "how long calls take is always shown",
+    ),
+    idle(
+        "socket-reuse-address",
+        "true",
+        Form::Flag,
+        "an address in TIME_WAIT is always taken",
+    ),
+    idle(
+        "initial-election-tick-advance",
+        "true",
+        Form::Flag,
+        "the first election waits for its timeout",
+    ),
+    idle("max-snapshots", "5", Form::Number, STORAGE),
+    idle("max-wals", "5", Form::Number, STORAGE),
+    idle(
+        "backend-bbolt-freelist-type",
+        "map",
+        Form::OneOf(&["map", "array"]),
+        STORAGE,
+    ),
+    idle("backend-batch-interval", "", Form::Duration, STORAGE),
+    idle("backend-batch-limit", "0", Form::Number, STORAGE),
+    idle("compaction-batch-limit", "1000", Form::Number, STORAGE),
+    idle("compaction-sleep-interval", "10ms", Form::Duration, STORAGE),
+    idle(
+        "bootstrap-defrag-threshold-megabytes",
+        "0",
+        Form::Number,
+        "space is given back while the server serves",
+    ),
+    idle(
+        "experimental-stop-grpc-service-on-defrag",
+        "false",
+        Form::Flag,
+        "space is given back while the server serves",
+    ),
+    idle(
+        "experimental-txn-mode-write-with-shared-buffer",
+        "true",
+        Form::Flag,
+        STORAGE,
+    ),
+    idle(
+        "snapshot-catchup-entries",
+        "5000",
+        Form::Number,
+        "the log keeps what members need to catch up",
+    ),
+    idle(
+        "grpc-keepalive-min-time",
+        "5s",
+        Form::Duration,
+        "clients may send pings as often as they like",
+    ),
+    idle("grpc-keepalive-interval", "2h", Form::Duration, PINGS),
+    idle("grpc-keepalive-timeout", "20s", Form::Duration, PINGS),
+    idle(
+        "max-concurrent-streams",
+        "4294967295",
+        Form::Number,
+        "calls of one connection have a bound that is fixed",
+    ),
+    idle("warning-apply-duration", "100ms", Form::Duration, SLOW),
+    idle(
+        "warning-unary-request-duration",
+        "300ms",
+        Form::Duration,
+        SLOW,
+    ),
+    idle(
+        "downgrade-check-time",
+        "5s",
+        Form::Duration,
+        "there are no downgrades",
+    ),
+    idle(
+        "experimental-wait-cluster-ready-timeout",
+        "5s",
+        Form::Duration,
+        "a start waits five seconds for the cluster",
+    ),
+    idle(
+        "experimental-compact-hash-check-enabled",
+        "false",
+        Form::Flag,
+        CHECKS,
+    ),
+    idle("compact-hash-check-time", "1m", Form::Duration, CHECKS),
+    idle("client-cert-file", "", Form::Any, GATEWAY),
+    idle("client-key-file", "", Form::Any, GATEWAY),
+    idle(
+        "log-rotation-config-json",
+        "{\"maxsize\": 100, \"maxage\": 0, \"maxbackups\": 0, \"localtime\": false, \"compress\": false}",
+        Form::Any,
+        "the log is not rotated; whoever reads it does that",
+    ),
+    idle(
+        "distributed-tracing-address",
+        "localhost:4317",
+        Form::Any,
+        TRACING,
+    ),
+    idle(
+        "distributed-tracing-service-name",
+        "etcd",
+        Form::Any,
+        TRACING,
+    ),
+    idle("distributed-tracing-instance-id", "", Form::Any, TRACING),
+    idle(
+        "distributed-tracing-sampling-rate",
+        "0",
+        Form::Number,
+        TRACING,
+    ),
+    idle(
+        "discovery-fallback",
+        "proxy",
+        Form::OneOf(&["proxy", "exit"]),
+        "there is no discovery",
+    ),
+    idle(
+        "v2-deprecation",
+        "not-yet",
+        Form::OneOf(&["not-yet", "write-only", "write-only-drop-data", "gone"]),
+        "there is no store of version 2",
+    ),
+    idle("proxy-failure-wait", "5000", Form::Number, PROXY),
+    idle("proxy-refresh-interval", "30000", Form::Number, PROXY),
+    idle("proxy-dial-timeout", "1000", Form::Number, PROXY),
+    idle("proxy-write-timeout", "5000", Form::Number, PROXY),
+    idle("proxy-read-timeout", "0", Form::Number, PROXY),
 ];
 
 /// Names that etcd 3.5 has for options, and theirs here, which are also those of later versions.
@@ -391,6 +630,60 @@ pub(crate) const ALIASES: &[(&str, &str)] = &[
     (
         "experimental-watch-progress-notify-interval",
         "watch-progress-notify-interval",
+    ),
+    (
+        "experimental-compaction-batch-limit",
+        "compaction-batch-limit",
+    ),
+    (
+        "experimental-compaction-sleep-interval",
+        "compaction-sleep-interval",
+    ),
+    (
+        "experimental-bootstrap-defrag-threshold-megabytes",
+        "bootstrap-defrag-threshold-megabytes",
+    ),
+    (
+        "experimental-snapshot-catchup-entries",
+        "snapshot-catchup-entries",
+    ),
+    (
+        "experimental-warning-apply-duration",
+        "warning-apply-duration",
+    ),
+    (
+        "experimental-warning-unary-request-duration",
+        "warning-unary-request-duration",
+    ),
+    ("experimental-downgrade-check-time", "downgrade-check-time"),
+    (
+        "experimental-compact-hash-check-time",
+        "compact-hash-check-time",
+    ),
+    (
+        "experimental-peer-skip-client-san-verification",
+        "peer-skip-client-san-verification",
+    ),
+    ("experimental-memory-mlock", "memory-mlock"),
+    (
+        "experimental-enable-distributed-tracing",
+        "enable-distributed-tracing",
+    ),
+    (
+        "experimental-distributed-tracing-address",
+        "distributed-tracing-address",
+    ),
+    (
+        "experimental-distributed-tracing-service-name",
+        "distributed-tracing-service-name",
+    ),
+    (
+        "experimental-distributed-tracing-instance-id",
+        "distributed-tracing-instance-id",
+    ),
+    (
+        "experimental-distributed-tracing-sampling-rate",
+        "distributed-tracing-sampling-rate",
     ),
 ];
 

@@ -93,6 +93,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let keyspaces = config.keyspaces.iter();
     let keyspaces = keyspaces.map(|one| bind(&one.listen, "--keyspace"));
     let keyspaces = keyspaces.collect::<Result<Vec<_>, _>>()?;
+    let pages = bind(&config.listen_metrics, "--listen-metrics-urls")?;
     let peer_listeners = bind(&config.listen_peer, "--listen-peer-urls")?;
     let metrics = Arc::new(Metrics::new());
     let (failed, mut failure) = mpsc::channel(4);
@@ -114,6 +115,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     let protected = protected.map_err(unusable)?;
     let peer_listeners = listeners_of(peer_listeners, &config.listen_peer, &protected.peer);
     let listeners = listeners_of(listeners, &config.listen_client, &protected.client);
+    let pages = protect(pages, &config.listen_metrics, &protected.client);
     for (address, listeners) in [("client", &listeners), ("peer", &peer_listeners)] {
         if let Some(tls) = listeners.iter().find_map(|listener| listener.tls.clone()) {
             metrics.show_certificate(address, tls);
@@ -122,6 +124,7 @@ pub(crate) fn run(flags: &ArgMatches) -> Result<(), Failure> {
     // Nobody is left to tell when the process ends anyway; the first failure is told.
     let on_failure = move |error: &str| drop(links_failed.try_send(error.to_owned()));
     let connected = node.connect(peer_listeners, on_failure).map_err(failure_of);
+    let listeners = (listeners, pages);
     let started = connected.and_then(|()| start(&config, &mut node, listeners, metrics, tokens));
     let started = started.and_then(|(server, serving)| {
         let protected = &protected.client;
@@ -195,6 +198,15 @@ fn listeners_of(
             "certificates are given, but no https URL to listen on: connections are not protected"
         );
     }
+    protect(sockets, addresses, tls)
+}
+
+/// What protects the client or the peer address protects the https ones of these.
+fn protect(
+    sockets: Vec<TcpListener>,
+    addresses: &[ListenAddress],
+    tls: &Option<ServerTls>,
+) -> Vec<Listener> {
     let protect = |(socket, address): (TcpListener, &ListenAddress)| Listener {
         socket,
         tls: tls.clone().filter(|_| address.is_https),
@@ -271,11 +283,11 @@ fn node_config(config: &ServerConfig, peer_tls: Option<ClientTls>) -> NodeConfig
     }
 }
 
-/// Waits until the node has caught up with its log, then serves.
+/// Waits until the node has caught up with its log, then serves: calls and pages on the first listeners, pages on the others.
 fn start(
     config: &ServerConfig,
     node: &mut Node,
-    listeners: Vec<Listener>,
+    (listeners, pages): (Vec<Listener>, Vec<Listener>),
     metrics: Arc<Metrics>,
     tokens: Option<Tokens>,
 ) -> Result<(ServerHandle, Serving), Failure> {
@@ -318,9 +330,14 @@ fn start(
     };
     let authenticator = Arc::clone(&serving.authenticator);
     let (cluster, member) = (front.cluster, front.member);
-    let parts = serving.parts(front, metrics, authenticator);
-    let server = serve(listeners, parts)
-        .map_err(|error| Failure::failed("starting the threads that serve", error))?;
+    let parts = serving.parts(front, Arc::clone(&metrics), authenticator);
+    let api = Arc::clone(&parts.api);
+    let unserved = |error| Failure::failed("starting the threads that serve", error);
+    let server = serve(listeners, parts).map_err(unserved)?;
+    let opened = server.doors().open_pages(pages, api, metrics);
+    for address in opened.map_err(unserved)? {
+        info!(%address, "serving health and metrics");
+    }
     for address in server.local_addrs() {
         info!(
             %address,

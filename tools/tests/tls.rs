@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use flotilla_tests::cluster::Cluster;
 use flotilla_tests::pki::Authority;
-use flotilla_tests::process::{PATIENCE, Server, Setup};
+use flotilla_tests::process::{PATIENCE, Server, Setup, free_port};
 use kv_server::pb::authpb;
 use kv_server::pb::etcdserverpb as pb;
 use multiraft::tls::{ClientTls, ClientTlsOptions, KeyPairFiles, connect, open};
@@ -331,7 +331,12 @@ fn metrics_tell_when_the_certificate_ends_also_of_a_new_one() {
     setup.is_https = true;
     setup.flags = pair("", &server);
     setup.flags.push("--peer-auto-tls".to_owned());
+    let of_metrics = format!("https://{HOST}:{}", free_port());
+    setup
+        .flags
+        .push(format!("--listen-metrics-urls={of_metrics}"));
     let running = setup.start();
+    assert_eq!(told_end(&of_metrics, &authority), Some(2_208_988_800));
     // 2040-01-01 and 2041-01-01.
     assert_eq!(told_end(running.url(), &authority), Some(2_208_988_800));
     let renewed = authority.issue_until("server", 2, &[HOST], (2041, 1, 1));

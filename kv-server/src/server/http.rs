@@ -72,6 +72,48 @@ impl<A: Api> KvCall for Kv<A> {
     }
 }
 
+/// Where only pages are served.
+struct NoKv;
+
+/// What a call is answered there.
+fn only_pages() -> Status {
+    Status::unimplemented("flotilla: this address has pages only; calls go to the client address")
+}
+
+impl KvCall for NoKv {
+    fn call(&self, _: Request<Body>) -> Answer {
+        Box::pin(std::future::ready(Ok(only_pages().into_http())))
+    }
+
+    fn unary(&self, _: Unary, _: Parts, _: Bytes) -> unary::Answer {
+        Box::pin(std::future::ready(Err(only_pages())))
+    }
+}
+
+/// What a call is answered that no service has.
+fn unknown_call(line: &Line) -> Status {
+    let text = format!("flotilla: {} is not implemented in this version", line.path);
+    Status::unimplemented(text)
+}
+
+/// Answers with a page what no service claims, or with a status where it is a call.
+fn with_pages<A: Api>(
+    services: Router,
+    (api, metrics): (Arc<A>, Arc<Metrics>),
+    unclaimed: fn(&Line) -> Status,
+) -> Router {
+    services.fallback(move |request: PageRequest| {
+        let (api, metrics) = (Arc::clone(&api), Arc::clone(&metrics));
+        async move {
+            let line = request_line(&request);
+            match line.grpc {
+                true => unclaimed(&line).into_http::<axum::body::Body>(),
+                false => fallback(&*api, &metrics, &line).await,
+            }
+        }
+    })
+}
+
 /// What the paths of the KV service begin with.
 pub(super) const KV: &str = "/etcdserverpb.KV/";
 
@@ -106,9 +148,7 @@ impl Dispatch {
             front: kv_front,
         };
         let recipes = || Recipes::new(front(), Arc::clone(&parts.hub));
-        let (api, metrics) = (Arc::clone(&parts.api), Arc::clone(&parts.metrics));
-        let for_calls = Arc::clone(&metrics);
-        let rest = parts
+        let services = parts
             .services
             .add_service(LeaseServer::new(front()).max_decoding_message_size(limit))
             .add_service(AuthServer::new(front()).max_decoding_message_size(limit))
@@ -117,18 +157,30 @@ impl Dispatch {
             .add_service(LockServer::new(recipes()).max_decoding_message_size(limit))
             .add_service(ElectionServer::new(recipes()).max_decoding_message_size(limit))
             .add_service(HealthServer::new(HealthService))
-            .into_axum_router()
-            .fallback(move |request: PageRequest| {
-                let (api, metrics) = (Arc::clone(&api), Arc::clone(&metrics));
-                async move { fallback(&*api, &metrics, &request_line(&request)).await }
-            });
+            .into_axum_router();
         Self {
             kv: Arc::new(kv),
-            rest,
+            rest: with_pages(
+                services,
+                (parts.api, Arc::clone(&parts.metrics)),
+                unknown_call,
+            ),
             gateway: gateway.map(Arc::new),
-            metrics: for_calls,
+            metrics: parts.metrics,
             connection: ConnectionInfo::default(),
             message_bytes_max: limit,
+        }
+    }
+
+    /// The pages alone, without a call.
+    pub(super) fn pages<A: Api>(api: Arc<A>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            kv: Arc::new(NoKv),
+            rest: with_pages(Router::new(), (api, Arc::clone(&metrics)), |_| only_pages()),
+            gateway: None,
+            metrics,
+            connection: ConnectionInfo::default(),
+            message_bytes_max: 0,
         }
     }
 
@@ -292,10 +344,6 @@ impl Line {
 }
 
 async fn fallback<A: Api>(api: &A, metrics: &Metrics, line: &Line) -> PageResponse {
-    if line.grpc {
-        let text = format!("flotilla: {} is not implemented in this version", line.path);
-        return Status::unimplemented(text).into_http::<axum::body::Body>();
-    }
     let path = line.path.as_str();
     let (head, check) = match path[1.min(path.len())..].split_once('/') {
         Some((head, check)) => (head, check),

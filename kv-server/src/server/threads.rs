@@ -25,7 +25,7 @@ use super::grpc::ConnectionInfo;
 use super::http::Dispatch;
 use super::http2;
 use super::traffic::{Counted, Traffic};
-use super::{ServerOptions, ServerParts};
+use super::{Metrics, ServerOptions, ServerParts};
 use crate::api::Api;
 use crate::reply::Lane;
 
@@ -76,6 +76,29 @@ impl Doors {
             dispatch: Dispatch::new(parts),
             refusals: Arc::default(),
         };
+        self.serve(listeners, behind)
+    }
+
+    /// Serves the pages of health and metrics on further listeners, and no call. Says where they listen.
+    ///
+    /// # Errors
+    /// Of the sockets; the server has stopped.
+    pub fn open_pages<A: Api>(
+        &self,
+        listeners: Vec<Listener>,
+        api: Arc<A>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Vec<SocketAddr>> {
+        let behind = Behind {
+            traffic: metrics.traffic.clone(),
+            client_cert_auth: false,
+            dispatch: Dispatch::pages(api, metrics),
+            refusals: Arc::default(),
+        };
+        self.serve(listeners, behind)
+    }
+
+    fn serve(&self, listeners: Vec<Listener>, behind: Behind) -> io::Result<Vec<SocketAddr>> {
         let mut addresses = Vec::new();
         for listener in &listeners {
             listener.socket.set_nonblocking(true)?;

@@ -91,6 +91,8 @@ pub(crate) struct ServerConfig {
     pub(crate) listen_client: Vec<ListenAddress>,
     /// What clients are told to connect to. Default: the listening addresses.
     pub(crate) advertise_client_urls: Vec<String>,
+    /// Where the pages of health and metrics are served beside the client address. Default nowhere.
+    pub(crate) listen_metrics: Vec<ListenAddress>,
     /// Keyspaces beside the default one, each once, with where its clients connect. Default none.
     pub(crate) keyspaces: Vec<KeyspaceConfig>,
     /// Where members connect. Default 127.0.0.1:2380.
@@ -171,6 +173,7 @@ impl ServerConfig {
         let name = read.nonempty("name")?;
         let listen_client = read.addresses("listen-client-urls")?;
         let keyspaces = read.keyspaces()?;
+        let metrics_urls = read.metrics_urls()?;
         let listen_peer = read.addresses("listen-peer-urls")?;
         let peer_urls = read.urls("initial-advertise-peer-urls")?;
         let initial_cluster = read.initial_cluster(&name, &peer_urls)?;
@@ -193,6 +196,7 @@ impl ServerConfig {
             .urls("listen-client-urls")?
             .into_iter()
             .chain(of_keyspaces)
+            .chain(metrics_urls.iter().cloned())
             .collect();
         let tls = read.tls(&Urls {
             listen_client: &for_clients,
@@ -202,6 +206,7 @@ impl ServerConfig {
         Ok(Self {
             data_dir: PathBuf::from(read.nonempty("data-dir")?),
             listen_client,
+            listen_metrics: read.addresses_of("listen-metrics-urls", &metrics_urls)?,
             advertise_client_urls,
             keyspaces,
             listen_peer,
@@ -373,6 +378,23 @@ impl Reader<'_> {
             Ok(ListenAddress { address, is_https })
         };
         urls.iter().map(address).collect()
+    }
+
+    /// Where health and metrics are served; https with what protects the client address.
+    fn metrics_urls(&self) -> Result<Vec<String>, String> {
+        let option = "listen-metrics-urls";
+        if self.settings.get(option).value.is_empty() {
+            return Ok(Vec::new());
+        }
+        let urls = self.urls(option)?;
+        let is_set = |option: &str| !self.settings.get(option).value.is_empty();
+        let is_protected = is_set("cert-file") || self.flag("auto-tls")?;
+        if !is_protected && urls.iter().any(|url| is_https(url)) {
+            let expected =
+                "http URLs, or --cert-file and --key-file, or --auto-tls, beside https ones";
+            return Err(self.wrong(option, expected));
+        }
+        Ok(urls)
     }
 
     /// Keyspaces, as NAME=URL; a name that comes more than once has several URLs.
@@ -712,7 +734,12 @@ mod tests {
             Ok::<_, String>(told.iter().map(|(name, ..)| *name).collect::<Vec<_>>())
         };
         assert_eq!(told(&[]), Ok(vec![]));
-        assert_eq!(told(&["--max-wals=5", "--metrics=basic"]), Ok(vec![]));
+        let defaults = [
+            "--max-wals=5",
+            "--metrics=basic",
+            "--experimental-enable-lease-checkpoint=false",
+        ];
+        assert_eq!(told(&defaults), Ok(vec![]));
         for (flag, name) in [
             ("--max-wals=0", "max-wals"),
             ("--backend-batch-interval=10ms", "backend-batch-interval"),
@@ -728,7 +755,7 @@ mod tests {
             ("--unsafe-no-fsync", "unsafe-no-fsync"),
             ("--metrics=extensive", "metrics"),
             (
-                "--experimental-enable-lease-checkpoint=false",
+                "--experimental-enable-lease-checkpoint=true",
                 "experimental-enable-lease-checkpoint",
             ),
         ] {
@@ -744,6 +771,18 @@ mod tests {
             let error = told(&[flag]).unwrap_err();
             assert!(error.contains(expected), "{flag}: {error}");
         }
+    }
+
+    #[test]
+    fn new_metrics_urls_are_addresses_and_https_needs_a_certificate() {
+        let read = |args: &[&str]| config(args).map(|config| config.listen_metrics);
+        assert_eq!(read(&["--listen-metrics-urls="]), Ok(vec![]));
+        let found = read(&["--listen-metrics-urls=http://127.0.0.1:2381,http://[::1]:1"]);
+        assert_eq!(found.unwrap().len(), 2);
+        let https = "--listen-metrics-urls=https://127.0.0.1:2381";
+        let error = read(&[https]).unwrap_err();
+        assert!(error.starts_with("--listen-metrics-urls "), "{error}");
+        assert!(read(&[https, "--auto-tls"]).unwrap()[0].is_https);
     }
 
     #[test]

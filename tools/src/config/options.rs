@@ -126,6 +126,11 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "",
         "Client URLs told to clients [default: the listening ones]",
     ),
+    text(
+        "listen-metrics-urls",
+        "",
+        "Where health and metrics are served as well, and nothing else, separated by commas",
+    ),
     Opt {
         name: "keyspace",
         default: "",
@@ -467,13 +472,13 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     idle(
         "experimental-enable-lease-checkpoint",
-        "true",
+        "false",
         Form::Flag,
         LEASES,
     ),
     idle(
         "experimental-enable-lease-checkpoint-persist",
-        "true",
+        "false",
         Form::Flag,
         LEASES,
     ),
@@ -491,7 +496,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     ),
     idle(
         "socket-reuse-address",
-        "true",
+        "false",
         Form::Flag,
         "an address in TIME_WAIT is always taken",
     ),
@@ -499,7 +504,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "initial-election-tick-advance",
         "true",
         Form::Flag,
-        "the first election waits for its timeout",
+        "how soon a start elects is not to be chosen",
     ),
     idle("max-snapshots", "5", Form::Number, STORAGE),
     idle("max-wals", "5", Form::Number, STORAGE),
@@ -568,7 +573,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "experimental-wait-cluster-ready-timeout",
         "5s",
         Form::Duration,
-        "a start waits five seconds for the cluster",
+        "a start waits a few seconds for a leader",
     ),
     idle(
         "experimental-compact-hash-check-enabled",

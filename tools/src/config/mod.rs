@@ -774,6 +774,36 @@ mod tests {
     }
 
     #[test]
+    fn page_says_of_each_flag_what_becomes_of_it() {
+        let page = include_str!("../../../docs/COMPATIBILITY.md");
+        let rows = page.lines().filter_map(|line| line.strip_prefix("| `--"));
+        let mut named = Vec::new();
+        for row in rows.filter(|row| !row.starts_with("config-file`")) {
+            let (name, rest) = row.split_once("` | ").unwrap();
+            let (state, _) = rest.split_once(" |").unwrap();
+            let opt = options::find(name).expect(name);
+            let expected = match opt.support {
+                Support::Full => "works",
+                Support::Idle(..) => "no effect",
+                Support::Only(..) => "refused",
+            };
+            assert_eq!(state, expected, "{name}");
+            assert!(!named.contains(&opt.name), "{name} has two rows");
+            named.push(opt.name);
+        }
+        // Those of later versions, and our own.
+        let others = ["accept-suspect-tail", "feature-gates", "keyspace"];
+        for opt in OPTIONS {
+            let is_later = ["discovery-endpoints", "discovery-token"].contains(&opt.name);
+            assert!(
+                named.contains(&opt.name) != (is_later || others.contains(&opt.name)),
+                "{}",
+                opt.name
+            );
+        }
+    }
+
+    #[test]
     fn new_metrics_urls_are_addresses_and_https_needs_a_certificate() {
         let read = |args: &[&str]| config(args).map(|config| config.listen_metrics);
         assert_eq!(read(&["--listen-metrics-urls="]), Ok(vec![]));

@@ -269,9 +269,9 @@ fn restart_keeps_leases_with_the_time_of_their_checkpoint() {
         node.pass(15 * SECOND);
         assert_eq!((node.left(5), node.left(6)), (Some(25), Some(45)));
         let mut node = node.crash(kind, keep);
-        // Recorded when half of its time was left; the other one had been renewed and needs no record.
-        assert_eq!((node.left(5), node.left(6)), (Some(30), Some(60)));
-        node.pass(29 * SECOND);
+        // Recorded just now; the other one had been renewed and needs no record.
+        assert_eq!((node.left(5), node.left(6)), (Some(26), Some(60)));
+        node.pass(25 * SECOND);
         assert_eq!(node.count("key"), 2, "nothing ends early");
         node.pass(SECOND + LATE);
         assert_eq!((node.left(5), node.count("key")), (None, 1));
@@ -284,8 +284,8 @@ fn restart_keeps_leases_with_the_time_of_their_checkpoint() {
 fn renewal_after_a_checkpoint_survives_a_crash() {
     let mut node = start(4);
     node.grant(5, 60);
-    node.pass(40 * SECOND);
-    assert_eq!(node.store.lease(5).unwrap().remaining_ttl, Some(30));
+    node.pass(26 * SECOND);
+    assert_eq!(node.store.lease(5).unwrap().remaining_ttl, Some(36));
     assert!(node.keep_alive(5));
     assert_eq!(node.store.lease(5).unwrap().remaining_ttl, None);
     let mut node = node.crash(CrashKind::Power, 0);
@@ -300,13 +300,27 @@ fn restarts_alone_do_not_keep_a_lease() {
     node.grant(5, 60);
     for life in 0..4 {
         if node.left(5).is_none() {
-            assert_eq!(life, 2, "half of it in each life");
+            assert_eq!(life, 2, "all but a few seconds of each life count");
             return;
         }
         node.pass(35 * SECOND);
         node = node.crash(CrashKind::Process, 0);
     }
     panic!("{:?} left", node.left(5));
+}
+
+#[test]
+fn crash_gives_back_two_fifths_of_a_lease_at_most() {
+    for passed in [4, 7, 9, 12, 16, 19] {
+        let mut node = start(7);
+        node.grant(5, 20);
+        node.pass(passed * SECOND);
+        let left = node.left(5).unwrap();
+        let node = node.crash(CrashKind::Process, 0);
+        let given_back = node.left(5).unwrap() - left;
+        let most = if passed < 9 { passed.cast_signed() } else { 3 };
+        assert!((0..=most).contains(&given_back), "{given_back} at {passed}");
+    }
 }
 
 #[test]

@@ -32,8 +32,10 @@ pub(super) const EXPIRING_MAX: usize = 4 * EXPIRE_ITEMS_MAX;
 pub(super) const RETRY: u64 = 3 * SECOND;
 /// Leases of one checkpoint entry; at most one such entry per call.
 pub(super) const CHECKPOINT_ITEMS_MAX: usize = 1_000;
-/// Ticks between a lease's renewal or checkpoint and its next checkpoint: half of what is left, within these bounds.
-const CHECKPOINT_WAIT_MIN: u64 = 5 * SECOND;
+/// Ticks from a lease's grant or renewal to its first checkpoint, at least; and between two checkpoints.
+const FIRST_CHECKPOINT_MIN: u64 = 2 * SECOND;
+const CHECKPOINT_WAIT_MIN: u64 = SECOND;
+/// At most so many ticks pass until the next checkpoint.
 const CHECKPOINT_WAIT_MAX: u64 = 300 * SECOND;
 
 struct Lease {
@@ -99,6 +101,13 @@ fn seconds(ticks: u64) -> i64 {
     i64::try_from(ticks).unwrap_or(i64::MAX)
 }
 
+/// Ticks from a lease's grant or renewal to its first checkpoint: clients renew when a third of the time is over, and a
+/// keepalive that finds nothing recorded costs no entry.
+fn first_wait(ttl: i64) -> u64 {
+    let wait = ticks(ttl).saturating_mul(2) / 5;
+    wait.clamp(FIRST_CHECKPOINT_MIN, CHECKPOINT_WAIT_MAX)
+}
+
 fn encode(op: Op) -> Bytes {
     Command { op: Some(op) }.encode_to_vec().into()
 }
@@ -123,14 +132,27 @@ impl Lease {
             self.deadline -= (self.deadline - clock) / 4;
         }
         self.retry_at = None;
-        self.plan_checkpoint(clock);
+        // At whole seconds, so that leases share an entry.
+        let at = match self.info.remaining_ttl {
+            None => (clock + first_wait(self.info.ttl)).next_multiple_of(SECOND),
+            Some(_) => self.next_checkpoint(clock),
+        };
+        self.plan_checkpoint(at);
     }
 
-    fn plan_checkpoint(&mut self, clock: u64) {
-        let rest = self.deadline.saturating_sub(clock);
-        let wait = (rest / 2).clamp(CHECKPOINT_WAIT_MIN, CHECKPOINT_WAIT_MAX);
-        // At whole seconds, so that leases share an entry.
-        let at = (clock + wait).next_multiple_of(SECOND);
+    /// Ticks until it ends, at most.
+    fn rest(&self, clock: u64) -> u64 {
+        self.deadline.saturating_sub(clock)
+    }
+
+    /// When a lease is recorded that was not renewed when it should have been: after an eighth of what it has left.
+    fn next_checkpoint(&self, clock: u64) -> u64 {
+        let wait = (self.rest(clock) / 8).clamp(CHECKPOINT_WAIT_MIN, CHECKPOINT_WAIT_MAX);
+        // As above. The wait takes a second at least, so that this is later than now.
+        (clock + wait) / SECOND * SECOND
+    }
+
+    fn plan_checkpoint(&mut self, at: u64) {
         self.checkpoint_at = (at < self.deadline).then_some(at);
     }
 }
@@ -299,13 +321,13 @@ impl Deadlines {
         for id in due {
             self.change(id, |lease| {
                 // Rounded up: what is recorded is never less than what is left.
-                let rest = lease.deadline.saturating_sub(clock).div_ceil(SECOND);
+                let rest = lease.rest(clock).div_ceil(SECOND);
                 if rest == 0 {
                     lease.checkpoint_at = None;
                     return;
                 }
                 lease.proposed = round;
-                lease.plan_checkpoint(clock);
+                lease.plan_checkpoint(lease.next_checkpoint(clock));
                 items.push(lease_checkpoint::Item {
                     id,
                     granted_index: lease.info.granted.0,

@@ -22,10 +22,12 @@
 //! at once.
 //!
 //! # Checkpoints
-//! So that a restart or a new leader does not give every lease its full TTL again, the time left is recorded when half
-//! of it has passed, at the earliest after five seconds, at the latest after five minutes, counted from the last
-//! renewal or checkpoint. A client that renews in time, every third of the TTL, never causes one. A restart gives back
-//! at most that time, and at most five seconds are never worth a record.
+//! So that a restart or a new leader does not give every lease its full TTL again, the time left is recorded: the first
+//! time when two fifths of the TTL have passed since the grant or the last renewal, at least two seconds; from then on, as
+//! the client did not renew when it should have, whenever an eighth of what is left has passed, at least one second. Both
+//! waits end after five minutes, and at a whole second, so that leases share entries. A restart gives back what has passed
+//! since the last record, and less than two seconds more, since records are whole seconds, rounded up. A client that renews every third of the TTL causes no record, up to a
+//! TTL of a quarter of an hour; above that its next keepalive, five minutes later or more, costs an entry.
 //!
 //! # Renewals against what was proposed
 //! A renewal is not replicated; that is safe only while no log entry says that less than the full TTL is left, and

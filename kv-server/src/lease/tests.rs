@@ -182,7 +182,7 @@ fn new_leader_starts_from_the_checkpoint() {
 
 #[test]
 fn checkpoint_records_the_rest_and_renewed_leases_have_none() {
-    let mut leader = Leader::new(&[lease(1, 60), lease(2, 60), lease(3, 5)]);
+    let mut leader = Leader::new(&[lease(1, 60), lease(2, 60), lease(3, 2)]);
     let mut ops = Vec::new();
     for _ in 0..3 {
         ops.extend(leader.run(20 * SECOND));
@@ -192,7 +192,10 @@ fn checkpoint_records_the_rest_and_renewed_leases_have_none() {
     let recorded = checkpoints(&ops);
     assert!(recorded.iter().all(|(id, _)| *id == 1), "{recorded:?}");
     let rests: Vec<_> = recorded.iter().map(|(_, rest)| *rest).collect();
-    assert_eq!(rests, [30, 15, 7, 1]);
+    // The first after 24 seconds, then after an eighth of what is left, down to each second.
+    let eighths = [36, 32, 29, 26, 23, 21, 19, 17];
+    let seconds: Vec<_> = (1..16).rev().collect();
+    assert_eq!(rests, [&eighths[..], &seconds].concat());
 }
 
 #[test]
@@ -211,14 +214,14 @@ fn long_lease_is_checkpointed_every_five_minutes() {
 #[test]
 fn renewal_of_a_checkpointed_lease_first_clears_it() {
     let mut leader = Leader::new(&[lease(1, 60)]);
-    let ops = leader.run(31 * SECOND);
-    assert_eq!(checkpoints(&ops).len(), 1);
+    let ops = leader.run(25 * SECOND);
+    assert_eq!(checkpoints(&ops), [(1, 36)]);
     // Under way, and then applied: either way an entry must come first.
     let Renewal::Unsettled { granted, seen } = leader.renew(1) else {
         panic!("a checkpoint is under way")
     };
     assert_eq!(granted, Index(1));
-    leader.lessor.checkpointed(1, Some(30));
+    leader.lessor.checkpointed(1, Some(36));
     assert!(matches!(
         leader.lessor.renew(1, seen),
         Renewal::Unsettled { .. }
@@ -236,13 +239,13 @@ fn renewal_of_a_checkpointed_lease_first_clears_it() {
 #[test]
 fn checkpoint_proposed_after_the_clearing_entry_needs_another() {
     let mut leader = Leader::new(&[lease(1, 600)]);
-    leader.run(301 * SECOND);
-    leader.lessor.checkpointed(1, Some(300));
+    assert_eq!(checkpoints(&leader.run(241 * SECOND)).len(), 1);
+    leader.lessor.checkpointed(1, Some(360));
     let Renewal::Unsettled { seen, .. } = leader.renew(1) else {
         panic!()
     };
     // The clearing entry is in the log, then comes the next checkpoint.
-    assert_eq!(checkpoints(&leader.run(151 * SECOND)).len(), 1);
+    assert_eq!(checkpoints(&leader.run(46 * SECOND)).len(), 1);
     leader.lessor.checkpointed(1, None);
     let Renewal::Unsettled { seen: later, .. } = leader.lessor.renew(1, seen) else {
         panic!("the second checkpoint would shorten the renewed lease at a new leader")
@@ -295,7 +298,7 @@ fn checkpoints_of_many_leases_share_entries() {
     let all = CHECKPOINT_ITEMS_MAX + 1;
     let leases: Vec<_> = (1..=all as i64).map(|id| lease(id, 60)).collect();
     let mut leader = Leader::new(&leases);
-    let ops = leader.run(32 * SECOND);
+    let ops = leader.run(26 * SECOND);
     assert_eq!((ops.len(), checkpoints(&ops).len()), (2, all));
 }
 
@@ -311,10 +314,65 @@ fn lease_granted_again_under_its_id_has_its_own_time() {
     assert_eq!(leader.left(1), 5);
     assert_eq!(leader.renew(1), Renewal::Renewed { ttl: 5 });
     let ops = leader.run(6 * SECOND);
-    let [Op::LeaseExpire(expire)] = &ops[..] else {
+    let Some(Op::LeaseExpire(expire)) = ops.last() else {
         panic!("{ops:?}")
     };
+    assert_eq!(expired(&ops), [1]);
     assert_eq!(expire.items[0].granted_index, 9);
+}
+
+#[test]
+fn new_leader_goes_on_recording_a_lease_that_was_not_renewed() {
+    let mut checkpointed = lease(1, 600);
+    checkpointed.remaining_ttl = Some(80);
+    let mut leader = Leader::new(&[checkpointed, lease(2, 600)]);
+    assert_eq!(checkpoints(&leader.run(11 * SECOND)), [(1, 71)]);
+}
+
+/// What is left of a lease after so many ticks without a renewal, and what a restart would make of it, in ticks.
+fn left_and_recorded(ttl: i64, ticks: u64) -> (u64, u64) {
+    let mut leader = Leader::new(&[lease(1, ttl)]);
+    let mut recorded = ttl;
+    for (_, rest) in checkpoints(&leader.run(ticks)) {
+        recorded = rest;
+    }
+    let ttl = ttl.unsigned_abs() * SECOND;
+    (ttl.saturating_sub(ticks), recorded.unsigned_abs() * SECOND)
+}
+
+proptest! {
+    /// A restart gives back no more than the rule says, and what rounding to whole seconds adds, and never takes.
+    #[test]
+    fn restart_gives_back_at_most_what_passed_since_the_last_record(
+        ttl in 2..4_000_i64,
+        share in 0..100_u64,
+    ) {
+        let full = ttl.unsigned_abs() * SECOND;
+        let (left, recorded) = left_and_recorded(ttl, full * share / 100);
+        let passed = full - left;
+        let first = (full * 2 / 5).clamp(2 * SECOND, 300 * SECOND);
+        // At whole seconds by the clock, rounded up, with the half second that each lease has on top.
+        let rounding = 3 * SECOND;
+        let wait = if passed < first + SECOND {
+            first
+        } else {
+            // An eighth of what was left at the last record is a seventh of what is left now.
+            (left / 7).clamp(SECOND, 300 * SECOND)
+        };
+        prop_assert!(recorded <= left + wait + rounding, "{recorded} of {left}");
+        prop_assert!(recorded >= left, "{recorded} of {left}");
+    }
+
+    /// Clients that renew every third of the TTL cause no entry.
+    #[test]
+    fn lease_that_is_renewed_in_time_is_never_recorded(ttl in 2..=900_i64, late in 0..PERIOD) {
+        let mut leader = Leader::new(&[lease(1, ttl)]);
+        for _ in 0..9 {
+            let ops = leader.run(ttl.unsigned_abs() * SECOND / 3 + late);
+            prop_assert!(ops.is_empty(), "{ops:?}");
+            prop_assert_eq!(leader.renew(1), Renewal::Renewed { ttl });
+        }
+    }
 }
 
 /// What a client may do, and what may happen to it.

@@ -31,6 +31,7 @@ use super::{Api, Gauges, Replica, ScanPool, SnapshotParts, View};
 use crate::ApiError;
 use crate::auth::{self as rules, Authenticator, Caller};
 use crate::codec::WrittenKeys;
+use crate::lease::RECORD_RESTS_MAX;
 use crate::mvcc::{self, BackupSource, CommandResult, may_put};
 use crate::pb::command::{Command, LeaseGrant, SetAlarm, command::Op};
 use crate::pb::etcdserverpb as pb;
@@ -104,7 +105,7 @@ impl ApiOptions {
     }
 }
 
-/// How often it is looked whether leadership has moved.
+/// How often it is looked whether leadership has moved, or may.
 const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 
 /// [`Api`] over one group, on behalf of one caller.
@@ -229,6 +230,18 @@ impl<R: Replica, V: View> EtcdApi<R, V> {
             Ok(Err(_)) => Err(ApiError::Stopped),
             Err(_) => Err(ApiError::Timeout),
         }
+    }
+
+    /// Lets the next leader know what leases have left, or gives up: leadership is to move, and soon.
+    async fn record_rests(&self) {
+        self.view.lease_record_rests();
+        let recorded = async {
+            while !self.view.lease_rests_recorded() {
+                sleep(HAND_OVER_POLL).await;
+            }
+        };
+        // Without it leases get back what passed since their last record.
+        let _ = timeout(RECORD_RESTS_MAX, recorded).await;
     }
 
     /// Completes a header that carries the revision only.
@@ -670,6 +683,9 @@ impl<R: Replica, V: View> Api for EtcdApi<R, V> {
             return Err(ApiError::BadLeaderTransferee);
         }
         let moved = async {
+            if to != group.node {
+                self.record_rests().await;
+            }
             let mut begun = false;
             loop {
                 let now = self.replica.status();

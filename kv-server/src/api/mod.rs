@@ -132,6 +132,12 @@ pub trait View: Send + Sync + 'static {
     /// Gives a lease its full time again, by the rules of [`crate::lease::Lessor::renew`].
     fn lease_renew(&self, id: i64, settled: u64) -> Renewal;
 
+    /// Asks for records of what leases have left, as [`crate::lease::Lessor::record_rests`] does.
+    fn lease_record_rests(&self);
+
+    /// True once these are applied.
+    fn lease_rests_recorded(&self) -> bool;
+
     /// The ids of all leases.
     fn leases(&self) -> Vec<i64>;
 

@@ -366,6 +366,14 @@ impl View for FakeState {
         self.lessor.renew(id, settled)
     }
 
+    fn lease_record_rests(&self) {
+        self.lessor.record_rests();
+    }
+
+    fn lease_rests_recorded(&self) -> bool {
+        self.lessor.are_rests_recorded()
+    }
+
     fn leases(&self) -> Vec<i64> {
         self.leases.lock().unwrap().keys().copied().collect()
     }

@@ -84,6 +84,8 @@ impl Queues {
 pub(super) struct Deadlines {
     leases: BTreeMap<i64, Lease>,
     queues: Queues,
+    /// Those whose rest is to be applied before leadership moves.
+    unrecorded: BTreeSet<i64>,
     leading: Option<Term>,
     /// The host's tick at the last call.
     tick: u64,
@@ -152,6 +154,12 @@ impl Lease {
         (clock + wait) / SECOND * SECOND
     }
 
+    /// Whether a leader that begins now would give it more than a second on top of what it has left.
+    fn is_behind(&self, clock: u64) -> bool {
+        let recorded = self.info.remaining_ttl.unwrap_or(self.info.ttl);
+        ticks(recorded) > self.rest(clock).saturating_add(SECOND)
+    }
+
     fn plan_checkpoint(&mut self, at: u64) {
         self.checkpoint_at = (at < self.deadline).then_some(at);
     }
@@ -182,10 +190,12 @@ impl Deadlines {
         if let Some(lease) = self.leases.remove(&id) {
             self.queues.remove(id, &lease);
         }
+        self.unrecorded.remove(&id);
     }
 
     pub(super) fn checkpointed(&mut self, id: i64, remaining_ttl: Option<i64>) {
         let clock = self.clock;
+        self.unrecorded.remove(&id);
         self.change(id, |lease| {
             lease.info.remaining_ttl = remaining_ttl;
             // A renewal, unless its expiry may come after it in the log.
@@ -210,6 +220,7 @@ impl Deadlines {
             };
         }
         let (clock, ttl) = (self.clock, lease.info.ttl);
+        self.unrecorded.remove(&id);
         self.change(id, |lease| {
             lease.proposed = 0;
             lease.run(clock, ttl);
@@ -227,6 +238,26 @@ impl Deadlines {
         let lease = self.leases.get(&id)?;
         let rest = lease.deadline.saturating_sub(self.clock + MARGIN);
         Some((lease.info.ttl, seconds(rest / SECOND)))
+    }
+
+    /// Lets each lease be recorded next whose record is old; those that are about to end are not worth it.
+    pub(super) fn record_rests(&mut self) {
+        let clock = self.clock;
+        if self.leading.is_none() {
+            return;
+        }
+        let runs = |lease: &Lease| lease.retry_at.is_none() && lease.deadline > clock;
+        let old = self.leases.iter();
+        let old = old.filter(|(_, lease)| runs(lease) && lease.is_behind(clock));
+        self.unrecorded = old.map(|(id, _)| *id).collect();
+        for id in self.unrecorded.clone() {
+            self.change(id, |lease| lease.checkpoint_at = Some(clock));
+        }
+    }
+
+    /// Whether all that [`Self::record_rests`] found is applied.
+    pub(super) fn are_recorded(&self) -> bool {
+        self.unrecorded.is_empty()
     }
 
     pub(super) fn tick(&mut self, context: TickContext, proposals: &mut Vec<Bytes>) {
@@ -259,13 +290,21 @@ impl Deadlines {
         let due = self.queues.deadlines.first().map_or(PERIOD, |(at, _)| {
             at.saturating_sub(self.clock).clamp(1, PERIOD)
         });
+        let due = if self.has_to_record() { 1 } else { due };
         Some(self.tick + due)
+    }
+
+    /// Whether leadership waits for records that one entry had no room for.
+    fn has_to_record(&self) -> bool {
+        let first = self.queues.checkpoints.first();
+        !self.unrecorded.is_empty() && first.is_some_and(|(at, _)| *at <= self.clock)
     }
 
     /// Starts to count, or stops. What an earlier term proposed has taken effect, or never will.
     fn lead(&mut self, leading: Option<Term>) {
         self.leading = leading;
         self.queues = Queues::default();
+        self.unrecorded.clear();
         for lease in self.leases.values_mut() {
             let rest = lease.info.remaining_ttl.unwrap_or(lease.info.ttl);
             lease.proposed = 0;
@@ -297,6 +336,7 @@ impl Deadlines {
         let (clock, round) = (self.clock, self.rounds);
         let mut items = Vec::with_capacity(due.len());
         for id in due {
+            self.unrecorded.remove(&id);
             self.change(id, |lease| {
                 lease.proposed = round;
                 lease.checkpoint_at = None;
@@ -323,6 +363,7 @@ impl Deadlines {
                 // Rounded up: what is recorded is never less than what is left.
                 let rest = lease.rest(clock).div_ceil(SECOND);
                 if rest == 0 {
+                    // Its end is due, and is proposed at one of the next calls.
                     lease.checkpoint_at = None;
                     return;
                 }

@@ -28,6 +28,8 @@
 //! waits end after five minutes, and at a whole second, so that leases share entries. A restart gives back what has passed
 //! since the last record, and less than two seconds more, since records are whole seconds, rounded up. A client that renews every third of the TTL causes no record, up to a
 //! TTL of a quarter of an hour; above that its next keepalive, five minutes later or more, costs an entry.
+//! Before a planned hand-over, or a stop, all leases are recorded whose record is more than a second old:
+//! [`Lessor::record_rests`].
 //!
 //! # Renewals against what was proposed
 //! A renewal is not replicated; that is safe only while no log entry says that less than the full TTL is left, and
@@ -44,6 +46,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use raft_log::{Index, Term};
@@ -53,6 +56,9 @@ use crate::mvcc::{LeaseInfo, LeaseSink};
 pub(crate) use calls::clear_checkpoint;
 pub use calls::{LeaseCalls, StateReports, StateSent, decode_answer, encode_call};
 use deadlines::Deadlines;
+
+/// How long a hand-over waits at most until what leases have left is recorded.
+pub(crate) const RECORD_RESTS_MAX: Duration = Duration::from_millis(500);
 
 /// What became of the wish to renew a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +120,20 @@ impl Lessor {
     #[must_use]
     pub fn time_to_live(&self, id: i64) -> Option<(i64, i64)> {
         self.lock().time_to_live(id)
+    }
+
+    /// Asks for a record of what each lease has left at the next ticks, unless the one that there is gives it at most a second
+    /// more. For a leader that is to hand over; one that does not lead does nothing. [`Lessor::are_rests_recorded`] says
+    /// when it is done. It looks at all leases.
+    pub fn record_rests(&self) {
+        self.lock().record_rests();
+    }
+
+    /// True once each record that [`Lessor::record_rests`] asked for is applied, or its lease was renewed or ends; and
+    /// when this member does not lead.
+    #[must_use]
+    pub fn are_rests_recorded(&self) -> bool {
+        self.lock().are_recorded()
     }
 
     /// No call leaves the table half changed, so that of a panicked thread can be used.

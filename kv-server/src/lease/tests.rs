@@ -329,6 +329,56 @@ fn new_leader_goes_on_recording_a_lease_that_was_not_renewed() {
     assert_eq!(checkpoints(&leader.run(11 * SECOND)), [(1, 71)]);
 }
 
+#[test]
+fn hand_over_waits_until_what_leases_have_left_is_applied() {
+    let mut leader = Leader::new(&[lease(1, 60), lease(2, 60), lease(3, 60), lease(4, 6)]);
+    assert!(leader.run(5 * SECOND + SECOND / 2).iter().all(|op| {
+        checkpoints(std::slice::from_ref(op))
+            .iter()
+            .all(|(id, _)| *id == 4)
+    }));
+    assert_eq!(leader.renew(3), Renewal::Renewed { ttl: 60 });
+    assert!(leader.lessor.are_rests_recorded(), "nobody has asked");
+    leader.lessor.record_rests();
+    assert!(!leader.lessor.are_rests_recorded());
+    // Lease 3 has its full time, as whoever leads next takes it to have.
+    assert_eq!(
+        checkpoints(&leader.after(PERIOD)),
+        [(1, 55), (2, 55), (4, 1)]
+    );
+    assert!(checkpoints(&leader.after(1)).is_empty(), "each one once");
+    leader.lessor.checkpointed(1, Some(55));
+    assert!(matches!(leader.renew(2), Renewal::Unsettled { .. }));
+    leader.lessor.checkpointed(2, None);
+    assert!(!leader.lessor.are_rests_recorded());
+    leader.lessor.revoked(4);
+    assert!(leader.lessor.are_rests_recorded());
+    // What is recorded already is good for a second.
+    leader.lessor.record_rests();
+    assert!(leader.lessor.are_rests_recorded());
+}
+
+#[test]
+fn hand_over_of_many_leases_takes_a_tick_per_entry() {
+    let all = 2 * CHECKPOINT_ITEMS_MAX as i64 + 1;
+    let leases: Vec<_> = (1..=all).map(|id| lease(id, 60)).collect();
+    let mut leader = Leader::new(&leases);
+    assert!(leader.run(5 * SECOND).is_empty());
+    leader.lessor.record_rests();
+    for items in [CHECKPOINT_ITEMS_MAX, CHECKPOINT_ITEMS_MAX, 1] {
+        assert_eq!(leader.lessor.next_deadline(), Some(leader.tick + 1));
+        assert_eq!(checkpoints(&leader.after(1)).len(), items);
+    }
+    assert_eq!(leader.lessor.next_deadline(), Some(leader.tick + PERIOD));
+    (1..all).for_each(|id| leader.lessor.checkpointed(id, Some(56)));
+    assert!(!leader.lessor.are_rests_recorded());
+    // Leadership has gone: nothing is waited for any more.
+    tick(&leader.lessor, leader.tick + 1, None);
+    assert!(leader.lessor.are_rests_recorded());
+    leader.lessor.record_rests();
+    assert!(leader.lessor.are_rests_recorded());
+}
+
 /// What is left of a lease after so many ticks without a renewal, and what a restart would make of it, in ticks.
 fn left_and_recorded(ttl: i64, ticks: u64) -> (u64, u64) {
     let mut leader = Leader::new(&[lease(1, ttl)]);

@@ -143,7 +143,7 @@ struct Work {
     clippy::disallowed_methods,
     reason = "this thread drives; what it proposes does not depend on when"
 )]
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     Instant::now()
 }
 

@@ -22,7 +22,7 @@ use tracing::{debug, info, warn};
 use super::calls::NodeCalls;
 use super::keyspace::{Beginning, Care, Ground, Keyspace, Opened};
 use super::roster::Roster;
-use super::{DATA_GROUP, GroupReplica, NodeError, NodeView, PeerBook};
+use super::{DATA_GROUP, GroupReplica, NodeError, NodeView, PeerBook, rests};
 use crate::mvcc::{CommandOutput, KvStateMachine, Store};
 use crate::pb::command::{Command, PublishMember, RegisterKeyspace, command::Op};
 
@@ -75,7 +75,7 @@ impl Hosted {
         self.lock().insert(keyspace.group, (keyspace, care));
     }
 
-    fn get(&self, group: GroupId) -> Option<Keyspace> {
+    pub(super) fn get(&self, group: GroupId) -> Option<Keyspace> {
         self.lock()
             .get(&group)
             .map(|(keyspace, _)| keyspace.clone())
@@ -378,8 +378,14 @@ impl Work {
     fn leave(&self) {
         let roster = Roster::of(&self.parts.store, &self.parts.peers);
         let me = self.parts.ground.member;
-        let is_removed = roster.table.removed.contains_key(&me);
-        for (group, status) in self.led().filter(|_| is_removed) {
+        if !roster.table.removed.contains_key(&me) {
+            return;
+        }
+        let led: Vec<_> = self.led().collect();
+        let hosted = led.iter();
+        let hosted = hosted.filter_map(|(group, _)| self.parts.hosted.get(*group));
+        rests::record(hosted.map(|keyspace| keyspace.lessor).collect());
+        for (group, status) in led {
             let mut voters = status.voters.iter();
             if let Some(to) = voters.find(|voter| roster.get(**voter).is_some()) {
                 self.parts.handle.transfer(group, *to);

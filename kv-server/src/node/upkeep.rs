@@ -275,7 +275,8 @@ impl Rounds {
         }
     }
 
-    /// A member whose data is wrong serves nobody, and leads nobody: it would give its data to others.
+    /// A member whose data is wrong serves nobody, and leads nobody: it would give its data to others. So it does not
+    /// record either what its leases have left.
     fn watch_quarantine(&mut self) {
         let status = self.status();
         let quarantined = self.corrupt(self.parts.member).is_some();

@@ -190,6 +190,14 @@ impl View for NodeView {
         self.lessor.renew(id, settled)
     }
 
+    fn lease_record_rests(&self) {
+        self.lessor.record_rests();
+    }
+
+    fn lease_rests_recorded(&self) -> bool {
+        self.lessor.are_rests_recorded()
+    }
+
     fn leases(&self) -> Vec<i64> {
         self.store
             .leases()

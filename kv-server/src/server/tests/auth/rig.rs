@@ -119,6 +119,10 @@ impl View for Applied {
             None => Renewal::NotFound,
         }
     }
+    fn lease_record_rests(&self) {}
+    fn lease_rests_recorded(&self) -> bool {
+        true
+    }
     fn leases(&self) -> Vec<i64> {
         self.0.leases().into_iter().map(|lease| lease.id).collect()
     }

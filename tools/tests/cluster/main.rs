@@ -11,6 +11,7 @@ mod faults;
 mod full_disk;
 mod hand_over;
 mod idle;
+mod leases;
 mod majority;
 mod members;
 mod recover;

@@ -315,7 +315,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "proxy",
         &["off"],
         Kind::Text,
-        "to be a proxy of version 2",
+        "being a proxy of version 2",
         "`off`",
     ),
     missing(
@@ -329,7 +329,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "cors",
         &["*", ""],
         Kind::Text,
-        "a list of origins, as no CORS header is sent,",
+        "sending CORS headers",
         "Empty, or `*`",
     ),
     missing(
@@ -343,7 +343,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "listen-client-http-urls",
         &[""],
         Kind::Text,
-        "HTTP on a port apart from gRPC, which --listen-client-urls serves both,",
+        "HTTP on a port apart from gRPC (--listen-client-urls has both)",
         "Empty",
     ),
     missing(
@@ -378,7 +378,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "experimental-set-member-localaddr",
         &["false"],
         Kind::Bool,
-        "to call members from an address of one's choice",
+        "calling members from a chosen address",
         "`false`",
     ),
     text(

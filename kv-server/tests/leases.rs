@@ -275,7 +275,7 @@ fn restart_keeps_leases_with_the_time_of_their_checkpoint() {
         assert_eq!(node.count("key"), 2, "nothing ends early");
         node.pass(SECOND + LATE);
         assert_eq!((node.left(5), node.count("key")), (None, 1));
-        node.pass(30 * SECOND);
+        node.pass(34 * SECOND);
         assert_eq!(node.count("key"), 0);
     }
 }

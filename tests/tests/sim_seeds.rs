@@ -14,7 +14,7 @@ fn must_run(seed: u64, nodes: usize, seconds: u64) -> flotilla_tests::sim::world
 #[test]
 fn mixed_faults_break_no_property_and_peace_brings_agreement() {
     let mut total: BTreeMap<&str, u64> = BTreeMap::new();
-    each_seed(1, 24, |seed| {
+    each_seed(1, 28, |seed| {
         let report = must_run(seed, if seed % 4 == 0 { 5 } else { 3 }, 120);
         for (what, count) in report.coverage {
             *total.entry(what).or_default() += count;

@@ -29,7 +29,7 @@ const BYTES_MAX: usize = 64 << 20;
 /// Ranges whose size is not known yet, at a time, as many as there are threads for them: each may go past the bound.
 const TURNS: usize = 2;
 /// Ranges that wait for their turn at most.
-const WAITING_MAX: usize = 1_024;
+const WAITING_MAX: usize = 4_096;
 /// How long a range waits for room.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Who has taken nothing for so long makes room when somebody waits for it.

@@ -27,8 +27,8 @@ pub struct LsmOptions {
     /// 128 MiB, at least `unpersisted_bytes_max`. What the front end had accepted before it saw
     /// [`out_of_space`](crate::engine::Engine::out_of_space) must fit between the two.
     pub full_disk_bytes_max: u64,
-    /// Bytes of blocks, filters and indexes kept in memory; default 32 MiB. The filters and indexes of the newest
-    /// tables, and the upper level of all others, are in memory beside it.
+    /// Bytes of blocks and indexes kept in memory; default 32 MiB. All filters, the indexes of the newest tables, and the
+    /// upper level of all others, are in memory beside it.
     pub cache_bytes: u64,
     /// Bytes of a data block; default 4 KiB, 512 bytes to 1 MiB. Larger ones make scans faster and point gets slower.
     pub block_bytes: u32,
@@ -110,7 +110,8 @@ impl LsmOptions {
         }
     }
 
-    /// The tree's settings. The newest tables keep filter and index in memory as a whole; the others in pages, of which
+    /// The tree's settings. Filters are in memory as a whole, so that a key is looked for where it is, mostly: two records of a key
+    /// take two to three bytes of them. So is the index of the newest tables; those of the others are in pages, of which
     /// the cache holds those in use.
     pub(super) fn config(
         &self,
@@ -125,9 +126,9 @@ impl LsmOptions {
             .data_block_size_policy(BlockSizePolicy::all(self.block_bytes))
             .data_block_restart_interval_policy(RestartIntervalPolicy::all(self.restart_interval))
             .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(bloom)))
-            .filter_block_pinning_policy(PinningPolicy::new([true, false]))
+            .filter_block_pinning_policy(PinningPolicy::all(true))
             .index_block_pinning_policy(PinningPolicy::new([true, false]))
-            .filter_block_partitioning_policy(PinningPolicy::new([false, true]))
+            .filter_block_partitioning_policy(PinningPolicy::all(false))
             .index_block_partitioning_policy(PinningPolicy::new([false, true]))
             .with_compaction_filter_factory(Some(filter))
     }

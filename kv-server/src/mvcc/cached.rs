@@ -41,7 +41,7 @@ impl Blocks<'_> {
     }
 
     /// The whole blocks of a range, with how many keys they have.
-    pub(super) fn inner(&self, from: &[u8], end: Option<&[u8]>) -> Option<Inner> {
+    fn inner(&self, from: &[u8], end: Option<&[u8]>) -> Option<Inner> {
         let mut inner = self.counts.inner(from, end)?;
         let to = inner.to.as_deref();
         for note in self.pending.unwrap_or_default() {
@@ -96,27 +96,42 @@ impl Blocks<'_> {
         }
     }
 
-    /// Counts the keys from `from` on if that takes no look at the engine.
-    pub(super) fn count_at_once(&self, from: &Bytes, end: Option<&[u8]>) -> Option<i64> {
-        let look = |from: &Bytes, to: Option<&[u8]>| match self.count(from.clone(), to) {
-            (count, None) => Some(count),
-            (_, Some(_)) => None,
-        };
+    /// Counts the keys of a range: those of whole blocks by their numbers, the parts before and behind them by `look`.
+    pub(super) fn sum<E>(
+        &self,
+        from: &Bytes,
+        end: Option<&[u8]>,
+        mut look: impl FnMut(&Bytes, Option<&[u8]>) -> Result<i64, E>,
+    ) -> Result<i64, E> {
         let Some(inner) = self.inner(from, end) else {
             return look(from, end);
         };
-        let before = match *from < inner.from {
-            true => look(from, Some(&inner.from))?,
-            false => 0,
+        let mut count = i64::try_from(inner.keys).unwrap_or(i64::MAX);
+        if *from < inner.from {
+            count += look(from, Some(&inner.from))?;
+        }
+        if let Some(to) = inner.to {
+            count += look(&to, end)?;
+        }
+        Ok(count)
+    }
+
+    /// The same if it takes no look at the engine.
+    pub(super) fn count_at_once(&self, from: &Bytes, end: Option<&[u8]>) -> Option<i64> {
+        let look = |from: &Bytes, to: Option<&[u8]>| match self.count(from.clone(), to) {
+            (count, None) => Ok(count),
+            (_, Some(rest)) => Err(rest),
         };
-        let after = inner.to.map_or(Some(0), |to| look(&to, end))?;
-        Some(before + i64::try_from(inner.keys).unwrap_or(i64::MAX) + after)
+        self.sum(from, end, look).ok()
     }
 
     /// Whether a range that wants so many keys at most is one for whom blocks are read as a whole.
     fn are_for(&self, from: &[u8], end: Option<&[u8]>, wanted: usize) -> bool {
-        if wanted <= WANTED_MAX || self.pending.is_some() {
-            return wanted >= WANTED_MIN && self.pending.is_none();
+        if self.pending.is_some() || wanted < WANTED_MIN {
+            return false;
+        }
+        if wanted <= WANTED_MAX {
+            return true;
         }
         let inner = self.counts.inner(from, end);
         inner.is_none_or(|inner| inner.keys <= WANTED_MAX as u64)

@@ -10,7 +10,6 @@ use tonic::Code;
 
 use super::cached::Blocks;
 use super::codec::{self, Keys, LATEST, Latest, REVISION, VERSION, Version, damaged};
-use super::counts::Inner;
 use super::types::EventKind;
 use crate::engine::{EngineError, Pair, Snapshot};
 use crate::error::ApiError;
@@ -186,21 +185,10 @@ impl View<'_> {
             return self.count_each(key, end);
         };
         // What has to be looked at may be in memory.
-        let look = |from: &Bytes, to: Option<&[u8]>| match blocks.count(from.clone(), to) {
+        blocks.sum(key, end, |from, to| match blocks.count(from.clone(), to) {
             (count, None) => Ok(count),
             (count, Some(rest)) => Ok(count + self.count_each(&rest, to)?),
-        };
-        let Some(Inner { keys, from, to }) = blocks.inner(key, end) else {
-            return look(key, end);
-        };
-        let mut count = i64::try_from(keys).unwrap_or(i64::MAX);
-        if *key < from {
-            count += look(key, Some(&from))?;
-        }
-        if let Some(to) = to {
-            count += look(&to, end)?;
-        }
-        Ok(count)
+        })
     }
 
     /// Each live key has one record, which need not be understood.
@@ -566,7 +554,7 @@ impl View<'_> {
         newest: i64,
         keys_min: u64,
     ) -> Option<Bytes> {
-        if !is_newest_list(request, newest) || request.limit > 0 {
+        if !is_newest_list(request, newest) {
             return None;
         }
         let end = (request.range_end != [0][..]).then_some(&request.range_end[..]);

@@ -508,7 +508,7 @@ impl Store {
     /// The halves of a list that is so long that two threads had better read it.
     #[must_use]
     pub fn list_in_shares(&self, request: &RangeRequest) -> Option<[ListShare; 2]> {
-        if !self.counting.is_on() {
+        if request.limit > 0 || !self.counting.is_on() {
             return None;
         }
         let opened = self.open_for(request).ok()?;
